@@ -1,0 +1,40 @@
+# Public targets: env, demo, test, check, bench. On a bare machine each creates the environment first.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: env demo test test-slow check bench clean
+
+env: $(STAMP)
+
+# torch first and pinned: a bare `torch` may bring a build for GPUs that are not there. `doctor --fix` repairs
+# torchaudio where its wheel was made for another build of torch.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	$(BIN)/raysere doctor --fix --quiet
+	touch $(STAMP)
+
+demo: env
+	$(BIN)/raysere demo demo
+	$(BIN)/raysere run demo/experiment.yaml
+
+test: env
+	$(BIN)/python -m pytest -m 'not slow' tests
+
+test-slow: env
+	$(BIN)/python -m pytest -m slow tests
+
+check: env
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: env
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) demo build dist

@@ -1,0 +1,5 @@
+"""``python -m raysere``: the command line."""
+
+from raysere.cli import main
+
+main()

@@ -1,0 +1,336 @@
+"""The command line: arguments, messages and exit codes; no logic.
+
+Exit codes: 0 done, 1 done but some inputs were rejected (they are listed), 2 wrong usage or configuration, 3 environment
+(disk, memory, device, network), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from raysere.errors import RaysereError
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+SET = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the experiment, such as search.0.trials=40. Repeatable.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs instead of text.")
+QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress display.")
+EXPERIMENT = click.argument("experiment", type=click.Path(path_type=Path))
+RUN = click.argument("run", type=click.Path(path_type=Path))
+
+
+@click.group(context_settings=CONTEXT)
+@click.version_option(package_name="raysere", prog_name="raysere")
+def cli() -> None:
+    """Search, fuse and honestly evaluate speech emotion recognition systems.
+
+    \b
+    A first run:   raysere demo demo && raysere run demo/experiment.yaml
+    Your corpus:   raysere init my.yaml --corpus emodb --path ~/corpora/emodb && raysere run my.yaml
+    """
+
+
+def main() -> None:
+    """Entry point: turns every expected error into one message and its exit code."""
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code if error.exit_code != 1 else 2
+    except (click.Abort, KeyboardInterrupt):
+        again = "raysere " + " ".join(sys.argv[1:])
+        click.echo(f"\nInterrupted. Finished work is kept; go on with:\n  {again}", err=True)
+        code = 130
+    except RaysereError as error:
+        click.echo(f"Error: {error}", err=True)
+        code = error.exit_code
+    except MemoryError:
+        click.echo("Error: the memory of this machine is used up. Run fewer trials at once (trial.concurrent) or fewer layers.", err=True)
+        code = 3
+    except BrokenPipeError:
+        sys.stderr.close()
+        code = 0
+    sys.exit(code or 0)
+
+
+@contextlib.contextmanager
+def _progress(quiet: bool) -> Iterator[Any]:
+    from raysere.progress import Progress
+
+    with Progress(quiet=quiet) as progress:
+        yield progress
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _finish(outcome: Any, as_json: bool) -> int:
+    from raysere.console import outcome_json, outcome_text
+
+    if as_json:
+        _print_json(outcome_json(outcome))
+    else:
+        click.echo(outcome_text(outcome))
+    return 1 if outcome.rejected else 0
+
+
+@cli.command()
+@click.argument("experiment", type=click.Path(path_type=Path))
+@click.option("--corpus", required=True, help="Name of a corpus adapter (emodb, emovo, nemo, urdu, ravdess, crema-d, meld, msp-podcast, biic-podcast, table, audformat).")
+@click.option("--path", "folder", required=True, type=click.Path(path_type=Path), help="Folder of the corpus, or the table file.")
+@click.option("--classes", help="Class map; default: the corpus's own.")
+@click.option("--task", "kind", type=click.Choice(["categorical", "dimensional", "both"]), default="categorical", show_default=True)
+@click.option("--force", is_flag=True, help="Replace an experiment that is there.")
+def init(experiment: Path, corpus: str, folder: Path, classes: str | None, kind: str, force: bool) -> int:
+    """Write a commented EXPERIMENT.yaml for a corpus folder.
+
+    \b
+    Example: raysere init emodb.yaml --corpus emodb --path ~/corpora/emodb
+    """
+    from raysere.template import write_experiment
+
+    for line in write_experiment(experiment, corpus=corpus, folder=folder, classes=classes, kind=kind, force=force):
+        click.echo(line)
+    click.echo(f"Wrote {experiment}. Next: raysere plan {experiment}, then raysere run {experiment}")
+    return 0
+
+
+@cli.command()
+@EXPERIMENT
+@SET
+@JSON
+@click.option("--seconds", default=10.0, show_default=True, help="How long to measure each backbone; 0 skips it.")
+def plan(experiment: Path, overrides: tuple[str, ...], as_json: bool, seconds: float) -> int:
+    """Price an experiment before it runs: bytes, time and trials, from durations and a short measurement.
+
+    \b
+    Example: raysere plan emodb.yaml --seconds 5
+    """
+    from raysere.console import plan_text
+    from raysere.experiment import load_experiment
+    from raysere.pipeline import price
+
+    priced = price(load_experiment(experiment, overrides), seconds=seconds)
+    _print_json(priced) if as_json else click.echo(plan_text(priced))
+    return 0
+
+
+def _stage(name: str, until: str, summary: str, example: str) -> None:
+    @cli.command(name, help=f"{summary}\n\n\b\nExample: {example}")
+    @EXPERIMENT
+    @SET
+    @JSON
+    @QUIET
+    def command(experiment: Path, overrides: tuple[str, ...], as_json: bool, quiet: bool) -> int:
+        from raysere.experiment import load_experiment
+        from raysere.pipeline import run_experiment
+
+        with _progress(quiet) as progress:
+            outcome = run_experiment(load_experiment(experiment, overrides), until=until, progress=progress)
+        return _finish(outcome, as_json)
+
+
+_stage("extract", "extract", "Cache the features of an experiment; what is cached already is not computed again.", "raysere extract emodb.yaml")
+_stage("tune", "tune", "Cache the features and search; finished trials are never run again.", "raysere tune emodb.yaml --set search.0.trials=40")
+_stage("run", "report", "Do everything: features, search, ensemble, evaluation, report. What is done is skipped.", "raysere run emodb.yaml")
+
+
+@cli.command()
+@RUN
+@JSON
+@click.option("--top", default=20, show_default=True, help="Rows to print; 0 prints all.")
+def leaderboard(run: Path, as_json: bool, top: int) -> int:
+    """Print the trials of a RUN, best first (also written as leaderboard.parquet).
+
+    \b
+    Example: raysere leaderboard runs/emodb --top 10
+    """
+    from raysere.console import leaderboard_text
+    from raysere.pipeline import open_run
+    from raysere.search.leaderboard import leaderboard as table_of
+
+    table = table_of(open_run(run))
+    if as_json:
+        _print_json(table.to_dicts())
+    else:
+        click.echo(leaderboard_text(table, top))
+    return 0
+
+
+@cli.command()
+@RUN
+@JSON
+def status(run: Path, as_json: bool) -> int:
+    """Say how far a RUN is, also while it runs.
+
+    \b
+    Example: raysere status runs/emodb
+    """
+    from raysere.console import status_text
+    from raysere.pipeline import run_status
+
+    found = run_status(run)
+    _print_json(found) if as_json else click.echo(status_text(found))
+    return 0
+
+
+@cli.command()
+@RUN
+@JSON
+def evaluate(run: Path, as_json: bool) -> int:
+    """Fit the ensemble of a RUN and write evaluation.json, with 95 % intervals by speaker.
+
+    \b
+    Example: raysere evaluate runs/emodb
+    """
+    from raysere.console import evaluation_text
+    from raysere.pipeline import evaluate_run
+
+    evaluation = evaluate_run(run)
+    _print_json(evaluation) if as_json else click.echo(evaluation_text(evaluation))
+    return 0
+
+
+@cli.command()
+@RUN
+def report(run: Path) -> int:
+    """Write report.html for a RUN: one page that needs no network.
+
+    \b
+    Example: raysere report runs/emodb
+    """
+    from raysere.pipeline import open_run
+    from raysere.report.page import write_report
+
+    click.echo(write_report(open_run(run)))
+    return 0
+
+
+@cli.command()
+@RUN
+@click.option("--port", default=6006, show_default=True)
+@click.option("--host", default="127.0.0.1", show_default=True)
+def tensorboard(run: Path, port: int, host: str) -> int:
+    """Watch the trials of a RUN in TensorBoard: scalars, hparams, confusion matrices.
+
+    \b
+    Example: raysere tensorboard runs/emodb --port 6007
+    """
+    import subprocess
+
+    from raysere.pipeline import open_run
+
+    return subprocess.call([sys.executable, "-m", "tensorboard.main", "--logdir", str(open_run(run) / "search"), "--host", host, "--port", str(port)])
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the ensemble.")
+@click.option("--family", type=click.Choice(["auto", "best_single", "average", "greedy"]), default="auto", show_default=True)
+@JSON
+def ensemble(runs: tuple[Path, ...], out: Path, family: str, as_json: bool) -> int:
+    """Fuse finished trials of any number of RUNS with the same classes into one ensemble.
+
+    \b
+    Example: raysere ensemble runs/emodb runs/emodb-text --out ensembles/both
+    """
+    from raysere.console import evaluation_text
+    from raysere.pipeline import fuse_runs
+
+    evaluation = fuse_runs(list(runs), out, family=family)
+    _print_json(evaluation) if as_json else click.echo(evaluation_text(evaluation) + f"\nSaved in {out}")
+    return 0
+
+
+@cli.command()
+@click.argument("folder", metavar="ENSEMBLE", type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--text", "texts", multiple=True, help="Transcript of a file, in the order of the files; repeatable. Without files: text only.")
+@click.option("--speaker", help="All files are of this one speaker (for members that normalise by speaker).")
+@JSON
+def predict(folder: Path, files: tuple[Path, ...], texts: tuple[str, ...], speaker: str | None, as_json: bool) -> int:
+    """Predict the emotion of audio FILES with a saved ENSEMBLE.
+
+    \b
+    Example: raysere predict runs/emodb/ensemble clip.wav --text "Das will sie am Mittwoch abgeben."
+    """
+    from raysere.console import prediction_text
+    from raysere.pipeline import predict_files
+
+    rows = predict_files(folder, [str(file) for file in files], list(texts), speaker)
+    _print_json(rows) if as_json else click.echo(prediction_text(rows))
+    return 1 if any(row.get("error") for row in rows) else 0
+
+
+@cli.command()
+@click.argument("folder", default="demo", type=click.Path(path_type=Path))
+@click.option("--seed", default=0, show_default=True)
+@QUIET
+def demo(folder: Path, seed: int, quiet: bool) -> int:
+    """Synthesise the demo corpus (English, Mandarin, Russian; synthetic speech) and an experiment for it in FOLDER.
+
+    \b
+    Example: raysere demo demo && raysere run demo/experiment.yaml
+    """
+    from raysere.pipeline import write_demo
+
+    with _progress(quiet) as progress:
+        experiment = write_demo(folder, seed=seed, progress=progress)
+    click.echo(f"Wrote {experiment}. Next: raysere run {experiment}")
+    return 0
+
+
+@cli.command()
+@click.option("--fix", is_flag=True, help="Repair what can be repaired (a torchaudio wheel made for another build of torch).")
+@click.option("--network", is_flag=True, help="Try to reach the model hub, too.")
+@JSON
+@QUIET
+def doctor(fix: bool, network: bool, as_json: bool, quiet: bool) -> int:
+    """Say what this machine has and what will not work on it.
+
+    \b
+    Example: raysere doctor --fix
+    """
+    from raysere.doctor import as_json as findings_json
+    from raysere.doctor import examine
+
+    if fix:
+        from raysere.features.torchaudio_cpu import repair_torchaudio, torchaudio_fault
+
+        if torchaudio_fault():
+            click.echo(repair_torchaudio(), err=True)
+    findings = examine(network=network)
+    if as_json:
+        _print_json(findings_json(findings))
+    else:
+        marks = {"ok": "  ok  ", "note": " note ", "fault": " FAULT"}
+        for finding in findings:
+            if not quiet or finding.level == "fault":
+                click.echo(f"{marks[finding.level]} {finding.subject}: {finding.text}{'  -> ' + finding.cure if finding.cure else ''}")
+    return 3 if any(finding.level == "fault" for finding in findings) else 0
+
+
+@cli.command()
+@click.argument("kind", type=click.Choice(["experiment", "space"]))
+def schema(kind: str) -> int:
+    """Print the JSON schema of experiment files or of search spaces.
+
+    \b
+    Example: raysere schema experiment > experiment.schema.json
+    """
+    if kind == "experiment":
+        from raysere.experiment import Experiment
+
+        _print_json(Experiment.model_json_schema())
+    else:
+        from raysere.search.space import space_schema
+
+        _print_json(space_schema())
+    return 0

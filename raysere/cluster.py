@@ -1,0 +1,101 @@
+"""The one place that starts Ray: its switches are set here and nowhere else."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from raysere.errors import EnvironmentFault
+
+NAMESPACE = "raysere"
+_SWITCHES = {
+    "RAY_AUTH_MODE": "disabled",  # Ray 2.60 may otherwise write a token file into the home folder; a cluster's own setting wins
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # or workers run from a copied environment
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+def start_ray(cpus: int | None = None, object_store_gb: float = 1.0, *, debug: bool | None = None) -> bool:
+    """Connect to the cluster of ``RAY_ADDRESS``, or start Ray on this machine. Does nothing when this process is connected already.
+
+    Args:
+        cpus: cores that a local Ray may use; default: all that this process may run on.
+        object_store_gb: size of a local object store. Features are mapped files, so little goes through it.
+        debug: show what workers print; default: environment variable RAYSERE_DEBUG.
+
+    Returns:
+        Whether Ray was started or connected here (then :func:`stop_ray` is the caller's duty).
+
+    Raises:
+        EnvironmentFault: Ray does not start, or the cluster does not answer.
+    """
+    for name, value in _SWITCHES.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        return False
+    debug = bool(os.environ.get("RAYSERE_DEBUG")) if debug is None else debug
+    address = os.environ.get("RAY_ADDRESS")
+    options: dict[str, Any] = {
+        "namespace": NAMESPACE,
+        "log_to_driver": debug,
+        "logging_level": logging.INFO if debug else logging.ERROR,
+        "configure_logging": debug,
+    }
+    if address:
+        options["address"] = address
+    else:
+        options |= {
+            "address": "local",
+            "num_cpus": cpus or available_cores(),
+            "include_dashboard": False,
+            "object_store_memory": int(object_store_gb * (1 << 30)),
+        }
+    before = os.environ.get("PYTHONPATH")
+    if not address:
+        os.environ["PYTHONPATH"] = _python_path(before)
+    try:
+        ray.init(**options)
+    except Exception as error:  # Ray raises anything from ConnectionError to RuntimeError
+        where = f"the cluster at {address}" if address else "this machine"
+        raise EnvironmentFault(
+            f"Ray does not start: {' '.join(str(error).split())[:300]}",
+            where=where,
+            remedy="Check RAY_ADDRESS." if address else "`raysere doctor` tells what the machine lacks (memory, /dev/shm, disk in /tmp).",
+        ) from error
+    finally:
+        if not address:
+            if before is None:
+                os.environ.pop("PYTHONPATH", None)
+            else:
+                os.environ["PYTHONPATH"] = before
+    return True
+
+
+def stop_ray() -> None:
+    """Disconnect; a Ray that :func:`start_ray` started on this machine ends with it."""
+    if "ray" in sys.modules:
+        import ray
+
+        if ray.is_initialized():
+            ray.shutdown()
+
+
+def available_cores() -> int:
+    """Cores that this process may run on (a container or `taskset` may allow fewer than the machine has)."""
+    try:
+        return max(1, len(os.sched_getaffinity(0)))
+    except AttributeError:  # macOS
+        return os.cpu_count() or 1
+
+
+def _python_path(before: str | None) -> str:
+    """PYTHONPATH with which local workers import the same raysere as the driver, installed or not."""
+    here = str(Path(__file__).resolve().parent.parent)
+    parts = [part for part in (before or "").split(os.pathsep) if part]
+    return os.pathsep.join(parts if here in parts else [here, *parts])

@@ -1,0 +1,144 @@
+"""What the command line prints: results as plain text for people, as plain values for programs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import polars as pl
+
+
+def table(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> str:
+    """A text table: numbers right, text left, two blanks between columns."""
+    cells = [[_cell(value) for value in row] for row in rows]
+    widths = [max(len(line[i]) for line in [list(header), *cells]) for i in range(len(header))]
+    right = [all(isinstance(row[i], int | float) or row[i] is None for row in rows) and bool(rows) for i in range(len(header))]
+
+    def draw(line: Sequence[str]) -> str:
+        return "  ".join(text.rjust(width) if flag else text.ljust(width) for text, width, flag in zip(line, widths, right)).rstrip()
+
+    return "\n".join([draw(list(header)), "  ".join("-" * width for width in widths), *(draw(line) for line in cells)])
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4f}" if abs(value) < 100 else f"{value:.1f}"
+    return str(value)
+
+
+def size(count: float) -> str:
+    """Bytes in the unit that reads best."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return ""
+
+
+def duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def interval(entry: dict[str, Any]) -> str:
+    low, high = entry.get("low"), entry.get("high")
+    return f"{entry['value']:.4f}" + (f"  [{low:.4f}, {high:.4f}]" if low is not None and high is not None else "")
+
+
+def evaluation_text(evaluation: dict[str, Any]) -> str:
+    """The table a reviewer checks: each system, its interval by speaker, and the differences of the ensemble to them."""
+    metric = evaluation["metric"]
+    where = {"test": "the test split", "out_of_fold": "held-out speakers (cross-fitted)", "nested": "outer test folds (nested)"}.get(evaluation["split"], evaluation["split"])
+    lines = [f"{metric} on {where}: {evaluation['n_utterances']} utterances, {evaluation['n_speakers']} speakers; 95 % intervals over speakers"]
+    rows = []
+    for key, label in (("ensemble", "ensemble"), ("best_single", "best single member"), ("average", "plain average"), ("majority_vote", "majority vote")):
+        entry = evaluation.get(key)
+        if not entry or entry.get("value") is None:
+            continue
+        note = entry.get("member") or ""
+        difference = evaluation["difference"].get(f"ensemble - {key}")
+        rows.append([label, interval(entry), "" if difference is None else f"{difference['value']:+.4f}  [{difference['low']:+.4f}, {difference['high']:+.4f}]", note])
+    lines.append(table(rows, ["system", f"{metric}  [95 %]", "ensemble minus this  [95 %]", "member"]))
+    if evaluation.get("by_class"):
+        lines.append("by class: " + ", ".join(f"{name} {_class_value(value):.3f}" for name, value in evaluation["by_class"].items() if _class_value(value) is not None))
+    lines += [f"Note: {note}" for note in evaluation.get("notes", [])]
+    return "\n".join(lines)
+
+
+def _class_value(value: Any) -> Any:
+    return value.get("recall", value.get("value")) if isinstance(value, dict) else value
+
+
+def outcome_json(outcome: Any) -> dict[str, Any]:
+    return {"format": "raysere.outcome/1", "run": str(outcome.run), "stage": outcome.stage, "trials": outcome.trials, "rejected": outcome.rejected,
+            "evaluation": outcome.evaluation, "report": None if outcome.report is None else str(outcome.report)}
+
+
+def outcome_text(outcome: Any) -> str:
+    lines = []
+    if outcome.evaluation is not None:
+        lines.append(evaluation_text(outcome.evaluation))
+    if outcome.rejected:
+        lines.append(rejected_text(outcome.rejected))
+    if outcome.report is not None:
+        lines.append(f"Report: {outcome.report}")
+    else:
+        lines.append(f"Run: {outcome.run}" + (f" ({outcome.trials} trials; raysere leaderboard {outcome.run})" if outcome.trials else ""))
+    return "\n\n".join(lines)
+
+
+def rejected_text(rejected: list[dict[str, Any]], shown: int = 30) -> str:
+    files = Counter(row["path"] or row["utterance"] for row in rejected)
+    lines = [f"{len(files)} input{'s were' if len(files) > 1 else ' was'} rejected (all are in quarantine.parquet and in the report):"]
+    lines += [f"  {row['path'] or row['utterance']}: {row['reason']}" for row in rejected[:shown]]
+    if len(rejected) > shown:
+        lines.append(f"  ... and {len(rejected) - shown} more")
+    return "\n".join(lines)
+
+
+def plan_text(plan: dict[str, Any]) -> str:
+    """The price of an experiment: features by granularity, time, trials."""
+    lines = [f"{plan['utterances']} utterances" + (f", {len(plan['rejected'])} rejected" if plan["rejected"] else "")]
+    rows = [[name, one["backbone"], one["granularity"], f"{one['cached']} of {one['items']}", size(one["bytes"]), "-" if one["seconds"] is None else duration(one["seconds"]),
+             ", ".join(f"{key} {size(value)}" for key, value in one["bytes_by"].items())] for name, one in plan["features"].items()]
+    lines.append(table(rows, ["feature", "backbone", "granularity", "cached", "to write", "time", "whole corpus by granularity"]))
+    lines.append(table([[name, study["trials"]] for name, study in plan["studies"].items()], ["study", "trials"]))
+    return "\n\n".join(lines)
+
+
+def leaderboard_text(board: pl.DataFrame, top: int) -> str:
+    if not board.height:
+        return "No trial has finished yet."
+    shown = board.head(top) if top else board
+    names = [name for name in ("trial", "method", "modality", "status", "score", "epochs", "seconds") if name in shown.columns]
+    text = table([list(row) for row in shown.select(names).iter_rows()], names)
+    return text + (f"\n... and {board.height - shown.height} more (--top 0 shows all)" if shown.height < board.height else "")
+
+
+def status_text(status: dict[str, Any]) -> str:
+    lines = [f"{status['run']}: {'running' if status['running'] else 'not running'}"]
+    rows = []
+    for name, study in status["studies"].items():
+        counts = study["status"]
+        rows.append([name, sum(counts.values()), study["planned"], ", ".join(f"{count} {key}" for key, count in sorted(counts.items())), study["best"]])
+    lines.append(table(rows, ["study", "trials", "planned", "status", "best"]))
+    lines.append(f"report: {status['report']}" if status["report"] else ("evaluated" if status["evaluated"] else "not evaluated yet"))
+    return "\n".join(lines)
+
+
+def prediction_text(rows: list[dict[str, Any]]) -> str:
+    lines = []
+    for row in rows:
+        name = row.get("file") or (f"text {row['text']!r}" if row.get("text") else "input")
+        if row.get("error"):
+            lines.append(f"{name}: REJECTED, {row['error']}")
+            continue
+        shares = sorted(((key[2:], value) for key, value in row.items() if key.startswith("p.") and value is not None), key=lambda pair: -pair[1])
+        attributes = [f"{key} {row[key]:.2f}" for key in ("arousal", "valence", "dominance") if row.get(key) is not None]
+        text = f"{name}: " + (f"{row.get('predicted')} ({', '.join(f'{key} {value:.2f}' for key, value in shares)})" if shares else "")
+        lines.append(text + ("; " if shares and attributes else "") + ", ".join(attributes) + (f"  [{row['note']}]" if row.get("note") else ""))
+    return "\n".join(lines)

@@ -1,0 +1,87 @@
+"""Reading tables that people wrote: CSV and TSV as text, parquet with its types, errors with the line."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from raysere.corpora.schema import SCHEMA
+from raysere.errors import DataError, MissingFileError
+
+_NO_NUMBER = {"", "na", "n/a", "nan", "null", "none", "-"}
+_SHOWN = 20
+
+
+def read_text_or_parquet(path: Path, separator: str | None = None) -> pl.DataFrame:
+    """A table with a header row. Parquet is known by its content; text must be UTF-8 (with or without mark), all its columns come as text, empty is null.
+
+    Args:
+        path: the file.
+        separator: of a text table; None takes the one of tab, semicolon and comma that the header holds most often.
+
+    Raises:
+        MissingFileError: no such file.
+        DataError: empty, not UTF-8, rows of unequal length, a column name twice.
+    """
+    if not path.is_file():
+        raise MissingFileError(f"There is no table {path.name!r}", where=path.parent)
+    content = path.read_bytes()
+    try:
+        if content[:4] == b"PAR1":
+            return pl.read_parquet(io.BytesIO(content))
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"This table is not UTF-8 (byte {error.start})", where=path, remedy="Save it as UTF-8; spreadsheets offer 'CSV UTF-8'.") from error
+    except pl.exceptions.PolarsError as error:
+        raise DataError(f"This parquet file cannot be read: {str(error).splitlines()[0]}", where=path) from error
+    header = text.lstrip("\r\n").split("\n", 1)[0]
+    if not header.strip():
+        raise DataError("This table is empty", where=path, remedy="Its first line names the columns.")
+    separator = separator or max("\t;,", key=header.count)
+    try:
+        table = pl.read_csv(io.StringIO(text), separator=separator, infer_schema=False, null_values=[""])
+    except (pl.exceptions.PolarsError, ValueError) as error:
+        raise DataError(f"This table cannot be read: {str(error).splitlines()[0]}", where=path, remedy="Check the separator and the quotes.") from error
+    return table.rename({name: name.strip() for name in table.columns})
+
+
+def typed_column(values: pl.Series, column: str, source: str, path: Path, first_line: int) -> list[Any]:
+    """The values of a table column as those of a manifest column.
+
+    Numbers written as text are read (``NA``, ``nan`` and empty are null), lists may be JSON, anything may be text.
+
+    Raises:
+        DataError: values that do not fit, with lines (``first_line`` is that of row 0).
+    """
+    dtype = SCHEMA[column]
+    if dtype.is_numeric():
+        given = values.cast(pl.String).str.strip_chars()
+        given = given.set(given.str.to_lowercase().is_in(list(_NO_NUMBER)).fill_null(False), None)
+        numbers = given.cast(pl.Float64, strict=False)
+        bad = numbers.is_null() & given.is_not_null()
+        if dtype.is_integer():
+            bad = bad | (numbers.is_not_null() & (numbers != numbers.round(0)))
+        if bad.any():
+            rows = bad.arg_true().to_list()
+            shown = ", ".join(f"line {row + first_line}: {given[row]!r}" for row in rows[:_SHOWN])
+            raise DataError(f"{len(rows)} values of the column {source!r} are no {'whole ' if dtype.is_integer() else ''}numbers: {shown}", where=path, remedy=f"It is read as {column!r}.")
+        numbers = numbers.fill_nan(None)
+        return numbers.cast(pl.Int64).to_list() if dtype.is_integer() else numbers.to_list()
+    if isinstance(dtype, pl.List):
+        return [_from_json(value, column, source, path, row + first_line) for row, value in enumerate(values.to_list())]
+    if values.dtype == pl.Float64 and (values == values.round(0)).all():  # ids that a spreadsheet turned into 3.0
+        values = values.cast(pl.Int64)
+    return values.cast(pl.String).to_list()
+
+
+def _from_json(value: Any, column: str, source: str, path: Path, line: int) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise DataError(f"The column {source!r}, line {line}, is read as {column!r} and holds no JSON list: {error}", where=path) from error

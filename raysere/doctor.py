@@ -1,0 +1,141 @@
+"""What this machine has, what will not work on it, and the cure (``raysere doctor``)."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import socket
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+PACKAGES = ("ray", "torch", "torchaudio", "transformers", "optuna", "polars", "tensorboard", "numpy", "soundfile", "pyarrow", "pydantic")
+EXTRAS = {"demo": "espeakng_loader", "opensmile": "opensmile", "audformat": "audformat", "serve": "fastapi", "video": "av", "notebooks": "nbclient"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor: ``ok``, ``note`` (worth knowing), ``fault`` (something will not work)."""
+
+    level: Literal["ok", "note", "fault"]
+    subject: str
+    text: str
+    cure: str = ""
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, raysere and the packages that shape results; absent ones are left out."""
+    found = {"python": platform.python_version()}
+    for name in ("raysere", *PACKAGES):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def examine(*, store: Path = Path("."), network: bool = False) -> list[Finding]:
+    """Look at everything once. ``network`` tries to reach the model hub (two seconds at most)."""
+    return [*_packages(), *_torch(), *_machine(), *_disk(store), *_hub(network), *_extras()]
+
+
+def as_json(findings: list[Finding]) -> dict[str, Any]:
+    return {"format": "raysere.doctor/1", "versions": versions(), "findings": [asdict(finding) for finding in findings]}
+
+
+def _packages() -> list[Finding]:
+    found = versions()
+    lines = [Finding("ok", "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")]
+    if sys.version_info < (3, 11):
+        lines.append(Finding("fault", "python", "raysere needs Python 3.11 or newer", "Make an environment with a newer Python."))
+    for name in PACKAGES:
+        if name not in found:
+            lines.append(Finding("fault", name, "is not installed", f"pip install {name}"))
+    lines.append(Finding("ok", "packages", ", ".join(f"{name} {found[name]}" for name in PACKAGES if name in found)))
+    from packaging.version import Version
+
+    if "ray" in found and Version(found["ray"]) < Version("2.52"):
+        lines.append(Finding("fault", "ray", f"{found['ray']} has a known and exploited hole", "pip install 'ray[tune]>=2.52'"))
+    return lines
+
+
+def _torch() -> list[Finding]:
+    if importlib.util.find_spec("torch") is None:
+        return []
+    import torch
+
+    from raysere.features.torchaudio_cpu import torchaudio_fault
+
+    lines = []
+    if fault := torchaudio_fault():
+        lines.append(Finding("fault", "torchaudio", fault, "Run `raysere doctor --fix`."))
+    else:
+        lines.append(Finding("ok", "torchaudio", "imports beside this build of torch"))
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            card = torch.cuda.get_device_properties(index)
+            lines.append(Finding("ok", f"gpu {index}", f"{card.name}, {card.total_memory / 2**30:.0f} GiB"))
+    else:
+        lines.append(Finding("note", "gpu", "none that torch can use: everything runs on the processor"))
+    return lines
+
+
+def _machine() -> list[Finding]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    lines = [Finding("ok", "cores", f"{cores} usable")]
+    try:
+        pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+        lines.append(Finding("ok" if pages * size > 4 * 2**30 else "note", "memory", f"{pages * size / 2**30:.1f} GiB"))
+    except (ValueError, OSError):
+        lines.append(Finding("note", "memory", "cannot be read on this system"))
+    shm = Path("/dev/shm")
+    if shm.is_dir():
+        free = shutil.disk_usage(shm).free / 2**30
+        if free < 1:
+            lines.append(Finding("note", "/dev/shm", f"{free:.1f} GiB free: Ray falls back to slower files", "In a container: --shm-size=2g or more."))
+        else:
+            lines.append(Finding("ok", "/dev/shm", f"{free:.1f} GiB free"))
+    address, mode = os.environ.get("RAY_ADDRESS"), os.environ.get("RAY_AUTH_MODE", "")
+    if address:
+        lines.append(Finding("ok", "ray cluster", f"RAY_ADDRESS is {address}"))
+        if mode != "token" and not address.startswith(("127.", "localhost", "auto", "http://127.")):
+            lines.append(Finding("note", "ray cluster", "no token authentication: whoever reaches the cluster can run code on it", "Set RAY_AUTH_MODE=token on cluster and client."))
+    return lines
+
+
+def _disk(store: Path) -> list[Finding]:
+    folder = store.expanduser().resolve()
+    while not folder.exists():
+        folder = folder.parent
+    lines = []
+    free = shutil.disk_usage(folder).free / 2**30
+    lines.append(Finding("ok" if free > 5 else "note", "disk", f"{free:.0f} GiB free at {folder}"))
+    if not os.access(folder, os.W_OK):
+        lines.append(Finding("fault", "disk", f"no permission to write in {folder}", "Run elsewhere, or name other folders with `store:` and `runs:`."))
+    return lines
+
+
+def _hub(network: bool) -> list[Finding]:
+    if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
+        return [Finding("note", "model hub", "HF_HUB_OFFLINE is set: `hf:` backbones load from folders and the local cache only")]
+    if not network:
+        return [Finding("ok", "model hub", "not tried (--network tries it); folders and the local cache work without it")]
+    try:
+        socket.create_connection(("huggingface.co", 443), timeout=2).close()
+        return [Finding("ok", "model hub", "can be reached")]
+    except OSError as error:
+        return [Finding("note", "model hub", f"cannot be reached ({error}): `hf:` backbones load from folders and the local cache only",
+                        "Download a model elsewhere and name its folder: hf:FOLDER.")]
+
+
+def _extras() -> list[Finding]:
+    lines = []
+    for extra, module in EXTRAS.items():
+        there = importlib.util.find_spec(module) is not None
+        lines.append(Finding("ok" if there else "note", f"extra {extra}", "installed" if there else "not installed",
+                             "" if there else f"pip install 'raysere[{extra}]'"))
+    return lines

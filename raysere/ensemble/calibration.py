@@ -1,0 +1,143 @@
+"""Calibration of each member: one temperature and class biases, fitted together.
+
+``log p_k = log softmax(z / t + b)_k`` with ``b_K = 0`` minimises the negative log-likelihood on the selection rows; it is
+convex in ``1/t`` and ``b``. Without ridge the mean prediction at the optimum is the selection prior exactly, so that members,
+however their training was weighted, end calibrated to one prior and cannot be corrected twice (papers 3.7 step 1 [OURS]).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from raysere.errors import DataError
+
+#: Smallest probability that is told from zero: float32 predictions underflow below it.
+FLOOR = 1e-30
+_LOW, _HIGH = 1e-2, 1e2  # bounds of the slope on logits of unit spread: perfectly separated rows have no finite optimum
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Temperature and class biases of one member, ``bias`` float64 (K,) with a last entry of 0."""
+
+    temperature: float
+    bias: np.ndarray
+
+    def apply(self, logits: np.ndarray) -> np.ndarray:
+        """Calibrated log-probabilities, same shape (..., K) as ``logits`` (or log-probabilities), float32."""
+        return log_softmax(np.asarray(logits, np.float32) / np.float32(self.temperature) + self.bias.astype(np.float32))
+
+    @classmethod
+    def identity(cls, classes: int) -> Calibration:
+        return cls(1.0, np.zeros(classes))
+
+
+def log_softmax(scores: np.ndarray) -> np.ndarray:
+    """Along the last axis, without overflow; keeps the dtype."""
+    shifted = scores - scores.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def nll(logp: np.ndarray, label: np.ndarray, weights: np.ndarray | None = None) -> float:
+    """(Weighted) mean negative log-likelihood in nats; ``logp`` (N, K), ``label`` int (N,)."""
+    picked = -np.take_along_axis(logp, label[:, None], axis=-1)[:, 0].astype(np.float64)
+    return float(np.average(picked, weights=weights))
+
+
+def class_shares(label: np.ndarray, classes: int, smoothing: float = 0.0) -> np.ndarray:
+    """Class shares (K,) float64 of ``label``; ``smoothing`` pseudo-counts for each class."""
+    counts = np.bincount(label, minlength=classes)[:classes] + smoothing
+    return counts / counts.sum()
+
+
+def fit_calibration(logits: np.ndarray, label: np.ndarray, *, member_prior: np.ndarray | None = None, ridge: float = 1.0, biases: bool = True) -> Calibration:
+    """Newton's method on the joint negative log-likelihood.
+
+    Args:
+        logits: (N, K) logits or log-probabilities of rows that the member did not train on.
+        label: int (N,).
+        member_prior: class prior (K,) that the member's logits carry by its training (natural cross-entropy: the training
+            shares); the biases are drawn towards ``log(selection prior / member_prior)``. None: towards 0.
+        ridge: prior observations; the penalty is ``ridge / (2 N) * (|b - b0|^2 + (slope - 1)^2)`` with the slope on logits
+            of unit spread, so that scaled logits still give the scaled temperature. 0: maximum likelihood.
+        biases: False fits the temperature alone, which never changes an argmax.
+
+    Returns:
+        the Calibration. Raises DataError without rows, with logits that are not finite, or with labels outside 0..K-1.
+    """
+    z = np.asarray(logits, np.float64)
+    count, classes = z.shape
+    label = np.asarray(label)
+    if count == 0:
+        raise DataError("There are no rows to calibrate a member on")
+    if not np.isfinite(z).all():
+        raise DataError("Logits that are not finite cannot be calibrated")
+    if label.min() < 0 or label.max() >= classes:
+        raise DataError(f"Labels run from {label.min()} to {label.max()}, but there are {classes} classes")
+    z = z - z.mean(1, keepdims=True)
+    spread = float(np.sqrt((z**2).mean()))
+    flat = spread < 1e-12  # a member that always says the same of all classes: only biases can be learned
+    z = z / (1.0 if flat else spread)
+    target = np.zeros(classes)
+    if biases and member_prior is not None:
+        target = np.log(class_shares(label, classes, 0.5)) - np.log(np.maximum(np.asarray(member_prior, np.float64), 1e-6))
+        target -= target[-1]
+    centre = np.r_[1.0, target[:-1]]
+    theta = centre.copy()
+    strength = ridge / count
+    free = np.r_[not flat, np.full(classes - 1, biases)]
+    value, gradient, hessian = _loss(theta, z, label, centre, strength)
+    for _ in range(200):
+        move = free.copy()
+        if (theta[0] <= _LOW and gradient[0] > 0) or (theta[0] >= _HIGH and gradient[0] < 0):
+            move[0] = False
+        if not move.any() or np.abs(gradient[move]).max() < 1e-11:
+            break
+        inner = hessian[np.ix_(move, move)]
+        step = np.zeros_like(theta)
+        step[move] = -np.linalg.solve(inner + 1e-13 * np.trace(inner) * np.eye(len(inner)) + 1e-15 * np.eye(len(inner)), gradient[move])
+        step *= min(1.0, 5.0 / max(np.abs(step).max(), 1e-300))
+        slope, size = float(gradient @ step), 1.0
+        while size > 1e-10:
+            trial = theta + size * step
+            trial[0] = np.clip(trial[0], _LOW, _HIGH)
+            trial[1:] = np.clip(trial[1:], -50.0, 50.0)
+            result = _loss(trial, z, label, centre, strength)
+            if result[0] <= value + 1e-4 * size * slope:
+                break
+            size /= 2
+        else:
+            break
+        done = abs(value - result[0]) < 1e-15 * max(1.0, abs(value)) and np.abs(result[1][move]).max() < 1e-9
+        theta, (value, gradient, hessian) = trial, result
+        if done:
+            break
+    return Calibration(temperature=(1.0 if flat else spread) / float(theta[0]), bias=np.r_[theta[1:], 0.0])
+
+
+def _loss(theta: np.ndarray, z: np.ndarray, label: np.ndarray, centre: np.ndarray, strength: float) -> tuple[float, np.ndarray, np.ndarray]:
+    """Penalised mean negative log-likelihood with gradient and Hessian in (slope, b_0 .. b_{K-2})."""
+    count, classes = z.shape
+    logp = log_softmax(theta[0] * z + np.r_[theta[1:], 0.0])
+    p = np.exp(logp)
+    rows = np.arange(count)
+    expected = (p * z).sum(1)
+    shares = np.bincount(label, minlength=classes) / count
+    mean_p = p.mean(0)
+    gradient = np.r_[(expected - z[rows, label]).mean(), (mean_p - shares)[:-1]]
+    hessian = np.empty((classes, classes))
+    hessian[0, 0] = ((p * z**2).sum(1) - expected**2).mean()
+    hessian[0, 1:] = hessian[1:, 0] = (p * (z - expected[:, None])).mean(0)[:-1]
+    hessian[1:, 1:] = (np.diag(mean_p) - p.T @ p / count)[:-1, :-1]
+    away = theta - centre
+    value = float(-logp[rows, label].mean() + 0.5 * strength * away @ away)
+    return value, gradient + strength * away, hessian + strength * np.eye(classes)
+
+
+def votes_to_logp(votes: np.ndarray, selection_votes: np.ndarray, label: np.ndarray, classes: int) -> np.ndarray:
+    """Log-probabilities (N, K) for a member that only answers labels: ``P(class | vote)`` on the selection rows, Dirichlet +1."""
+    table = np.ones((classes, classes))
+    np.add.at(table, (selection_votes, label), 1.0)
+    return np.log(table / table.sum(1, keepdims=True))[votes].astype(np.float32)

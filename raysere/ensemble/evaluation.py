@@ -1,0 +1,300 @@
+"""``evaluation.json``: how good the ensemble is on held-out speakers, against what everybody does, with 95 % intervals.
+
+:func:`score_answers` is the only function that reads labels of test rows; it does so after everything is fitted, and its
+result goes nowhere but into the report.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from raysere.ensemble.config import EnsembleConfig
+from raysere.ensemble.library import usable_trials
+from raysere.ensemble.protocols import SYSTEMS, Answers, Fitted, fit_runs
+from raysere.ensemble.runs import Run, Truth, dev_truth, test_truth
+from raysere.errors import DataError, RaysereError
+from raysere.files import digest, read_json, write_json
+from raysere.training import metrics
+
+FORMAT = "raysere.evaluation/1"
+_CODE = 1  # raised when the procedure changes its result
+_BINS = 10
+_FEW_SPEAKERS = 10
+
+
+def evaluate(run: str | os.PathLike[str], config: EnsembleConfig | None = None) -> dict[str, Any]:
+    """Fit the ensemble of a run, save it to ``ensemble/`` and write ``evaluation.json``; returns the latter.
+
+    Raises DataError: no finished trial, splits that share a speaker, and what :func:`fit_runs` raises.
+    """
+    from raysere.ensemble.bundle import save_ensemble
+
+    opened = Run.open(run)
+    config = config or opened.config
+    inputs = fingerprint([opened], config)
+    fitted = fit_runs([opened], config)
+    result = {**score_answers([opened], fitted, config), "inputs": inputs}
+    save_ensemble([opened], fitted, config, opened.folder / "ensemble", result)
+    write_json(opened.folder / "evaluation.json", result)
+    return result
+
+
+def evaluate_runs(runs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str], *, family: str | None = None) -> dict[str, Any]:
+    """One ensemble of the finished trials of several runs, saved to ``out`` with its evaluation.json.
+
+    Raises DataError where the runs differ in classes, task, protocol or splits.
+    """
+    from raysere.ensemble.bundle import save_ensemble
+
+    opened = [Run.open(run) for run in runs]
+    if not opened:
+        raise DataError("No run is named")
+    config = opened[0].config
+    if family is not None:
+        config = EnsembleConfig.model_validate({**config.model_dump(), "family": family, "dimensional": family})
+    fitted = fit_runs(opened, config)
+    result = {**score_answers(opened, fitted, config), "inputs": fingerprint(opened, config)}
+    save_ensemble(opened, fitted, config, Path(out), result)
+    return result
+
+
+def evaluation_is_current(run: str | os.PathLike[str]) -> bool:
+    """Whether evaluation.json and the saved ensemble are those of the trials and settings that the run has now."""
+    folder = Path(run)
+    if not (folder / "evaluation.json").is_file() or not (folder / "ensemble" / "ensemble.yaml").is_file():
+        return False
+    try:
+        opened = Run.open(folder)
+        return read_json(folder / "evaluation.json").get("inputs") == fingerprint([opened], opened.config)
+    except (RaysereError, AttributeError):
+        return False
+
+
+def fingerprint(runs: Sequence[Run], config: EnsembleConfig) -> str:
+    """Hash of all that the evaluation depends on: usable trials, splits, settings, version of the procedure."""
+    trials = [[run.name, record.trial, record.config, record.seed, record.score, record.epoch, record.epochs] for run in runs for record in usable_trials(run)]
+    splits = [digest((run.folder / "splits.parquet").read_bytes()) for run in runs]
+    return digest({"code": _CODE, "trials": trials, "splits": splits, "manifests": [run.manifest.fingerprint for run in runs],
+                   "tasks": [run.task.model_dump(mode="json") for run in runs], "config": config.model_dump(mode="json")})
+
+
+# ---- the one reader of test labels ---------------------------------------------------------------------------------------------
+
+
+def score_answers(runs: Sequence[Run], fitted: Fitted, config: EnsembleConfig) -> dict[str, Any]:
+    """Score held-out answers; the content of evaluation.json (design 6) as plain values."""
+    read = dev_truth if fitted.split == "out_of_fold" else test_truth
+    truths = [read(runs, answers.outer, answers.utterances) for answers in fitted.answers]
+    truth = Truth(np.concatenate([one.label for one in truths]), np.concatenate([one.target for one in truths]),
+                  np.concatenate([one.speaker for one in truths]), pl.concat([one.about for one in truths]))
+    return _Scores(runs, fitted, config, truth).result()
+
+
+class _Scores:
+    def __init__(self, runs: Sequence[Run], fitted: Fitted, config: EnsembleConfig, truth: Truth) -> None:
+        self.runs, self.fitted, self.config, self.task = runs, fitted, config, runs[0].task
+        task = self.task
+        counted = np.zeros(len(truth.label), bool)
+        if task.categorical:
+            counted |= truth.label >= 0
+        if task.dimensional:
+            counted |= np.isfinite(truth.target).any(1)
+        if not counted.any():
+            raise DataError("No held-out row has a label, so nothing can be scored", where=runs[0].folder)
+        self.label, self.target, self.speaker = truth.label[counted], truth.target[counted], truth.speaker[counted]
+        self.about = truth.about.filter(pl.Series(counted))
+        answers = fitted.answers
+        self.answer = {name: _joined(answers, "answer", name)[counted] for name in answers[0].answer}
+        self.values = {name: _joined(answers, "values", name)[counted] for name in answers[0].values}
+        self.natural = np.concatenate([one.natural for one in answers])[counted]
+        self.answered = np.concatenate([one.answered for one in answers])[counted]
+
+    def sums(self, system: str, metric: str) -> np.ndarray:
+        if metric == "ccc":
+            return metrics.group_moments(self.values[system], self.target, self.speaker)
+        return metrics.group_confusions(self.label, self.answer[system], self.speaker, len(self.task.classes))
+
+    def has(self, system: str, metric: str) -> bool:
+        return system in (self.values if metric == "ccc" else self.answer)
+
+    def interval(self, system: str, metric: str) -> dict[str, float | None]:
+        return _plain(metrics.bootstrap_by_group(self.sums(system, metric), metrics.statistic_of(metric), draws=self.config.draws, seed=self.config.seed))
+
+    def result(self) -> dict[str, Any]:
+        metric, task, run = self.task.metric, self.task, self.runs[0]
+        systems = [name for name in SYSTEMS if self.has(name, metric)]
+        found: dict[str, Any] = {name: self.interval(name, metric) for name in systems}
+        best = [member.id if len(self.runs) > 1 else member.trial for one in self.fitted.answers for member in one.best]
+        found["best_single"]["member"] = max(sorted(set(best)), key=best.count)
+        if len(set(best)) > 1:
+            found["best_single"]["members"] = best
+        difference = {}
+        for name in systems[1:]:
+            pair = metrics.bootstrap_difference(self.sums("ensemble", metric), self.sums(name, metric), metrics.statistic_of(metric),
+                                                draws=self.config.draws, seed=self.config.seed)
+            difference[f"ensemble - {name}"] = _plain(pair)
+        sampled = self.in_sample()
+        return {
+            "format": FORMAT, "metric": metric, "split": self.fitted.split, "n_utterances": len(self.label), "n_speakers": len(np.unique(self.speaker)),
+            **{name: found.get(name) for name in SYSTEMS}, "difference": difference,
+            "by_class": self.by_class(), "by_speaker": self.by_speaker(), "other_metrics": self.other_metrics(),
+            "chance": self.chance(), "optimism": {"in_sample": sampled, "value": None if sampled is None else sampled - found["ensemble"]["value"]},
+            "by_group": self.by_group(),
+            "confusion": {"classes": list(task.classes), "counts": metrics.confusion(self.label, self.answer["ensemble"], len(task.classes)).tolist()}
+            if task.categorical else None,
+            "calibration": self.calibration() if task.categorical else None,
+            "members": [{"part": number, "member": member.id, "modality": member.modality, "method": member.method}
+                        for number, part in enumerate(self.fitted.parts) for member in part.members],
+            "runs": [one.name for one in self.runs], "protocol": dict(run.settings.get("protocol") or {"kind": run.kind}),
+            "interval": {"level": 0.95, "method": "percentile bootstrap over speakers", "draws": self.config.draws, "seed": self.config.seed},
+            "synthetic": any(one.synthetic for one in self.runs), "notes": self.notes(),
+        }
+
+    def in_sample(self) -> float | None:
+        """The metric on the rows that the ensemble was fitted on, mean over outer folds."""
+        scores = []
+        for one in self.fitted.answers:
+            for selection, answer, values in one.in_sample:
+                if self.task.metric == "ccc":
+                    filled = np.where(np.isfinite(values), values, np.nanmean(selection.target, axis=0))
+                    scores.append(metrics.mean_ccc(filled, selection.target))
+                else:
+                    counts = metrics.confusion(selection.label, answer, len(self.task.classes))
+                    scores.append(float(metrics.statistic_of(self.task.metric)(counts)))
+        return float(np.mean(scores)) if scores else None
+
+    def by_class(self) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        if self.task.categorical:
+            counts = metrics.confusion(self.label, self.answer["ensemble"], len(self.task.classes)).astype(float)
+            groups = self.sums("ensemble", "accuracy")
+            for k, name in enumerate(self.task.classes):
+                support, said, right = counts[k].sum(), counts[:, k].sum(), counts[k, k]
+                recall = metrics.bootstrap_by_group(groups[:, [k]], _one_recall(k), draws=self.config.draws, seed=self.config.seed) if support else None
+                shown = _plain(recall) if recall is not None else {"value": None, "low": None, "high": None}
+                result[name] = {**shown, "recall": shown["value"], "precision": right / said if said else None,
+                                "f1": 2 * right / (support + said) if support + said else None, "n": int(support)}
+        if self.task.dimensional:
+            for a, name in enumerate(self.task.attributes):
+                sums = metrics.group_moments(self.values["ensemble"][:, [a]], self.target[:, [a]], self.speaker)
+                result[name] = {**_plain(metrics.bootstrap_by_group(sums, metrics.mean_ccc_of, draws=self.config.draws, seed=self.config.seed)),
+                                "n": int(np.isfinite(self.target[:, a]).sum())}
+        return result
+
+    def by_speaker(self) -> dict[str, Any]:
+        names, counts = np.unique(self.speaker, return_counts=True)
+        return {str(name): {"n": int(count), **self._part(self.speaker == name)} for name, count in zip(names, counts)}
+
+    def _part(self, rows: np.ndarray) -> dict[str, Any]:
+        """The metric (and the accuracy) on some rows; UAR over the classes that they have."""
+        if self.task.metric == "ccc":
+            return {"value": metrics.mean_ccc(self.values["ensemble"][rows], self.target[rows])}
+        counts = metrics.confusion(self.label[rows], self.answer["ensemble"][rows], len(self.task.classes))
+        values = {name: float(metrics.statistic_of(name)(counts)) for name in dict.fromkeys((self.task.metric, "accuracy"))}
+        plain = {name: value if np.isfinite(value) else None for name, value in values.items()}
+        return {"value": plain[self.task.metric], **plain}
+
+    def by_group(self) -> dict[str, Any]:
+        """The metric by sex, corpus and language, where there is more than one."""
+        result: dict[str, Any] = {}
+        for column in ("sex", "corpus", "language"):
+            values = self.about[column].cast(pl.String).to_numpy()
+            names = sorted({name for name in values if name is not None})
+            if len(names) > 1:
+                result[column] = {name: {"n": int((values == name).sum()), **self._part(values == name)} for name in names}
+        return result
+
+    def other_metrics(self) -> dict[str, Any]:
+        names = [name for name in (*metrics.CATEGORICAL, "ccc") if name != self.task.metric and self.has("ensemble", name)]
+        result: dict[str, Any] = {name: self.interval("ensemble", name) for name in names}
+        if self.task.categorical:
+            from raysere.ensemble.objective import prior_macro_f1
+
+            counts = metrics.confusion(self.label, self.answer["ensemble"], len(self.task.classes))
+            result["balanced_macro_f1"] = float(prior_macro_f1(counts.astype(float)))
+            usable = self.answered & (self.label >= 0) & np.isfinite(self.natural).all(1)
+            if usable.any():
+                result["nll"] = float(-self.natural[usable, self.label[usable]].mean())
+        return result
+
+    def chance(self) -> dict[str, float]:
+        """What guessing reaches: the best that a constant answer can."""
+        if self.task.metric == "ccc":
+            return {"value": 0.0}
+        classes = len(self.task.classes)
+        support = np.bincount(self.label[self.label >= 0], minlength=classes)
+        constant = np.zeros((classes, classes, classes))
+        for k in range(classes):
+            constant[k, :, k] = support
+        return {"value": float(np.nanmax(metrics.statistic_of(self.task.metric)(constant)))}
+
+    def calibration(self) -> dict[str, Any]:
+        """Confidence against accuracy under the prior that the members were calibrated to, in ten bins; expected calibration error."""
+        usable = np.isfinite(self.natural).all(1) & (self.label >= 0)
+        p = np.exp(self.natural[usable])
+        confidence, right = p.max(1), p.argmax(1) == self.label[usable]
+        number = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
+        bins, error = [], 0.0
+        for k in range(_BINS):
+            here = number == k
+            entry: dict[str, Any] = {"low": k / _BINS, "high": (k + 1) / _BINS, "count": int(here.sum()), "confidence": None, "accuracy": None}
+            if here.any():
+                entry |= {"confidence": float(confidence[here].mean()), "accuracy": float(right[here].mean())}
+                error += here.mean() * abs(entry["confidence"] - entry["accuracy"])
+            bins.append(entry)
+        return {"bins": bins, "ece": float(error), "prior": "selection"}
+
+    def notes(self) -> list[str]:
+        notes = list(self.fitted.notes)
+        if any(run.synthetic for run in self.runs):
+            notes.append("The speech is synthetic: these figures say nothing about real speakers.")
+        if any(run.speakers_recur for run in self.runs):
+            notes.append("The splits are not by speaker, so speakers recur: the figures are not speaker-independent.")
+        if len(np.unique(self.speaker)) < _FEW_SPEAKERS:
+            notes.append(f"Only {len(np.unique(self.speaker))} speakers: intervals over so few are too narrow.")
+        if missing := int((~self.answered).sum()):
+            notes.append(f"{missing} utterances could be answered by no member of the ensemble and count as its most likely class (or mean).")
+        if self.task.categorical and (absent := [name for k, name in enumerate(self.task.classes) if not (self.label == k).any()]):
+            notes.append(f"No held-out utterance is of the class{'es' if len(absent) > 1 else ''} {', '.join(absent)}.")
+        unpredicted = self._without_predictions()
+        if unpredicted:
+            notes.append(f"{unpredicted} held-out utterances have no prediction of any member (no features) and are not counted.")
+        return notes
+
+    def _without_predictions(self) -> int:
+        role = "pool" if self.fitted.split == "out_of_fold" else "test"
+        count = 0
+        for one in self.fitted.answers:
+            wanted = pl.concat([run.rows(one.outer, role) for run in self.runs]).unique(subset="utterance")
+            if role == "pool":
+                wanted = wanted.filter(pl.col("fold").is_not_null())
+            count += len(set(wanted["utterance"].to_list()) - set(one.utterances))
+        return count
+
+
+def _joined(answers: list[Answers], kind: str, name: str) -> np.ndarray:
+    return np.concatenate([getattr(one, kind)[name] for one in answers])
+
+
+def _one_recall(k: int):
+    def recall(counts: np.ndarray) -> np.ndarray:
+        row = counts[..., 0, :]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return row[..., k] / row.sum(-1)
+
+    return recall
+
+
+def _plain(interval: metrics.Interval) -> dict[str, float | None]:
+    """Value, low and high; null where there is no interval (one speaker)."""
+    return {name: float(value) if np.isfinite(value) else None for name, value in
+            (("value", interval.value), ("low", interval.low), ("high", interval.high))}
+
+
+

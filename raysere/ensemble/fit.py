@@ -1,0 +1,332 @@
+"""The procedure: calibrate, choose, weigh, match. Everything in this file takes a Selection, which cannot hold test rows.
+
+A fitted ensemble is a mixture of *parts* with equal shares: one part for a holdout or out-of-fold run, one for each outer
+fold of a nested run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from raysere.ensemble.calibration import Calibration, class_shares, fit_calibration, nll
+from raysere.ensemble.config import ATTRIBUTE_FAMILIES, FAMILIES, EnsembleConfig
+from raysere.ensemble.dimensional import AttributeFit, fit_attribute, group_folds
+from raysere.ensemble.greedy import Candidates, GreedyParams, contributions, greedy_weights
+from raysere.ensemble.library import MemberInfo, Predictions, Selection, member_scores
+from raysere.ensemble.objective import Objective
+from raysere.ensemble.pools import POOLS
+from raysere.ensemble.priors import decision_prior, shift_prior
+from raysere.errors import DataError
+from raysere.training.task import Task
+
+#: Candidate answers (members x items x classes x steps x bags x folds) above which ``auto`` goes straight to greedy.
+AUTO_LIMIT = 2e11
+_SE_DRAWS = 500
+
+
+@dataclass(frozen=True)
+class ClassFit:
+    """Members with weight, their calibrations, and the priors between which the pooled prediction is moved."""
+
+    members: tuple[MemberInfo, ...]
+    weights: np.ndarray
+    calibrations: tuple[Calibration, ...]
+    pool: str
+    selection_prior: np.ndarray
+    prior: np.ndarray
+    family: str
+    choice: tuple[tuple[str, float], ...] = ()  # inner-fold scores by which ``auto`` chose
+
+    def natural(self, predictions: Predictions) -> np.ndarray:
+        """Pooled log-probabilities (N, K) float64 under the selection prior, NaN where nobody answers."""
+        found = predictions.aligned(self.members)
+        calibrated = np.stack([calibration.apply(logp) for calibration, logp in zip(self.calibrations, found.logp)])
+        return POOLS[self.pool](calibrated, self.weights, found.present)
+
+    def predict(self, predictions: Predictions) -> np.ndarray:
+        """Log-probabilities (N, K) float64 under the decision prior, NaN where nobody answers."""
+        return shift_prior(self.natural(predictions), self.selection_prior, self.prior)
+
+
+@dataclass(frozen=True)
+class AttributePart:
+    """The members of one attribute's pool, and its fit; ``index`` is the attribute's place in the task."""
+
+    members: tuple[MemberInfo, ...]
+    index: int
+    fit: AttributeFit
+    choice: tuple[tuple[str, float], ...] = ()
+
+    def predict(self, predictions: Predictions) -> np.ndarray:
+        found = predictions.aligned(self.members)
+        return self.fit.predict(found.values[:, :, self.index], found.present)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One fitted ensemble: class fit and/or one fit for each attribute."""
+
+    classes: ClassFit | None
+    attributes: tuple[AttributePart, ...]
+
+    @property
+    def members(self) -> tuple[MemberInfo, ...]:
+        """All members with weight, by id."""
+        found = {member.id: member for member in (self.classes.members if self.classes else ())}
+        for attribute in self.attributes:
+            found |= {member.id: member for member in attribute.members}
+        return tuple(found[name] for name in sorted(found))
+
+    def predict(self, predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
+        """(log-probabilities (N, K), attributes (N, A)), float64, NaN where nobody answers; K or A may be 0."""
+        count = len(predictions.utterances)
+        logp = self.classes.predict(predictions) if self.classes else np.zeros((count, 0))
+        values = np.stack([attribute.predict(predictions) for attribute in self.attributes], axis=1) if self.attributes else np.zeros((count, 0))
+        return logp, values
+
+
+def mixture(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Uniform mixture of the predictions of parts; a part that cannot answer an item is left out for it."""
+    if len(parts) == 1:
+        return parts[0]
+    logp = _mean_over_answering(np.exp(np.stack([part[0] for part in parts])))
+    with np.errstate(divide="ignore"):
+        return np.log(logp), _mean_over_answering(np.stack([part[1] for part in parts]))
+
+
+def _mean_over_answering(values: np.ndarray) -> np.ndarray:
+    answered = np.isfinite(values).all(-1)
+    total = np.where(answered[..., None], values, 0.0).sum(0)
+    number = answered.sum(0)[:, None]
+    return np.where(number > 0, total / np.maximum(number, 1), np.nan)
+
+
+def fit_part(selection: Selection, task: Task, config: EnsembleConfig) -> Part:
+    """Do everything on these rows: cap the library, calibrate, choose the family, weigh, match.
+
+    Raises DataError when no row has a label of the task.
+    """
+    capped = selection.top(config.top, task.metric)
+    classes = fit_classes(capped, task, config) if task.categorical else None
+    attributes = tuple(fit_one_attribute(capped, number, task, config) for number in range(len(task.attributes))) if task.dimensional else ()
+    return Part(classes, attributes)
+
+
+# ---- classes -------------------------------------------------------------------------------------------------------------------
+
+
+def class_objective(task: Task, config: EnsembleConfig, prior: np.ndarray) -> Objective:
+    """The run's metric; macro-F1 under the prior that the user says the test has, if one is said."""
+    metric = task.metric if task.metric != "ccc" else "uar"
+    stated = metric == "macro_f1" and config.prior not in ("auto", "same")
+    return Objective(metric, tuple(float(share) for share in prior) if stated else None)
+
+
+def fit_classes(selection: Selection, task: Task, config: EnsembleConfig) -> ClassFit:
+    """The categorical procedure (papers 3.7 steps 1 to 5) with the family that the config names."""
+    labelled = selection.label >= 0
+    if not labelled.any():
+        raise DataError("No selection row has a class label")
+    rows = selection.part(labelled)
+    choice: tuple[tuple[str, float], ...] = ()
+    family = config.family
+    if family == "auto":
+        family, choice = _choose_class_family(rows, task, config)
+    prepared = _prepare(rows, task, config)
+    return _weigh(prepared, rows, family, task, config, choice)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    calibrations: list[Calibration]
+    candidates: Candidates
+    selection_prior: np.ndarray
+    prior: np.ndarray
+
+
+def _prepare(rows: Selection, task: Task, config: EnsembleConfig) -> _Prepared:
+    found = rows.predictions
+    classes = len(found.classes)
+    selection_prior = class_shares(rows.label, classes, 0.5)
+    prior = decision_prior(config.prior, task.metric if task.metric != "ccc" else "uar", selection_prior, found.classes)
+    calibrations = []
+    calibrated = np.empty_like(found.logp)
+    for m, (member, here) in enumerate(zip(found.members, found.present)):
+        usable = config.calibrate and np.unique(rows.label[here]).size > 1
+        carried = None if member.prior is None else np.asarray(member.prior)
+        calibrations.append(fit_calibration(found.logp[m, here], rows.label[here], member_prior=carried, ridge=config.ridge) if usable else Calibration.identity(classes))
+        calibrated[m] = calibrations[m].apply(found.logp[m])
+    ratio = prior / selection_prior
+    scores = contributions(calibrated, found.present, ratio, log_pool=config.pool == "log")
+    _, group = np.unique(rows.speaker, return_inverse=True)
+    candidates = Candidates(scores, found.present, rows.label, group, ratio[rows.label], [member.id for member in found.members], config.pool == "log")
+    return _Prepared(calibrations, candidates, selection_prior, prior)
+
+
+def _weigh(prepared: _Prepared, rows: Selection, family: str, task: Task, config: EnsembleConfig, choice: tuple[tuple[str, float], ...] = ()) -> ClassFit:
+    objective = class_objective(task, config, prepared.prior)
+    members = rows.predictions.members
+    if family == "average":
+        weights = np.full(len(members), 1 / len(members))
+    elif family == "best_single":
+        weights = greedy_weights(prepared.candidates, objective, GreedyParams(steps=1, start=1, bags=0, seed=config.seed))
+    else:
+        weights = greedy_weights(prepared.candidates, objective, greedy_params(config))
+    kept = np.flatnonzero(weights > 0)
+    return ClassFit(tuple(members[m] for m in kept), weights[kept] / weights[kept].sum(), tuple(prepared.calibrations[m] for m in kept), config.pool,
+                    prepared.selection_prior, prepared.prior, family, choice)
+
+
+def greedy_params(config: EnsembleConfig) -> GreedyParams:
+    return GreedyParams(config.steps, config.start, config.patience, config.gain, config.bags, config.prune, config.seed)
+
+
+def _choose_class_family(rows: Selection, task: Task, config: EnsembleConfig) -> tuple[str, tuple[tuple[str, float], ...]]:
+    """By inner speaker folds and the one-standard-error rule; greedy where that would take too long or there is one speaker."""
+    members, count = rows.predictions.present.shape
+    if members == 1:
+        return "best_single", ()
+    cost = members * count * len(rows.predictions.classes) * config.steps * max(config.bags, 1) * config.inner_folds
+    fold = group_folds(rows.speaker, config.inner_folds, config.seed)
+    if cost > AUTO_LIMIT or len(np.unique(fold)) < 2:
+        return "greedy", ()
+    classes = len(rows.predictions.classes)
+    answers = {family: np.zeros(count, np.int64) for family in FAMILIES}
+    for number in np.unique(fold):
+        held = fold == number
+        inner = rows.part(~held)
+        prepared = _prepare(inner, task, config)
+        apart = rows.predictions.take_rows(held)
+        for family in FAMILIES:
+            answers[family][held] = decide(_weigh(prepared, inner, family, task, config).predict(apart), prepared.prior)
+    names, group = np.unique(rows.speaker, return_inverse=True)
+    objective = class_objective(task, config, decision_prior(config.prior, task.metric, class_shares(rows.label, classes, 0.5), rows.predictions.classes))
+    sums = {family: _group_counts(rows.label, answer, group, len(names), classes) for family, answer in answers.items()}
+    return one_standard_error(sums, objective, config.seed)
+
+
+def _group_counts(label: np.ndarray, answer: np.ndarray, group: np.ndarray, groups: int, classes: int) -> np.ndarray:
+    cells = (group * classes + label) * classes + answer
+    return np.bincount(cells, minlength=groups * classes**2).reshape(groups, classes, classes).astype(np.float64)
+
+
+def one_standard_error(sums: dict[str, np.ndarray], statistic, seed: int) -> tuple[str, tuple[tuple[str, float], ...]]:
+    """The first family (simple to complex) that is within one standard error of the best.
+
+    The standard error is that of the paired difference to the best, by a bootstrap of speakers.
+
+    Args:
+        sums: family to per-speaker sums (G, ...), in order of complexity. statistic: from sums (..., ) to scores.
+    """
+    scores = {family: float(statistic(value.sum(0))) for family, value in sums.items()}
+    best = max(scores, key=lambda family: scores[family])
+    groups = len(sums[best])
+    draws = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), size=_SE_DRAWS).astype(np.float64)
+
+    def drawn(family: str) -> np.ndarray:
+        value = sums[family]
+        return statistic((draws @ value.reshape(groups, -1)).reshape(_SE_DRAWS, *value.shape[1:]))
+
+    top = drawn(best)
+    chosen = next(family for family in sums if family == best or scores[best] - scores[family] <= np.nanstd(top - drawn(family)))
+    return chosen, tuple((family, round(score, 6)) for family, score in scores.items())
+
+
+def decide(logp: np.ndarray, prior: np.ndarray) -> np.ndarray:
+    """Most probable class (N,) int; where nobody answers, the most probable class of the prior."""
+    answered = np.isfinite(logp).all(1)
+    answer = np.full(len(logp), int(np.argmax(prior)), np.int64)
+    answer[answered] = logp[answered].argmax(1)
+    return answer
+
+
+# ---- attributes ----------------------------------------------------------------------------------------------------------------
+
+
+def fit_one_attribute(selection: Selection, index: int, task: Task, config: EnsembleConfig) -> AttributePart:
+    """One attribute by the dimensional procedure (papers 3.8)."""
+    rated = np.isfinite(selection.target[:, index])
+    if not rated.any():
+        raise DataError(f"No selection row has a value of {task.attributes[index]}")
+    rows = selection.part(rated)
+    family, choice = config.dimensional, ()
+    if family == "auto":
+        family, choice = _choose_attribute_family(rows, index, task, config)
+    fit = _attribute(rows, index, family, task, config)
+    kept = np.flatnonzero(fit.weights > 0)
+    smaller = AttributeFit(fit.weights[kept], fit.mean[kept], fit.sd[kept], fit.slope, fit.intercept, fit.kappa, fit.scale, family)
+    return AttributePart(tuple(rows.predictions.members[m] for m in kept), index, smaller, choice)
+
+
+def _attribute(rows: Selection, index: int, family: str, task: Task, config: EnsembleConfig) -> AttributeFit:
+    found = rows.predictions
+    return fit_attribute(found.values[:, :, index].astype(np.float64), found.present, rows.target[:, index], rows.speaker, [member.id for member in found.members], family,
+                         task.scale, config)
+
+
+def _choose_attribute_family(rows: Selection, index: int, task: Task, config: EnsembleConfig) -> tuple[str, tuple[tuple[str, float], ...]]:
+    from raysere.training.metrics import group_moments, mean_ccc_of
+
+    fold = group_folds(rows.speaker, config.inner_folds, config.seed)
+    if len(rows.predictions.members) == 1 or len(np.unique(fold)) < 2:
+        return ("best_single" if len(rows.predictions.members) == 1 else "average"), ()
+    target = rows.target[:, index]
+    held_out = {family: np.full(len(target), np.nan) for family in ATTRIBUTE_FAMILIES}
+    for number in np.unique(fold):
+        held = fold == number
+        inner, apart = rows.part(~held), rows.predictions.take_rows(held)
+        for family in ATTRIBUTE_FAMILIES:
+            held_out[family][held] = _attribute(inner, index, family, task, config).predict(apart.values[:, :, index].astype(np.float64), apart.present)
+    fallback = float(target.mean())
+    sums = {family: group_moments(np.where(np.isfinite(value), value, fallback)[:, None], target[:, None], rows.speaker) for family, value in held_out.items()}
+    return one_standard_error(sums, mean_ccc_of, config.seed)
+
+
+# ---- what ensembles are compared with ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """The recipes everybody uses, on the same library and the same selection rows, uncalibrated as they are usually run."""
+
+    best: MemberInfo
+    members: tuple[MemberInfo, ...]
+    prior: np.ndarray  # class shares of the selection rows: the answer where a recipe has none
+    middle: np.ndarray  # mean attributes of the selection rows, for the same purpose
+
+    def best_single(self, predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
+        """The member with the best selection score: (answer int (N,), attributes (N, A))."""
+        return self._pool(predictions.aligned((self.best,)), "linear")
+
+    def average(self, predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
+        """Plain mean of probabilities and of attributes over the library."""
+        return self._pool(predictions.aligned(self.members), "linear")
+
+    def majority_vote(self, predictions: Predictions) -> np.ndarray:
+        """Plurality of the members' labels (N,); ties by the mean probability."""
+        return self._pool(predictions.aligned(self.members), "vote")[0]
+
+    def _pool(self, found: Predictions, pool: str) -> tuple[np.ndarray, np.ndarray]:
+        equal = np.ones(len(found.members))
+        answer = decide(POOLS[pool](found.logp, equal, found.present), self.prior) if found.classes else np.zeros(len(found.utterances), np.int64)
+        number = found.present.sum(0)[:, None]
+        total = np.where(found.present[..., None], found.values, 0.0).astype(np.float64).sum(0)
+        return answer, np.where(number > 0, total / np.maximum(number, 1), self.middle)
+
+
+def fit_baselines(selection: Selection, task: Task, config: EnsembleConfig) -> Baselines:
+    """Choose the best single member, and the library of the plain recipes, on selection rows."""
+    capped = selection.top(config.top, task.metric)
+    scores, members = member_scores(capped, task.metric), capped.predictions.members
+    best = min(range(len(members)), key=lambda m: (-scores[m], _raw_nll(capped, m) if task.categorical else 0.0, members[m].id))
+    labelled = capped.label[capped.label >= 0]
+    prior = class_shares(labelled, len(task.classes), 0.5) if task.categorical else np.zeros(0)
+    middle = np.nan_to_num(np.nanmean(capped.target, axis=0)) if task.attributes else np.zeros(0)
+    return Baselines(members[best], members, prior, middle)
+
+
+def _raw_nll(selection: Selection, member: int) -> float:
+    here = selection.predictions.present[member] & (selection.label >= 0)
+    return nll(selection.predictions.logp[member, here], selection.label[here]) if here.any() else np.inf

@@ -1,0 +1,233 @@
+"""Members and their stacked predictions, and the one kind of rows that anything may be fitted on.
+
+:class:`Predictions` never hold a label. :class:`Selection` adds labels, and refuses predictions of test rows: a function
+that takes a Selection cannot see the test part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+import polars as pl
+
+from raysere.ensemble.calibration import FLOOR
+from raysere.ensemble.objective import Objective, confusion_counts
+from raysere.ensemble.runs import Run, check_same, dev_truth
+from raysere.errors import DataError
+from raysere.search.ledger import Ledger, Record
+from raysere.training.metrics import ccc
+from raysere.training.task import Task
+
+
+@dataclass(frozen=True)
+class MemberInfo:
+    """A finished trial. ``prior`` is the class prior that its logits carry, in the class order of the library, or None."""
+
+    trial: str
+    run: str
+    modality: str
+    method: str
+    study: str
+    prior: tuple[float, ...] | None = None
+    record: Record | None = field(default=None, compare=False)
+
+    @property
+    def id(self) -> str:
+        return f"{self.run}/{self.trial}"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Predictions of M members for N utterances, without labels.
+
+    Attributes:
+        classes, attributes: names, in the order of the last axes.
+        logp: float32 (M, N, K) log-probabilities; values: float32 (M, N, A) attributes on the task's scale (K or A may be 0).
+        present: bool (M, N); where False the numbers are meaningless (but finite).
+        part: "dev" rows may be fitted on, "test" and "new" rows only predicted.
+    """
+
+    members: tuple[MemberInfo, ...]
+    utterances: tuple[str, ...]
+    classes: tuple[str, ...]
+    attributes: tuple[str, ...]
+    logp: np.ndarray
+    values: np.ndarray
+    present: np.ndarray
+    part: Literal["dev", "test", "new"]
+
+    def __post_init__(self) -> None:
+        shape = (len(self.members), len(self.utterances))
+        if self.present.shape != shape or self.logp.shape != (*shape, len(self.classes)) or self.values.shape != (*shape, len(self.attributes)):
+            raise DataError(f"Predictions of shapes {self.logp.shape}, {self.values.shape}, {self.present.shape} do not belong to {shape[0]} members and {shape[1]} utterances")
+        if len({member.id for member in self.members}) != len(self.members):
+            raise DataError("A member stands in the library twice")
+
+    def take_members(self, numbers: Sequence[int] | np.ndarray) -> Predictions:
+        index = np.asarray(numbers, dtype=np.int64)
+        return replace(self, members=tuple(self.members[m] for m in index), logp=self.logp[index], values=self.values[index], present=self.present[index])
+
+    def take_rows(self, rows: np.ndarray) -> Predictions:
+        index = np.flatnonzero(rows) if rows.dtype == bool else rows
+        return replace(self, utterances=tuple(self.utterances[n] for n in index), logp=self.logp[:, index], values=self.values[:, index], present=self.present[:, index])
+
+    def aligned(self, members: Sequence[MemberInfo]) -> Predictions:
+        """The same rows with these members in this order; a member that is not here is absent everywhere."""
+        numbers = {member.id: m for m, member in enumerate(self.members)}
+        found = np.array([numbers.get(member.id, -1) for member in members], dtype=np.int64)
+        index = np.maximum(found, 0)
+        present = self.present[index] & (found >= 0)[:, None] if len(self.members) else np.zeros((len(members), len(self.utterances)), bool)
+        if not len(self.members):
+            return replace(self, members=tuple(members), logp=np.zeros((len(members), *self.logp.shape[1:]), np.float32),
+                           values=np.zeros((len(members), *self.values.shape[1:]), np.float32), present=present)
+        return replace(self, members=tuple(members), logp=self.logp[index], values=self.values[index], present=present)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Development predictions with labels: all that anything may be fitted on.
+
+    Attributes:
+        label: int64 (N,), -1 none; target: float64 (N, A), NaN none.
+        speaker: (N,) names; fold: int64 (N,) of the search's own folds (0 where the protocol has none).
+        speakers_recur: the folds were not made by speaker (by dialogue, by sentence), so a speaker may stand in several.
+    """
+
+    predictions: Predictions
+    label: np.ndarray
+    target: np.ndarray
+    speaker: np.ndarray
+    fold: np.ndarray
+    speakers_recur: bool = False
+
+    def __post_init__(self) -> None:
+        if self.predictions.part != "dev":
+            raise DataError(f"Nothing may be fitted on {self.predictions.part} rows")
+        if not len(self.label) == len(self.target) == len(self.speaker) == len(self.fold) == len(self.predictions.utterances):
+            raise DataError("Labels and predictions do not have the same rows")
+        pairs = set(zip(self.speaker.tolist(), self.fold.tolist()))
+        if len(pairs) != len(set(self.speaker.tolist())) and not self.speakers_recur:
+            folds = {speaker: sorted(fold for name, fold in pairs if name == speaker) for speaker, _ in pairs}
+            speaker, where = next((speaker, where) for speaker, where in sorted(folds.items()) if len(where) > 1)
+            raise DataError(f"The speaker {speaker!r} stands in the folds {', '.join(map(str, where))}", remedy="Folds must not share a speaker; split again by speaker.")
+
+    def part(self, rows: np.ndarray) -> Selection:
+        return Selection(self.predictions.take_rows(rows), self.label[rows], self.target[rows], self.speaker[rows], self.fold[rows], self.speakers_recur)
+
+    def take_members(self, numbers: Sequence[int] | np.ndarray) -> Selection:
+        return replace(self, predictions=self.predictions.take_members(numbers))
+
+    def top(self, count: int, metric: str) -> Selection:
+        """The best ``count`` members of each study, by their raw score on these rows alone."""
+        scores = member_scores(self, metric)
+        kept: list[int] = []
+        for study in sorted({(member.run, member.study) for member in self.predictions.members}):
+            mine = [m for m, member in enumerate(self.predictions.members) if (member.run, member.study) == study]
+            kept += sorted(mine, key=lambda m: (-scores[m], self.predictions.members[m].id))[:count]
+        return self.take_members(sorted(kept, key=lambda m: self.predictions.members[m].id))
+
+
+def member_scores(selection: Selection, metric: str) -> np.ndarray:
+    """Score (M,) of each member by itself, uncalibrated, on the rows that it answers; -inf where it answers none."""
+    found = selection.predictions
+    scores = np.full(len(found.members), -np.inf)
+    if metric == "ccc":
+        for m, here in enumerate(found.present):
+            if here.any():
+                scores[m] = np.mean([ccc(found.values[m, here, a], selection.target[here, a]) for a in range(len(found.attributes))])
+        return scores
+    objective = Objective(metric)
+    labelled = selection.label >= 0
+    for m, present in enumerate(found.present):
+        here = present & labelled
+        if here.any():
+            scores[m] = objective(confusion_counts(selection.label[here], found.logp[m, here].argmax(-1), len(found.classes)))[0]
+    return scores
+
+
+def load_selection(runs: Sequence[Run], outer: int = 0) -> Selection:
+    """Development (or out-of-fold) predictions of all finished trials, with their labels.
+
+    Raises DataError: no finished trial, different classes or splits, predictions that do not fit the splits.
+    """
+    predictions = load_predictions(runs, outer, "dev")
+    truth = dev_truth(runs, outer, predictions.utterances)
+    folds = pl.concat([run.rows(outer, "pool") for run in runs]).unique(subset="utterance", maintain_order=True)
+    joined = pl.DataFrame({"utterance": predictions.utterances}).join(folds, on="utterance", how="left", maintain_order="left")
+    return Selection(predictions, truth.label, truth.target, truth.speaker, joined["fold"].fill_null(0).cast(pl.Int64).to_numpy(), runs[0].speakers_recur)
+
+
+def load_predictions(runs: Sequence[Run], outer: int, part: Literal["dev", "test"]) -> Predictions:
+    """Stacked predictions of all finished trials of an outer split for one part, joined by utterance id, classes by name."""
+    check_same(runs)
+    task = runs[0].task
+    role = "pool" if part == "dev" else "test"
+    members: list[MemberInfo] = []
+    tables: list[pl.DataFrame] = []
+    for run in runs:
+        rows = run.rows(outer, role)
+        for record in usable_trials(run):
+            if record.outer != outer:
+                continue
+            table = record.predictions().filter(pl.col("split").cast(pl.String) == part)
+            tables.append(_check_rows(table, rows, task, record, folds=part == "dev" and run.kind != "holdout"))
+            members.append(_member(run, record))
+    if not members:
+        raise DataError("There is no finished trial to make an ensemble of", where=runs[0].folder, remedy="Run the search first: `raysere run` or `raysere tune`.")
+    if len({member.id for member in members}) != len(members):
+        raise DataError("Two runs have the same name, so their trials cannot be told apart", where=", ".join(str(run.folder) for run in runs), remedy="Rename one in its experiment.yaml.")
+    utterances = sorted(set().union(*[table["utterance"].to_list() for table in tables]))
+    if not utterances and part == "dev":
+        raise DataError("The trials hold no development predictions", where=runs[0].folder)
+    return _stack(members, tables, utterances, task.classes, task.attributes, part)
+
+
+def usable_trials(run: Run) -> list[Record]:
+    """Finished trials that may become members: trained (to the end or stopped early), and no copy of another."""
+    return [record for record in Ledger(run.folder).trials() if record.scored and record.twin_of is None]
+
+
+def _member(run: Run, record: Record) -> MemberInfo:
+    prior = record.describe.get("effective_prior")
+    if isinstance(prior, dict):
+        prior = [prior.get(name) for name in run.task.classes]
+    fits = prior is not None and len(prior) == len(run.task.classes) and all(share is not None and share > 0 for share in prior)
+    return MemberInfo(record.trial, run.name, record.modality, record.method, record.study, tuple(float(share) for share in prior) if fits else None, record)
+
+
+def _check_rows(table: pl.DataFrame, rows: pl.DataFrame, task: Task, record: Record, *, folds: bool) -> pl.DataFrame:
+    path = record.folder / "predictions.parquet"
+    wanted = [f"p.{name}" for name in task.classes] + list(task.attributes)
+    missing = [name for name in wanted if name not in table.columns]
+    extra = [name for name in table.columns if name.startswith("p.") and name not in wanted]
+    if missing or extra:
+        raise DataError(f"The predictions of {record.trial} are of other classes: {', '.join(missing + extra)}", where=path, choices=wanted)
+    if table["utterance"].n_unique() != table.height:
+        raise DataError(f"{record.trial} predicts an utterance twice", where=path)
+    joined = table.join(rows, on="utterance", how="left", suffix="_split", maintain_order="left")
+    known = table["utterance"].is_in(rows["utterance"].to_list())
+    if not known.all():
+        raise DataError(f"{record.trial} predicts {int((~known).sum())} utterances that the splits do not have in this part, such as {table['utterance'].filter(~known)[0]}",
+                        where=path, remedy="The splits of a run must not change after its search.")
+    if folds and joined["fold"].cast(pl.Int64).ne_missing(joined["fold_split"].cast(pl.Int64)).any():
+        raise DataError(f"{record.trial} was trained on other folds than the run's splits", where=path, remedy="Its rows may have been training rows: search again.")
+    return table.select("utterance", *wanted)
+
+
+def _stack(members: list[MemberInfo], tables: list[pl.DataFrame], utterances: list[str], classes: tuple[str, ...], attributes: tuple[str, ...], part: Literal["dev", "test"]) -> Predictions:
+    order = pl.DataFrame({"utterance": utterances}, schema={"utterance": pl.String})
+    logp = np.zeros((len(members), len(utterances), len(classes)), np.float32)
+    values = np.zeros((len(members), len(utterances), len(attributes)), np.float32)
+    present = np.zeros((len(members), len(utterances)), bool)
+    for m, table in enumerate(tables):
+        same = table["utterance"].to_list() == utterances
+        joined = table if same else order.join(table, on="utterance", how="left", maintain_order="left")
+        numbers = joined.select(pl.col(name).cast(pl.Float32).fill_null(float("nan")) for name in table.columns[1:]).to_numpy()
+        present[m] = np.isfinite(numbers).all(1)
+        p, rest = numbers[:, : len(classes)], numbers[:, len(classes) :]
+        logp[m] = np.where(present[m][:, None], np.log(np.clip(p, FLOOR, None)), 0.0) if len(classes) else p
+        values[m] = np.where(present[m][:, None], rest, 0.0)
+    return Predictions(tuple(members), tuple(utterances), tuple(classes), tuple(attributes), logp, values, present, part)

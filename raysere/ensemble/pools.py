@@ -1,0 +1,71 @@
+"""Pools: many members' predictions to one, with members that are missing for an item masked (papers 3.7 step 4 [OURS]).
+
+Everywhere: ``logp`` float32 (M, N, K) log-probabilities, ``weights`` (M,) non-negative, ``present`` bool (M, N). The weights
+of the members that are present are renormalised for each item; an item that nobody answers is NaN.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.special import ndtri
+from scipy.stats import rankdata
+
+from raysere.ensemble.calibration import FLOOR, log_softmax
+
+
+def row_weights(weights: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """Weights (M, N) float64 of present members, summing to 1 for each item; NaN where nobody is present."""
+    masked = np.asarray(weights, np.float64)[:, None] * present
+    total = masked.sum(0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(total > 0, masked / total, np.nan)
+
+
+def _weigh(weights: np.ndarray, values: np.ndarray, present: np.ndarray) -> np.ndarray:
+    shares = row_weights(weights, present)
+    answered = np.isfinite(shares).all(0)
+    total = np.zeros(values.shape[1:], np.float64)
+    for share, value, here in zip(shares, values, present):  # one member at a time: no second copy of the library
+        use = here & answered
+        total[use] += share[use, None] * value[use]
+    total[~answered] = np.nan
+    return total
+
+
+def linear(logp: np.ndarray, weights: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """``p = sum_m w_m p_m`` as log-probabilities (N, K) float64."""
+    keep = np.asarray(weights) > 0
+    return np.log(np.maximum(_weigh(np.asarray(weights)[keep], np.exp(logp[keep]), present[keep]), FLOOR))
+
+
+def log(logp: np.ndarray, weights: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """``p`` proportional to ``prod_m p_m ^ w_m`` as log-probabilities (N, K) float64."""
+    keep = np.asarray(weights) > 0
+    return log_softmax(_weigh(np.asarray(weights)[keep], logp[keep], present[keep]))
+
+
+def rank(logp: np.ndarray, weights: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """Weighted mean of normal scores of each member's ranks within a class: scores (N, K), not probabilities.
+
+    It needs all items at once and is blind to monotone distortions of any member.
+    """
+    return _weigh(weights, normal_scores(logp, present), present)
+
+
+def normal_scores(values: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """``Phi^-1((rank - 1/2) / n)`` over the present items (axis 1) of (M, N, K); ties share their mean rank; absent: 0."""
+    scores = np.zeros(values.shape, np.float64)
+    for m, here in enumerate(present):
+        if here.any():
+            scores[m, here] = ndtri((rankdata(values[m, here], axis=0) - 0.5) / here.sum())
+    return scores
+
+
+def vote(logp: np.ndarray, weights: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """Weighted plurality: share of the votes (N, K); equal shares are parted by the mean probability."""
+    hard = np.eye(logp.shape[2], dtype=np.float32)[logp.argmax(-1)]
+    shares = _weigh(weights, hard, present)
+    return shares + 1e-6 * _weigh(weights, np.exp(logp), present)
+
+
+POOLS = {"linear": linear, "log": log, "rank": rank, "vote": vote}

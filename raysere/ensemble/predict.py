@@ -1,0 +1,218 @@
+"""A saved ensemble answers files and texts, in this process and without Ray."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+
+from raysere.ensemble.bundle import Bundle, load_ensemble
+from raysere.ensemble.calibration import log_softmax
+from raysere.ensemble.fit import mixture
+from raysere.ensemble.library import MemberInfo, Predictions
+from raysere.ensemble.members import contributions_of
+from raysere.errors import ConfigError, DataError, RaysereError
+
+if TYPE_CHECKING:
+    from raysere.features.views import FeatureView
+
+
+class Ensemble:
+    """A saved ensemble, ready to predict. Models and backbones are opened on first use and kept.
+
+    Examples:
+        >>> ensemble = Ensemble.load("runs/demo/ensemble")  # doctest: +SKIP
+        >>> ensemble.predict(["clip.wav"], texts=["what was said"])  # doctest: +SKIP
+    """
+
+    def __init__(self, bundle: Bundle, device: str = "cpu") -> None:
+        self.bundle, self.task, self.device = bundle, bundle.task, device
+        self._predictors: dict[str, Any] = {}
+        self._backbones: dict[str, Any] = {}
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], *, device: str = "cpu") -> Ensemble:
+        """Open a saved ensemble; hashes are checked. Raises MissingFileError or DataError (see ``load_ensemble``)."""
+        return cls(load_ensemble(folder), device)
+
+    @property
+    def modalities(self) -> list[str]:
+        return sorted({modality for entry in self.bundle.members.values() for modality in entry["modality"].split("+")})
+
+    def predict(self, files: Sequence[str | os.PathLike[str]] | None = None, texts: Sequence[str | None] | None = None,
+                speakers: Sequence[str | None] | None = None, *, contributions: bool = False) -> pl.DataFrame:
+        """Predict audio files with or without their transcripts, or texts alone.
+
+        Args:
+            files: audio files; None for text only.
+            texts: a transcript for each file ('' or None: none), or the texts themselves.
+            speakers: who speaks, for members that normalise by speaker: their clips are normalised together. None: every clip by itself.
+            contributions: add a column of each member's share and probabilities.
+
+        Returns:
+            One row an input: ``file, text``, ``p.CLASS...`` (under the prior by which the ensemble decides), ``predicted``,
+            ``confidence``, attributes on the task's scale, ``members`` (how many answered), ``note`` (what was missing), ``error``
+            (why nothing could be answered; the rest of the row is null). Raises ConfigError for lists of different lengths.
+        """
+        count = len(files) if files is not None else len(texts or [])
+        if count == 0:
+            raise ConfigError("Nothing to predict", remedy="Give audio files or texts.")
+        for what, given in (("texts", texts), ("speakers", speakers)):
+            if given is not None and len(given) != count:
+                raise ConfigError(f"{len(given)} {what} for {count} inputs", remedy="Give one each, in the same order.")
+        paths = [None] * count if files is None else [str(path) for path in files]
+        words = [None] * count if texts is None else [text if text and text.strip() else None for text in texts]
+        people = [f"#{n}" if speakers is None or speakers[n] is None else str(speakers[n]) for n in range(count)]
+        views, failures = self._features(paths, words)
+        predictions = self.member_predictions(views, count, people)
+        return self._frame(predictions, paths, words, failures, contributions)
+
+    def member_predictions(self, views: dict[str, FeatureView], count: int, speakers: Sequence[str]) -> Predictions:
+        """Stacked predictions of all members from views (by feature key) of the same ``count`` items in the same order."""
+        task = self.task
+        infos = tuple(MemberInfo(entry["trial"], entry["run"], entry["modality"], entry["method"], entry["study"]) for entry in self.bundle.members.values())
+        logp = np.zeros((len(infos), count, len(task.classes)), np.float32)
+        values = np.zeros((len(infos), count, len(task.attributes) if task.dimensional else 0), np.float32)
+        present = np.zeros((len(infos), count), bool)
+        low, high = task.scale
+        for m, (name, entry) in enumerate(self.bundle.members.items()):
+            if any(key not in views for key in entry["features"].values()):
+                continue
+            own = {stream: views[key] for stream, key in entry["features"].items()}
+            rows = np.flatnonzero(np.logical_and.reduce([view.present for view in own.values()]))
+            if not len(rows):
+                continue
+            found = self._predictor(name).predict(own, rows, speakers=[speakers[row] for row in rows])
+            present[m, rows] = True
+            if task.categorical:
+                logp[m, rows] = log_softmax(found.logits.numpy().astype(np.float32))
+            if task.dimensional:
+                values[m, rows] = np.clip(found.attributes.numpy() * (high - low) + low, low, high)
+        return Predictions(infos, tuple(str(n) for n in range(count)), task.classes, task.attributes if task.dimensional else (), logp, values, present, "new")
+
+    def answer(self, predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
+        """(probabilities (N, K), attributes (N, A)) float64; NaN where nobody could answer."""
+        logp, values = mixture([part.predict(predictions) for part in self.bundle.parts])
+        return np.exp(logp), values
+
+    # ---- parts ------------------------------------------------------------------------------------------------------------------
+
+    def _features(self, paths: list[str | None], words: list[str | None]) -> tuple[dict[str, FeatureView], list[dict[str, str]]]:
+        """One backbone run for each distinct feature spec: views by key, and for each item the reasons by key why it has none."""
+        from raysere.features.extract import encode_view, item
+
+        views: dict[str, FeatureView] = {}
+        failures: list[dict[str, str]] = [{} for _ in paths]
+        for key in sorted({key for entry in self.bundle.members.values() for key in entry["features"].values()}):
+            spec = self.bundle.specs[key]
+            if spec.reads == "id":
+                for reasons in failures:
+                    reasons[key] = f"{spec.backbone} holds features of known utterances only"
+                continue
+            given = paths if spec.reads == "wave" else words
+            usable = [n for n, value in enumerate(given) if value is not None]
+            for n, value in enumerate(given):
+                if value is None:
+                    failures[n][key] = "no audio" if spec.reads == "wave" else "no text"
+            if not usable:
+                continue
+            works = [item(str(n), path=paths[n]) if spec.reads == "wave" else item(str(n), text=words[n]) for n in usable]
+            view, failed = encode_view(spec, works, device=self.device, backbone=self._backbone(key))
+            for utterance, reason in failed.select("utterance", "reason").iter_rows():
+                failures[int(utterance)][key] = reason
+            views[key] = _spread(view, usable, len(paths))
+        return views, failures
+
+    def _backbone(self, key: str) -> Any:
+        if key not in self._backbones:
+            from raysere.features.backbones import open_backbone
+
+            spec = self.bundle.specs[key]
+            self._backbones[key] = open_backbone(spec.backbone, device=self.device, **spec.options)
+        return self._backbones[key]
+
+    def _predictor(self, name: str) -> Any:
+        if name not in self._predictors:
+            from safetensors.torch import load_file
+
+            from raysere.methods import METHODS
+            from raysere.training.method import Shapes, StreamShape
+            from raysere.training.predictor import load_predictor
+
+            entry = self.bundle.members[name]
+            streams = {}
+            for stream, key in entry["features"].items():
+                spec = self.bundle.specs[key]
+                per_layer = {number: len(spec.stats(number)) for number in spec.numbers}
+                stats = set(per_layer.values())
+                streams[stream] = StreamShape(spec.modality, {number: spec.width(number) for number in spec.numbers}, stats.pop() if len(stats) == 1 else 1,
+                                              spec.granularity, spec.kind, per_layer)
+            method = METHODS.get(entry["method"])()
+            try:
+                self._predictors[name] = load_predictor(method, entry["resolved"] or entry["params"], Shapes(self.task, streams), load_file(self.bundle.weights[name]), device=self.device)
+            except (KeyError, RuntimeError, ValueError) as error:
+                if isinstance(error, RaysereError):
+                    raise
+                raise DataError(f"The member {name} does not fit its method in this version: {error}", where=self.bundle.folder) from error
+        return self._predictors[name]
+
+    def _frame(self, predictions: Predictions, paths: list[str | None], words: list[str | None], failures: list[dict[str, str]], contributions: bool) -> pl.DataFrame:
+        task = self.task
+        p, values = self.answer(predictions)
+        answered = (np.isfinite(p).all(1) if task.categorical else np.ones(len(paths), bool)) & (np.isfinite(values).all(1) if task.dimensional else True)
+        columns: dict[str, Any] = {"file": pl.Series(paths, dtype=pl.String), "text": pl.Series(words, dtype=pl.String)}
+        for k, name in enumerate(task.classes):
+            columns[f"p.{name}"] = [float(p[n, k]) if answered[n] else None for n in range(len(paths))]
+        if task.categorical:
+            columns["predicted"] = pl.Series([task.classes[int(p[n].argmax())] if answered[n] else None for n in range(len(paths))], dtype=pl.String)
+            columns["confidence"] = [float(p[n].max()) if answered[n] else None for n in range(len(paths))]
+        for a, name in enumerate(task.attributes if task.dimensional else ()):
+            columns[name] = [float(values[n, a]) if answered[n] else None for n in range(len(paths))]
+        number = predictions.present.sum(0)
+        columns["members"] = [int(count) for count in number]
+        columns["note"] = pl.Series([self._note(predictions, n, failures[n]) if answered[n] else None for n in range(len(paths))], dtype=pl.String)
+        columns["error"] = pl.Series([None if answered[n] else _reasons(failures[n].values()) for n in range(len(paths))], dtype=pl.String)
+        if contributions:
+            columns["contributions"] = self._shares(predictions)
+        floats = {name: pl.Float64 for name in columns if name.startswith("p.") or name in ("confidence", *task.attributes)}
+        return pl.DataFrame(columns, schema_overrides=floats)
+
+    def _note(self, predictions: Predictions, n: int, failures: dict[str, str]) -> str | None:
+        """What was missing for an item that was answered all the same."""
+        absent = [member for member, here in zip(predictions.members, predictions.present[:, n]) if not here]
+        if not absent:
+            return None
+        kinds = sorted({member.modality for member in absent})
+        return f"{len(absent)} of {len(predictions.members)} members ({', '.join(kinds)}) left out: {_reasons(failures.values())}; the weights of the others were renormalised"
+
+    def _shares(self, predictions: Predictions) -> list[list[dict[str, Any]]]:
+        ids, shares, p = contributions_of(self.bundle.parts, predictions)
+        modality = {name: entry["modality"] for name, entry in self.bundle.members.items()}
+        return [[{"member": name, "modality": modality[name], "share": float(shares[m, n]), "p": p[m, n].tolist()} for m, name in enumerate(ids) if shares[m, n] > 0]
+                for n in range(len(predictions.utterances))]
+
+
+def _reasons(reasons: Any) -> str:
+    return "; ".join(sorted(set(reasons))) or "no member could answer"
+
+
+def _spread(view: FeatureView, places: list[int], count: int) -> FeatureView:
+    """A view of ``count`` items in which the given ones stand at ``places`` and the others are absent."""
+    if len(places) == count:
+        return view
+    from raysere.features.views import FeatureView
+
+    layers = {}
+    for number in view.spec.numbers:
+        rows: list[np.ndarray | None] = [None] * count
+        stream = view.batch(np.arange(len(places)), [number])
+        for position, place in enumerate(places):
+            if view.present[position]:
+                rows[place] = stream.layers[number][position][stream.mask[position]].numpy()
+        layers[number] = rows
+    return FeatureView.from_arrays(view.spec, [str(n) for n in range(count)], layers)
+
+

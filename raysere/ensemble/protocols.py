@@ -1,0 +1,158 @@
+"""From run folders to predictions of held-out rows, by protocol: what is fitted, on which rows, and what it answers elsewhere.
+
+No label of a test row passes through here: test rows come as Predictions, which hold none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from raysere.ensemble.config import EnsembleConfig
+from raysere.ensemble.dimensional import group_folds
+from raysere.ensemble.fit import Part, decide, fit_baselines, fit_part
+from raysere.ensemble.library import MemberInfo, Predictions, Selection, load_predictions, load_selection
+from raysere.ensemble.runs import Run
+from raysere.errors import DataError
+from raysere.training.task import Task
+
+#: Cross-fitting repeats the whole procedure for each group of folds; more groups than this are merged.
+MAX_GROUPS = 10
+SYSTEMS = ("ensemble", "best_single", "average", "majority_vote")
+
+
+@dataclass
+class Answers:
+    """Held-out answers of all systems for n rows of one outer split.
+
+    Attributes:
+        answer: system to class (n,) int; values: system to attributes (n, A), for all but the vote.
+        natural: log-probabilities (n, K) of the ensemble under the selection prior (calibrated); logp: under the decision prior.
+        answered: bool (n,), whether any member of the ensemble could answer.
+        best: the single member that was chosen.
+        in_sample: the ensemble's own (answer, values) on the rows that it was fitted on, with those rows.
+    """
+
+    outer: int
+    utterances: tuple[str, ...]
+    answer: dict[str, np.ndarray]
+    values: dict[str, np.ndarray]
+    natural: np.ndarray
+    logp: np.ndarray
+    answered: np.ndarray
+    best: list[MemberInfo]
+    in_sample: list[tuple[Selection, np.ndarray, np.ndarray]] = field(default_factory=list)
+
+
+@dataclass
+class Fitted:
+    """The final parts, the held-out answers, and the name of how they were held out (test, out_of_fold, nested)."""
+
+    parts: list[Part]
+    answers: list[Answers]
+    split: str
+    notes: list[str]
+
+
+def fit_runs(runs: Sequence[Run], config: EnsembleConfig) -> Fitted:
+    """Fit on development rows and answer held-out ones.
+
+    - nested: for each outer fold, everything on its development rows, answers for its test rows; the final ensemble is the
+      uniform mixture of the outer ones.
+    - test rows are there: everything on the development rows, answers for the test rows.
+    - else cross-fitting: for each group of folds everything on the other folds, the best single member's choice included.
+
+    Raises DataError where there is no finished trial, or one speaker only.
+    """
+    first = runs[0]
+    if first.kind == "nested":
+        parts, answers = [], []
+        for outer in first.outers:
+            selection = load_selection(runs, outer)
+            part = fit_part(selection, first.task, config)
+            parts.append(part)
+            found = answer_rows(part, selection, load_predictions(runs, outer, "test"), first.task, config, outer)
+            found.in_sample = [in_sample(part, selection, first.task)]
+            answers.append(found)
+        return Fitted(parts, answers, "nested", [])
+    outer = first.outers[0]
+    selection = load_selection(runs, outer)
+    part = fit_part(selection, first.task, config)
+    held = load_predictions(runs, outer, "test")
+    notes = []
+    if held.utterances:
+        found = answer_rows(part, selection, held, first.task, config, outer)
+        split = "test"
+    else:
+        found = cross_fit(selection, first.task, config, outer)
+        split = "out_of_fold"
+        notes.append("There are no test rows: the ensemble was cross-fitted over held-out folds. The search itself saw the development score of all folds, "
+                     "so the members (not the ensembling) may be scored a little too high; the nested protocol takes that away.")
+    found.in_sample = [in_sample(part, selection, first.task)]
+    return Fitted([part], [found], split, notes)
+
+
+def cross_fit(selection: Selection, task: Task, config: EnsembleConfig, outer: int) -> Answers:
+    """Answers for every selection row from an ensemble (and recipes) fitted on the other folds alone."""
+    groups = cross_fit_groups(selection, config)
+    pieces, order = [], []
+    for number in np.unique(groups):
+        held = groups == number
+        fitting = selection.part(~held)
+        part = fit_part(fitting, task, config)
+        pieces.append(answer_rows(part, fitting, _unlabelled(selection.predictions.take_rows(held)), task, config, outer))
+        order.append(np.flatnonzero(held))
+    place = np.argsort(np.concatenate(order))
+
+    def join(arrays: list[np.ndarray]) -> np.ndarray:
+        return np.concatenate(arrays)[place]
+
+    return Answers(outer, selection.predictions.utterances, {name: join([piece.answer[name] for piece in pieces]) for name in pieces[0].answer},
+                   {name: join([piece.values[name] for piece in pieces]) for name in pieces[0].values}, join([piece.natural for piece in pieces]),
+                   join([piece.logp for piece in pieces]), join([piece.answered for piece in pieces]), [member for piece in pieces for member in piece.best])
+
+
+def cross_fit_groups(selection: Selection, config: EnsembleConfig) -> np.ndarray:
+    """Group (N,) of each row: the search's own folds, many merged to MAX_GROUPS; with one fold only, folds of speakers."""
+    folds = np.unique(selection.fold)
+    if len(folds) > 1:
+        return np.searchsorted(folds, selection.fold) % MAX_GROUPS
+    groups = group_folds(selection.speaker, config.inner_folds, config.seed)
+    if len(np.unique(groups)) < 2:
+        raise DataError("One speaker only: nothing can be held out to score an ensemble on", remedy="Use a corpus with several speakers, or test rows.")
+    return groups
+
+
+def _unlabelled(predictions: Predictions) -> Predictions:
+    """Mark rows as held out, so that nothing can be fitted on them by mistake."""
+    return Predictions(predictions.members, predictions.utterances, predictions.classes, predictions.attributes, predictions.logp, predictions.values,
+                       predictions.present, "test")
+
+
+def answer_rows(part: Part, selection: Selection, held: Predictions, task: Task, config: EnsembleConfig, outer: int) -> Answers:
+    """Answers of the fitted part and of the plain recipes (chosen on ``selection``) for held-out rows."""
+    recipes = fit_baselines(selection, task, config)
+    logp, values = part.predict(held)
+    count = len(held.utterances)
+    best, average = recipes.best_single(held), recipes.average(held)
+    answer: dict[str, np.ndarray] = {}
+    answered = np.zeros(count, bool)
+    natural = np.zeros((count, 0))
+    if part.classes is not None:
+        answer = {"ensemble": decide(logp, part.classes.prior), "best_single": best[0], "average": average[0], "majority_vote": recipes.majority_vote(held)}
+        answered |= np.isfinite(logp).all(1)
+        natural = part.classes.natural(held)
+    filled = np.where(np.isfinite(values), values, recipes.middle)
+    if values.shape[1]:
+        answered |= np.isfinite(values).any(1)
+    return Answers(outer, held.utterances, answer, {"ensemble": filled, "best_single": best[1], "average": average[1]} if task.dimensional else {},
+                   natural, logp, answered, [recipes.best])
+
+
+def in_sample(part: Part, selection: Selection, task: Task) -> tuple[Selection, np.ndarray, np.ndarray]:
+    """The part's answers on the rows that it was fitted on: to tell how much they flatter."""
+    logp, values = part.predict(selection.predictions)
+    answer = decide(logp, part.classes.prior) if part.classes is not None else np.zeros(len(logp), np.int64)
+    return selection, answer, values

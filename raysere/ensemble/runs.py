@@ -1,0 +1,176 @@
+"""What the ensembler reads of a run folder: its task, splits, speakers and labels. Only files, never a live search."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from pydantic import ValidationError
+
+from raysere.corpora.labels import class_map
+from raysere.corpora.manifest import Manifest
+from raysere.ensemble.config import EnsembleConfig
+from raysere.errors import ConfigError, DataError, MissingFileError
+from raysere.files import read_yaml
+from raysere.training.task import Task
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One run folder, opened. ``settings`` is its experiment.yaml."""
+
+    folder: Path
+    settings: dict[str, Any]
+    task: Task
+    splits: pl.DataFrame
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> Run:
+        """Raises MissingFileError where a file of the run is missing, ConfigError for a task that cannot be read."""
+        folder = Path(folder)
+        settings = read_yaml(folder / "experiment.yaml")
+        if not isinstance(settings, dict) or "task" not in settings:
+            raise ConfigError("This experiment.yaml does not come from a run", where=folder / "experiment.yaml")
+        try:
+            task = Task.model_validate(settings["task"])
+        except ValidationError as error:
+            raise ConfigError(f"The task of this run cannot be read: {error.errors()[0]['msg']}", where=folder / "experiment.yaml") from error
+        for name in ("splits.parquet", "manifest.parquet"):
+            if not (folder / name).is_file():
+                raise MissingFileError(f"There is no {name}", where=folder, remedy="A run is a folder that `raysere run` wrote.")
+        return cls(folder, settings, task, pl.read_parquet(folder / "splits.parquet").with_columns(pl.col("role").cast(pl.String)))
+
+    @property
+    def name(self) -> str:
+        return str(self.settings.get("name") or self.folder.name)
+
+    @property
+    def kind(self) -> str:
+        """Protocol: holdout, out_of_fold or nested."""
+        return str((self.settings.get("protocol") or {}).get("kind", "holdout"))
+
+    @property
+    def speakers_recur(self) -> bool:
+        return (self.settings.get("protocol") or {}).get("by", "speaker") != "speaker"
+
+    @property
+    def outers(self) -> list[int]:
+        return sorted(self.splits["outer"].unique().to_list())
+
+    @property
+    def config(self) -> EnsembleConfig:
+        """The ``ensemble`` block; its seed follows the run's where it has none of its own."""
+        block = dict(self.settings.get("ensemble") or {})
+        try:
+            return EnsembleConfig.model_validate(block if block.get("seed") else {**block, "seed": int(self.settings.get("seed") or 0)})
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ConfigError(f"ensemble.{'.'.join(map(str, first['loc']))}: {first['msg']}", where=self.folder / "experiment.yaml") from error
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        return Manifest.read(self.folder / "manifest.parquet")
+
+    @property
+    def synthetic(self) -> bool:
+        return bool(self.manifest.synthetic)
+
+    def rows(self, outer: int, role: str) -> pl.DataFrame:
+        """Columns utterance, fold of the rows of one role (pool or test) of an outer split."""
+        return self.splits.filter((pl.col("outer") == outer) & (pl.col("role") == role)).select("utterance", "fold")
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Labels and groups of N utterances: ``label`` int (N,), -1 none; ``target`` float64 (N, A), NaN none; ``speaker`` (N,)
+    names, one for all ids of a linked person; ``about`` the manifest's other columns for break-downs."""
+
+    label: np.ndarray
+    target: np.ndarray
+    speaker: np.ndarray
+    about: pl.DataFrame
+
+
+def check_same(runs: Sequence[Run]) -> None:
+    """Raise DataError unless all runs have the same classes (in any order), metric, attributes and protocol, and no utterance
+    is a test row in one and a development row in another, nor in different folds."""
+    first = runs[0]
+    for run in runs[1:]:
+        if set(run.task.classes) != set(first.task.classes):
+            raise DataError(f"{run.name} has the classes {', '.join(run.task.classes)}; {first.name} has {', '.join(first.task.classes)}", where=run.folder,
+                            remedy="Only runs with the same classes make one ensemble.")
+        if (run.task.kind, run.task.attributes, run.task.metric, run.kind) != (first.task.kind, first.task.attributes, first.task.metric, first.kind):
+            raise DataError(f"{run.name} and {first.name} differ in task, metric or protocol", where=run.folder, remedy="Search them for the same task.")
+        if run.task.dimensional and run.task.scale != first.task.scale:
+            raise DataError(f"{run.name} rates attributes on {run.task.scale}, {first.name} on {first.task.scale}", where=run.folder)
+        both = first.splits.join(run.splits, on=["outer", "utterance"], how="inner", suffix="_other")
+        if not both.height:
+            raise DataError(f"{run.name} and {first.name} have no utterance in common", where=run.folder, remedy="Members must have answered the same utterances.")
+        moved = both.filter((pl.col("role") != pl.col("role_other")) | pl.col("fold").ne_missing(pl.col("fold_other")))
+        if moved.height:
+            raise DataError(f"{run.name} and {first.name} split {moved.height} utterances differently, such as {moved['utterance'][0]}", where=run.folder,
+                            remedy="A member must not have trained on what another one is scored on: run both with the same corpora, protocol and seed.")
+
+
+def dev_truth(runs: Sequence[Run], outer: int, utterances: Sequence[str]) -> Truth:
+    """Labels of development rows. Raises DataError when one of them is a test row of this outer split."""
+    asked = pl.Series("utterance", utterances)
+    for run in runs:
+        if asked.is_in(run.rows(outer, "test")["utterance"].to_list()).any():
+            raise DataError("A test row was asked for as a development row", where=run.folder)
+    return _truth(runs, utterances)
+
+
+def test_truth(runs: Sequence[Run], outer: int, utterances: Sequence[str]) -> Truth:
+    """Labels of test rows, for the one function that scores them. Raises DataError for a row that is not one."""
+    test = set().union(*[run.rows(outer, "test")["utterance"].to_list() for run in runs])
+    if not test.issuperset(utterances):
+        raise DataError("A row that is no test row was asked for as one", where=runs[0].folder)
+    return _truth(runs, utterances)
+
+
+test_truth.__test__ = False  # type: ignore[attr-defined]  # pytest would collect it by its name
+
+
+def _truth(runs: Sequence[Run], utterances: Sequence[str]) -> Truth:
+    task, count = runs[0].task, len(utterances)
+    label = np.full(count, -1, np.int64)
+    target = np.full((count, len(task.attributes)), np.nan)
+    speaker, known = np.full(count, "", dtype=object), np.zeros(count, bool)
+    about = None
+    order = pl.DataFrame({"utterance": list(utterances)}, schema={"utterance": pl.String})
+    for run in runs:
+        table = order.join(run.manifest.table, on="utterance", how="left", maintain_order="left", validate="1:1")
+        here = table["speaker"].is_not_null().to_numpy()
+        same_person = {name: group[0] for group in run.manifest.linked_speakers for name in group}
+        names = np.array([same_person.get(name, name) for name in table["speaker"].to_list()], dtype=object)
+        codes = _codes(run, table, here) if task.categorical else label
+        values = np.stack([table[name].cast(pl.Float64).fill_null(float("nan")).to_numpy() for name in task.attributes], axis=1) if task.attributes else target
+        if (clash := known & here & ((codes != label) | (names != speaker))).any():
+            raise DataError(f"{run.name} and {runs[0].name} disagree about {int(clash.sum())} utterances, such as {utterances[int(np.argmax(clash))]}", where=run.folder,
+                            remedy="Take runs of the same corpus and class map.")
+        new = here & ~known
+        label[new], target[new], speaker[new] = codes[new], values[new], names[new]
+        known |= here
+        part = table.select("corpus", "language", "sex", "duration_s")
+        about = part if about is None else about.with_columns(pl.coalesce(about[name], part[name]).alias(name) for name in part.columns)
+    if not known.all():
+        raise DataError(f"{int((~known).sum())} utterances are in no manifest, such as {utterances[int(np.argmin(known))]}", where=runs[0].folder)
+    assert about is not None
+    return Truth(label, target, speaker.astype(str), about)
+
+
+def _codes(run: Run, table: pl.DataFrame, here: np.ndarray) -> np.ndarray:
+    rules = run.settings.get("class_map")
+    found = table.filter(pl.Series(here))
+    names = class_map(rules).apply(found)[0] if rules is not None else found["emotion"].to_list()
+    numbers = {name: number for number, name in enumerate(run.task.classes)}
+    codes = np.full(table.height, -1, np.int64)
+    codes[here] = [numbers.get(name, -1) for name in names]
+    return codes

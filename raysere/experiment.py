@@ -1,0 +1,278 @@
+"""The one YAML file of an experiment: typed, complete and checked before anything runs."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from raysere.corpora.labels import ClassMap, class_map
+from raysere.corpora.splits import Protocol
+from raysere.ensemble.config import EnsembleConfig
+from raysere.errors import ConfigError
+from raysere.features.spec import FeatureConfig
+from raysere.files import digest, read_yaml
+from raysere.training.task import ATTRIBUTES, Task
+
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CorpusEntry(_Model):
+    """A corpus: which adapter, where, and options of that adapter (``columns`` maps manifest columns to a table's own)."""
+
+    corpus: str = Field(description="name of a corpus adapter, such as emodb, ravdess or table")
+    path: str = Field(description="folder of the corpus (or the table file); ~ and ${VARIABLE:-default} are expanded")
+    columns: dict[str, str] | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class TaskConfig(_Model):
+    """What is predicted: ``classes`` is the name of a class map, a list of labels, or a mapping of label to class (null leaves it out)."""
+
+    kind: Literal["categorical", "dimensional", "both"] = "categorical"
+    classes: str | list[str] | dict[str, Any] | None = None
+    attributes: list[Literal["arousal", "valence", "dominance"]] = Field(default_factory=lambda: list(ATTRIBUTES))
+    scale: tuple[float, float] | None = Field(None, description="interval of the attributes; default: the corpus's own")
+    metric: Literal["uar", "macro_f1", "accuracy", "ccc"] | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> TaskConfig:
+        if self.kind != "dimensional" and self.classes is None:
+            raise ValueError("a categorical task needs `classes`: the name of a class map, a list of labels, or label: class")
+        if self.kind == "dimensional" and self.classes is not None:
+            raise ValueError("a dimensional task has no `classes`")
+        if self.kind == "dimensional" and self.metric not in (None, "ccc"):
+            raise ValueError("the metric of a dimensional task is ccc")
+        if self.kind == "categorical" and self.metric == "ccc":
+            raise ValueError("the metric of a categorical task is uar, macro_f1 or accuracy")
+        return self
+
+
+class SearchEntry(_Model):
+    """One search: a space (a file or the name of one), the features it reads, and how many trials (of each outer fold)."""
+
+    space: str
+    features: str | list[str]
+    trials: int = Field(20, ge=1, le=100_000)
+    name: str | None = None
+    fixed: dict[str, Any] = Field(default_factory=dict, description="parameters held at a value instead of searched")
+
+    @property
+    def streams(self) -> list[str]:
+        return [self.features] if isinstance(self.features, str) else list(self.features)
+
+    @property
+    def study(self) -> str:
+        return self.name or f"{Path(self.space).stem}-{'+'.join(self.streams)}"
+
+
+class TrialResources(_Model):
+    """What one trial occupies. ``gpu`` is a share of one card (1/k); threads follow ``cpu``."""
+
+    cpu: int = Field(1, ge=1)
+    gpu: float = Field(0.0, ge=0)
+    concurrent: int | None = Field(None, ge=1, description="trials at once; default: as many as the resources hold")
+
+    @field_validator("gpu")
+    @classmethod
+    def _whole_share(cls, value: float) -> float:
+        if 0 < value < 1 and abs(1 / value - round(1 / value)) > 1e-6 or value > 1 and value != int(value):
+            raise ValueError("a share of a GPU is 1/k (0.5, 0.25, ...), or a whole number of GPUs")
+        return value
+
+
+class Halving(_Model):
+    """Asynchronous successive halving: a trial below the best 1/``reduction`` at a rung stops; the first rung is ``grace`` epochs."""
+
+    grace: int = Field(5, ge=1)
+    reduction: int = Field(3, ge=2)
+
+
+class Extraction(_Model):
+    actors: int | None = Field(None, ge=1, description="extraction actors; default: one a core or a GPU")
+    fail_threshold: float = Field(0.5, ge=0, le=1, description="share of failing files beyond which the run stops")
+
+
+class Experiment(_Model):
+    """A whole experiment; see ``raysere init`` for a commented one."""
+
+    name: str
+    corpora: list[CorpusEntry] = Field(min_length=1)
+    task: TaskConfig
+    protocol: Protocol = Field(default_factory=Protocol)
+    features: dict[str, FeatureConfig] = Field(min_length=1)
+    search: list[SearchEntry] = Field(min_length=1)
+    trial: TrialResources = TrialResources()
+    halving: Halving | None = Halving()
+    ensemble: EnsembleConfig = EnsembleConfig()
+    extraction: Extraction = Extraction()
+    seed: int = Field(0, ge=0)
+    runs: str = Field("runs", description="folder of run directories")
+    store: str = Field("features", description="folder of the feature store, shared by all runs")
+
+    @field_validator("name")
+    @classmethod
+    def _plain(cls, value: str) -> str:
+        if not _NAME.match(value):
+            raise ValueError("letters, digits, '.', '_' and '-' only, at most 64, since it names a folder")
+        return value
+
+    @model_validator(mode="after")
+    def _joined(self) -> Experiment:
+        for number, entry in enumerate(self.search):
+            for stream in entry.streams:
+                if stream not in self.features:
+                    raise ValueError(f"search.{number}.features: unknown feature {stream!r}; valid choices: {', '.join(sorted(self.features))}")
+        names = [entry.study for entry in self.search]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two searches are both called {twice[0]!r}: give one of them a `name`")
+        return self
+
+    @property
+    def run_folder(self) -> Path:
+        return Path(self.runs).expanduser() / self.name
+
+    @property
+    def store_folder(self) -> Path:
+        return Path(self.store).expanduser()
+
+    def class_map(self) -> ClassMap | None:
+        return None if self.task.classes is None else class_map(self.task.classes)
+
+    def resolved_task(self, scale: tuple[float, float] | None) -> Task:
+        """The task with its class names in order; ``scale`` is the corpora's own interval of the attributes."""
+        rules = self.class_map()
+        dimensional = self.task.kind != "categorical"
+        return Task(kind=self.task.kind, classes=() if rules is None else tuple(rules.classes),
+                    attributes=tuple(self.task.attributes) if dimensional else (),
+                    scale=self.task.scale or scale or (1.0, 7.0),
+                    metric=self.task.metric or ("ccc" if self.task.kind == "dimensional" else "uar"))
+
+    def frozen_part(self) -> str:
+        """Hash of what may not change between two starts of one run: data, task, protocol and seed."""
+        fields = self.model_dump(mode="json", include={"corpora", "task", "protocol", "seed"})
+        for corpus in fields["corpora"]:
+            corpus["path"] = Path(corpus["path"]).name
+        return digest(fields)
+
+
+def load_experiment(path: str | os.PathLike[str], overrides: tuple[str, ...] | list[str] = ()) -> Experiment:
+    """Read and check an experiment file; ``overrides`` are ``key.sub.0=value`` with the value as YAML.
+
+    Raises ConfigError that lists every problem with its key and, where there is a closed list, the valid choices.
+    """
+    path = Path(path).expanduser()
+    raw = read_yaml(path)
+    if not isinstance(raw, dict):
+        raise ConfigError("An experiment is a mapping of keys to values", where=path, remedy="`raysere init` writes one to start from.")
+    for override in overrides:
+        _override(raw, override)
+    raw = _expand(raw, path)
+    raw.setdefault("name", path.stem)
+    try:
+        experiment = Experiment.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"This experiment cannot be right:\n{_explain(error, Experiment)}\n", where=path,
+                          remedy="`raysere schema experiment` prints every key.") from error
+    entries = []
+    for entry in experiment.corpora:
+        root = Path(entry.path).expanduser()
+        if not root.is_absolute() and (path.parent / root).exists():
+            root = path.parent / root
+        entries.append(entry.model_copy(update={"path": str(root.resolve())}))
+    features = {name: config.model_copy(update={"backbone": re.sub(r"^(\w+):~(?=/)", lambda found: f"{found[1]}:{Path.home()}", config.backbone)})
+                for name, config in experiment.features.items()}
+    return experiment.model_copy(update={"corpora": entries, "features": features})
+
+
+def _expand(value: Any, path: Path) -> Any:
+    """Expand ``${NAME}`` and ``${NAME:-default}`` in every text."""
+    if isinstance(value, dict):
+        return {key: _expand(item, path) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_expand(item, path) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def replace(match: re.Match[str]) -> str:
+        name, default = match.groups()
+        found = os.environ.get(name, default)
+        if found is None:
+            raise ConfigError(f"The environment variable {name} is not set", where=f"{path}: {value}", remedy=f"Set {name}, or write a default: ${{{name}:-value}}.")
+        return found
+
+    return _VARIABLE.sub(replace, value)
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"--set takes key=value, not {override!r}", remedy="For example: --set search.0.trials=40")
+    *parents, last = key.split(".")
+    node: Any = raw
+    try:
+        for part in parents:
+            node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
+        if isinstance(node, list):
+            node[int(last)] = yaml.safe_load(text)
+        else:
+            node[last] = yaml.safe_load(text)
+    except (IndexError, ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"--set {override}: there is no place {key!r} in this experiment") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: the value is not YAML") from error
+
+
+def _explain(error: ValidationError, model: type[BaseModel]) -> str:
+    lines = []
+    for problem in error.errors(include_url=False):
+        place = [part for part in problem["loc"] if not (isinstance(part, str) and ("[" in part or part in {"str", "int", "float", "bool"}))]
+        key = ".".join(str(part) for part in place) or "(whole file)"
+        if problem["type"] == "extra_forbidden":
+            names = sorted(_fields_at(model, place[:-1]))
+            close = difflib.get_close_matches(str(place[-1]), names, n=1)
+            text = f"unknown key; valid choices: {', '.join(names)}" + (f" (did you mean {close[0]!r}?)" if close else "")
+        elif problem["type"] == "missing":
+            text = "is missing"
+        else:
+            text = problem["msg"].removeprefix("Value error, ")
+            if problem["type"] not in {"value_error", "literal_error"} and isinstance(problem["input"], str | int | float):
+                text += f" (it is {problem['input']!r})"
+        line = f"  {key}: {text}"
+        if line not in lines:
+            lines.append(line)
+    return "\n".join(lines)
+
+
+def _fields_at(model: type[BaseModel], place: list[Any]) -> list[str]:
+    """Field names of the model that stands at ``place`` inside ``model``."""
+    current: Any = model
+    for part in place:
+        if isinstance(current, type) and issubclass(current, BaseModel) and part in current.model_fields:
+            current = current.model_fields[part].annotation
+        current = _inner_model(current)
+        if current is None:
+            return []
+    return list(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []
+
+
+def _inner_model(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if typing.get_origin(annotation) in (list, dict, typing.Union, types.UnionType):
+        for argument in typing.get_args(annotation):
+            if (found := _inner_model(argument)) is not None:
+                return found
+    return None

@@ -1,0 +1,151 @@
+"""Extraction by Ray actors: tasks handed out longest first, workers replaced when they die, killers of workers found by halving."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from raysere.cluster import start_ray
+from raysere.errors import EnvironmentFault, RaysereError
+from raysere.features.content import Failure, Work
+from raysere.features.encoder import SHARD_ITEMS, SHARD_S, Encoder, Outcome
+from raysere.features.shards import read_index
+from raysere.features.spec import FeatureSpec
+
+DEATHS = 3  # of a worker, alone with one file, until the file is held to be the cause
+_BARREN = 20  # deaths in a row without one finished task: the machine is at fault
+
+
+class Tasks:
+    """Work in tasks of about ``SHARD_S`` seconds, sized by the speed seen so far; smaller towards the end, so that workers end together."""
+
+    def __init__(self, works: list[Work], workers: int) -> None:
+        self.fresh = deque(sorted(works, key=lambda work: (-work.seconds, work.content)))
+        self.again: deque[list[Work]] = deque()
+        self.workers = max(1, workers)
+        self.left = sum(work.seconds for work in self.fresh)
+        self.deaths: dict[str, int] = {}
+        self.speed: float | None = None  # seconds of speech a second of one worker
+        self._seen = [0.0, 0.0]
+
+    def __bool__(self) -> bool:
+        return bool(self.fresh or self.again)
+
+    def next(self) -> list[Work] | None:
+        if self.again:
+            return self.again.popleft()
+        if not self.fresh:
+            return None
+        limit = min(20.0 if self.speed is None else self.speed * SHARD_S, self.left / (2 * self.workers))
+        task = [self.fresh.popleft()]
+        total = task[0].seconds
+        while self.fresh and len(task) < SHARD_ITEMS and total + self.fresh[0].seconds <= limit:
+            task.append(self.fresh.popleft())
+            total += task[-1].seconds
+        self.left -= total
+        return task
+
+    def finished(self, outcome: Outcome) -> None:
+        self._seen[0] += outcome.speech_s
+        self._seen[1] += outcome.wall_s
+        if self._seen[0] and self._seen[1]:
+            self.speed = self._seen[0] / self._seen[1]
+
+    def died(self, task: list[Work], standing: set[str]) -> tuple[list[str], Failure | None]:
+        """A worker died over ``task``: (contents that its finished shards hold, the failure where one file has killed often enough)."""
+        done = [work.content for work in task if work.content in standing]
+        rest = [work for work in task if work.content not in standing]
+        if len(rest) > 1:
+            middle = math.ceil(len(rest) / 2)
+            self.again += [rest[:middle], rest[middle:]]
+        elif rest:
+            work = rest[0]
+            self.deaths[work.content] = self.deaths.get(work.content, 0) + 1
+            if self.deaths[work.content] >= DEATHS:
+                return done, Failure(
+                    work.utterance, work.content, work.path, f"killed its worker {DEATHS} times (out of memory, or a fault in native code)"
+                )
+            self.again.append(rest)
+        return done, None
+
+
+def run_actors(
+    spec: FeatureSpec,
+    folder: Path,
+    works: list[Work],
+    take: Callable[[Outcome], None],
+    *,
+    actors: int | None = None,
+    device: str = "auto",
+    batch_s: float | None = None,
+    say: Callable[[str], None] | None = None,
+) -> None:
+    """Extract ``works`` into shards under ``folder``, calling ``take`` with the outcome of every task in this process.
+
+    Raises what ``take`` raises; EnvironmentFault when workers die again and again; RaysereErrors of the workers as they are.
+    """
+    start_ray()
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    total = ray.cluster_resources()
+    device = ("cuda" if total.get("GPU", 0) >= 1 else "cpu") if device == "auto" else device
+    on_gpu = device.startswith("cuda")
+    count = min(actors or max(1, int(total.get("GPU" if on_gpu else "CPU", 1))), len(works))
+    remote = ray.remote(num_cpus=1, num_gpus=1 if on_gpu else 0, max_restarts=0, scheduling_strategy="SPREAD")(Encoder)
+
+    opening: dict[Any, Any] = {}
+    running: dict[Any, tuple[Any, list[Work]]] = {}
+    idle: list[Any] = []
+    tasks = Tasks(works, count)
+    barren = 0
+
+    def hire() -> None:
+        actor = remote.remote(spec, folder.resolve(), device=device, threads=None if on_gpu else 1, batch_s=batch_s)
+        opening[actor.open_here.remote()] = actor
+
+    try:
+        for _ in range(count):
+            hire()
+        while tasks or running:
+            while idle and tasks:
+                actor, task = idle.pop(), tasks.next()
+                assert task is not None
+                running[actor.run.remote(task)] = (actor, task)
+            if not running and not tasks:
+                break
+            ready, _ = ray.wait([*running, *opening], num_returns=1, timeout=30)
+            if not ready and not running and say:
+                say(f"extract {spec.backbone}: waiting for a free {'GPU' if on_gpu else 'core'} in the Ray cluster")
+            for reference in ready:
+                actor, task = running.pop(reference, None) or (opening.pop(reference), None)
+                try:
+                    outcome = ray.get(reference)
+                except RayTaskError as error:
+                    if isinstance(error.cause, RaysereError):
+                        raise error.cause from None
+                    raise
+                except RayError as error:  # the worker is gone: killed, out of memory, a fault in native code, its node lost
+                    barren += 1
+                    if barren >= _BARREN:
+                        raise EnvironmentFault(
+                            f"{barren} extraction workers died one after the other: {' '.join(str(error).split())[:300]}",
+                            where=spec.backbone,
+                            remedy="Most often memory: use fewer actors. Then run the same command again: finished work is kept.",
+                        ) from error
+                    if task is not None:
+                        done, failure = tasks.died(task, set(read_index(folder)["content"].to_list()))
+                        take(Outcome(done=done, failures=[failure] if failure else []))
+                    hire()
+                    continue
+                idle.append(actor)
+                if task is not None:
+                    barren = 0
+                    tasks.finished(outcome)
+                    take(outcome)
+    finally:
+        for actor in [*idle, *opening.values(), *(actor for actor, _ in running.values())]:
+            ray.kill(actor, no_restart=True)

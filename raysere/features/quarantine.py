@@ -1,0 +1,47 @@
+"""What could not be turned into features, remembered by content: tried again only when the content changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import polars as pl
+
+from raysere.features.content import Failure
+from raysere.files import atomic_write
+
+SCHEMA = {"utterance": pl.String, "content": pl.String, "path": pl.String, "reason": pl.String}
+
+
+class Quarantine:
+    """``<key>/quarantine.parquet``: utterance, content, path, reason. Delete the file to have all of it tried again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "quarantine.parquet"
+        self.reasons: dict[str, Failure] = {}
+        try:
+            for utterance, content, path, reason in pl.read_parquet(self.path).select(list(SCHEMA)).iter_rows():
+                self.reasons[content] = Failure(utterance, content, path, reason)
+        except (OSError, pl.exceptions.PolarsError):
+            pass  # none yet, or unreadable: what is bad will be found again
+
+    def add(self, failures: Iterable[Failure]) -> None:
+        """Remember the lasting ones and write the file, whole."""
+        new = {failure.content: failure for failure in failures if failure.lasting and failure.content is not None}
+        if not new:
+            return
+        gone = {failure.utterance for failure in new.values()}  # an utterance whose content changed has one entry, the newest
+        self.reasons = {content: failure for content, failure in self.reasons.items() if failure.utterance not in gone} | new
+        self.save()
+
+    def forget(self, contents: Iterable[str]) -> None:
+        """Drop contents that have features after all."""
+        found = set(contents) & self.reasons.keys()
+        if found:
+            self.reasons = {content: failure for content, failure in self.reasons.items() if content not in found}
+            self.save()
+
+    def save(self) -> None:
+        rows = [(failure.utterance, content, failure.path, failure.reason) for content, failure in sorted(self.reasons.items())]
+        with atomic_write(self.path) as temporary:
+            pl.DataFrame(rows, schema=SCHEMA, orient="row").write_parquet(temporary)

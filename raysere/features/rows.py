@@ -1,0 +1,125 @@
+"""Where the rows of utterances lie, and the arithmetic of ragged rows: one packed array with offsets, never a list of arrays."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from raysere.errors import DataError
+from raysere.files import digest
+
+
+@dataclass(frozen=True)
+class Placement:
+    """N utterances: ``shard`` int32 (N,), -1 where absent; ``first`` int64 (N,) row in the shard; ``rows`` int64 (N,), 0 where absent."""
+
+    shard: np.ndarray
+    first: np.ndarray
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+    @property
+    def present(self) -> np.ndarray:
+        return self.shard >= 0
+
+    @property
+    def fingerprint(self) -> str:
+        return digest(self.shard.tobytes() + self.first.tobytes() + self.rows.tobytes())
+
+
+class LayerSource(Protocol):
+    """Arrays (rows, width) by shard and layer. ``token`` names the content: equal tokens hold equal bytes."""
+
+    token: str
+
+    def array(self, shard: int, layer: int) -> np.ndarray: ...
+
+
+class MappedLayers:
+    """Shards of one key on disk, mapped copy-on-write.
+
+    Copy-on-write because a stray in-place write by a consumer is a segmentation fault on a read-only map and changes the
+    file on a shared one; here it stays private to the process that wrote.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.token = str(self.folder.resolve())
+        self._open: dict[tuple[int, int], np.ndarray] = {}
+
+    def array(self, shard: int, layer: int) -> np.ndarray:
+        if (shard, layer) not in self._open:
+            path = layer_path(self.folder / shard_name(shard), layer)
+            try:
+                self._open[shard, layer] = np.load(path, mmap_mode="c", allow_pickle=False)
+            except (OSError, ValueError) as error:
+                raise DataError(
+                    f"The features of layer {layer} cannot be opened: {error}",
+                    where=path,
+                    remedy="Remove this shard folder and extract again: only its utterances are computed anew.",
+                ) from error
+        return self._open[shard, layer]
+
+    def __getstate__(self) -> dict:
+        return {"folder": self.folder, "token": self.token, "_open": {}}  # paths travel between processes, bytes stay mapped
+
+
+class MemoryLayers:
+    """Arrays at hand: one shard, number 0."""
+
+    def __init__(self, layers: dict[int, np.ndarray]) -> None:
+        self.token = uuid.uuid4().hex
+        self.layers = layers
+
+    def array(self, shard: int, layer: int) -> np.ndarray:
+        return self.layers[layer]
+
+
+def shard_name(number: int) -> str:
+    return f"shard-{number:05d}"
+
+
+def layer_path(folder: Path, number: int) -> Path:
+    return folder / f"layer-{number:02d}.npy"
+
+
+def offsets(rows: np.ndarray) -> np.ndarray:
+    """Start of each utterance when rows are packed one after the other; int64 (N + 1,), the last is the total."""
+    result = np.zeros(len(rows) + 1, dtype=np.int64)
+    np.cumsum(rows, out=result[1:])
+    return result
+
+
+def flat(first: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """All row numbers of ragged stretches, in order: ``first[i], ..., first[i] + rows[i] - 1`` for each i; int64 (sum of rows,)."""
+    start = offsets(rows)
+    return np.repeat(np.asarray(first, dtype=np.int64) - start[:-1], rows) + np.arange(start[-1], dtype=np.int64)
+
+
+def pack(source: LayerSource, layer: int, placement: Placement, width: int, dtype: np.dtype | type) -> np.ndarray:
+    """The rows of all utterances of ``placement``, one utterance after the other: (sum of rows, width), copied from the shards."""
+    start = offsets(placement.rows)
+    packed = np.empty((start[-1], width), dtype=dtype)
+    for shard in np.unique(placement.shard[placement.present]):
+        here = np.flatnonzero(placement.shard == shard)
+        packed[flat(start[here], placement.rows[here])] = source.array(int(shard), layer)[flat(placement.first[here], placement.rows[here])]
+    return packed
+
+
+def gather(source: LayerSource, layer: int, placement: Placement, rows: np.ndarray, width: int, steps: int) -> np.ndarray:
+    """Rows of the chosen utterances straight from the shards, zeros where there are none: float32 (n, steps, width)."""
+    out = np.zeros((len(rows), steps, width), dtype=np.float32)
+    shard, first, count = placement.shard[rows], placement.first[rows], placement.rows[rows]
+    for number in np.unique(shard[shard >= 0]):
+        here = np.flatnonzero(shard == number)
+        stretch = flat(first[here], count[here])
+        out[np.repeat(here, count[here]), flat(np.zeros(len(here), dtype=np.int64), count[here])] = source.array(int(number), layer)[
+            stretch
+        ]
+    return out

@@ -1,0 +1,125 @@
+"""Files as the interface: canonical JSON, content hashes, and writes that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from raysere.errors import ConfigError, EnvironmentFault, MissingFileError
+
+_ENVIRONMENT = {errno.ENOSPC: "The disk is full", errno.EDQUOT: "The disk quota is used up", errno.EACCES: "No permission to write",
+                errno.EPERM: "No permission to write", errno.EROFS: "The file system is read-only"}
+
+
+@contextlib.contextmanager
+def explain_write_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk or a folder that cannot be written into an :class:`EnvironmentFault` that says so."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, EnvironmentFault) or error.errno not in _ENVIRONMENT:
+            raise
+        raise EnvironmentFault(_ENVIRONMENT[error.errno], where=path, remedy="Free space there or name another folder, then run the same command again: finished work is kept.") from error
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success it is flushed to disk and renamed over ``path``, on failure removed."""
+    path = Path(path)
+    with explain_write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.parent / f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp"
+        try:
+            yield temporary
+            _sync(temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary folder; on success it is renamed to ``path`` (which must not exist), on failure removed."""
+    path = Path(path)
+    with explain_write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.parent / f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp"
+        temporary.mkdir()
+        try:
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    _sync(file)
+            os.rename(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no blanks: the same value always gives the same text.
+
+    Examples:
+        >>> canonical_json({"b": 1, "a": [1.5, None]})
+        '{"a":[1.5,null],"b":1}'
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(value: Any, length: int = 16) -> str:
+    """Hex SHA-256 of bytes, of a text, or of the canonical JSON of anything else, cut to ``length`` characters."""
+    if isinstance(value, str):
+        value = value.encode()
+    elif not isinstance(value, (bytes, bytearray, memoryview)):
+        value = canonical_json(value).encode()
+    return hashlib.sha256(value).hexdigest()[:length]
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFileError(f"There is no file {path.name!r}", where=path.parent)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"This is not JSON: {error}", where=path) from error
+
+
+def write_yaml(path: str | os.PathLike[str], value: Any) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120), encoding="utf-8")
+
+
+def read_yaml(path: str | os.PathLike[str]) -> Any:
+    """Read YAML safely; a syntax error becomes a :class:`ConfigError` with line and column."""
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFileError(f"There is no file {path.name!r}", where=path.parent.resolve())
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
+        raise ConfigError(f"This is not YAML: {getattr(error, 'problem', None) or error}", where=place) from error

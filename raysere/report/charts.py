@@ -1,0 +1,185 @@
+"""Small SVG charts without a plotting library: they scale on a phone, print in black on white, and need no network.
+
+Colours come from CSS classes (``c0`` .. ``c5``, ``ink``, ``grid``) that the page defines, so that dark mode works. Each
+chart has a ``<title>`` for screen readers. Widths are in user units; the page scales them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+CHAR = 6.6  # width of one character of the 11 px chart font, in user units: an estimate for label margins
+
+
+def svg(width: float, height: float, body: list[str], title: str) -> str:
+    return (f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{escape(title)}" style="max-width:{width:.0f}px">'
+            f"<title>{escape(title)}</title>{''.join(body)}</svg>")
+
+
+def text(x: float, y: float, value: str, *, anchor: str = "start", css: str = "ink", size: float = 11) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{css}" font-size="{size}">{escape(value)}</text>'
+
+
+def line(x1: float, y1: float, x2: float, y2: float, css: str = "grid") -> str:
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{css}"/>'
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round tick positions inside [low, high]."""
+    if high <= low:
+        return [low]
+    raw = (high - low) / count
+    power = 10.0 ** int(f"{raw:e}".split("e")[1])
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw - 1e-12)
+    first = int(low / step) - 1
+    return [round(k * step, 10) for k in range(first, first + 4 * count) if low - 1e-9 <= k * step <= high + 1e-9]
+
+
+def shorten(label: str, limit: int) -> str:
+    return label if len(label) <= limit else label[: limit - 1] + "…"
+
+
+def intervals(rows: Sequence[tuple[str, float, float | None, float | None, str]], *, title: str, mark: float | None = None, mark_label: str = "",
+              width: float = 680, unit: str = "") -> str:
+    """Dots with interval bars, one row each: (label, value, low, high, css class). ``mark`` draws a dashed reference line."""
+    values = [v for _, value, low, high, _ in rows for v in (value, low, high) if v is not None] + ([mark] if mark is not None else [])
+    low_x, high_x = min(values), max(values)
+    pad = 0.06 * (high_x - low_x) or 0.05
+    low_x, high_x = low_x - pad, high_x + pad
+    left = 14 + CHAR * max(len(shorten(row[0], 34)) for row in rows)
+    right, top, step = 108, 18, 26
+    height = top + step * len(rows) + 26
+
+    def x(value: float) -> float:
+        return left + (value - low_x) / (high_x - low_x) * (width - left - right)
+
+    body = []
+    for tick in ticks(low_x, high_x):
+        body += [line(x(tick), top - 8, x(tick), height - 20), text(x(tick), height - 6, f"{tick:g}", anchor="middle", css="soft")]
+    if mark is not None:
+        body += [line(x(mark), top - 8, x(mark), height - 20, "mark"), text(x(mark), top - 9, mark_label, anchor="middle", css="soft", size=10)]
+    for index, (label, value, low, high, css) in enumerate(rows):
+        y = top + step * index + step / 2
+        body.append(text(left - 8, y + 4, shorten(label, 34), anchor="end"))
+        if low is not None and high is not None:
+            body.append(f'<rect x="{x(low):.1f}" y="{y - 3:.1f}" width="{max(x(high) - x(low), 1):.1f}" height="6" rx="3" class="{css} faint"/>')
+        body.append(f'<circle cx="{x(value):.1f}" cy="{y:.1f}" r="5" class="{css}"/>')
+        interval = f" [{low:.3f}, {high:.3f}]" if low is not None and high is not None else ""
+        body.append(text(width - right + 8, y + 4, f"{value:.3f}{unit}", css="ink"))
+    return svg(width, height, body, title)
+
+
+def bars(rows: Sequence[tuple[str, float, str]], *, title: str, width: float = 680, digits: int = 2, maximum: float | None = None) -> str:
+    """Horizontal bars from 0: (label, value, css class)."""
+    top, step = 6, 24
+    left = 14 + CHAR * max((len(shorten(row[0], 44)) for row in rows), default=4)
+    right = 58
+    height = top + step * len(rows) + 6
+    most = maximum or max((row[1] for row in rows), default=1.0) or 1.0
+    body = []
+    for index, (label, value, css) in enumerate(rows):
+        y = top + step * index
+        length = max((width - left - right) * max(value, 0.0) / most, 0.5)
+        body += [text(left - 8, y + 15, shorten(label, 44), anchor="end"),
+                 f'<rect x="{left:.1f}" y="{y + 4:.1f}" width="{length:.1f}" height="{step - 8}" rx="2" class="{css}"/>',
+                 text(left + length + 6, y + 15, f"{value:.{digits}f}")]
+    return svg(width, height, body, title)
+
+
+def columns(values: Sequence[float], labels: Sequence[str], *, title: str, css: str = "c0", width: float = 680, height: float = 170, reference: float | None = None) -> str:
+    """Vertical columns from 0 (layer weights); ``reference`` draws a dashed line (the uniform weight)."""
+    left, bottom, top = 44, 24, 12
+    most = max([*values, reference or 0.0]) * 1.08 or 1.0
+    slot = (width - left - 8) / max(len(values), 1)
+
+    def y(value: float) -> float:
+        return top + (height - top - bottom) * (1 - value / most)
+
+    body = []
+    for tick in ticks(0, most, 4):
+        body += [line(left, y(tick), width - 8, y(tick)), text(left - 6, y(tick) + 4, f"{tick:g}", anchor="end", css="soft")]
+    every = max(1, int(len(values) * 28 / (width - left)))
+    for index, (value, label) in enumerate(zip(values, labels, strict=True)):
+        x = left + slot * index
+        body.append(f'<rect x="{x + slot * 0.12:.1f}" y="{y(value):.1f}" width="{slot * 0.76:.1f}" height="{max(height - bottom - y(value), 0.5):.1f}" rx="2" class="{css}"/>')
+        if index % every == 0:
+            body.append(text(x + slot / 2, height - 8, label, anchor="middle", css="soft"))
+    if reference is not None:
+        body.append(line(left, y(reference), width - 8, y(reference), "mark"))
+    return svg(width, height, body, title)
+
+
+def matrix(counts: Sequence[Sequence[float]], names: Sequence[str], *, title: str) -> str:
+    """Confusion matrix: rows are true classes, shares of the row as shade and per cent, counts below them."""
+    cell = 58 if len(names) <= 6 else 50
+    left = 18 + CHAR * max(len(name) for name in names)
+    top = 42
+    size = cell * len(names)
+    body = [text(left + size / 2, 12, "predicted", anchor="middle", css="soft")]
+    for index, name in enumerate(names):
+        body += [text(left + cell * (index + 0.5), top - 8, shorten(name, int(cell / CHAR)), anchor="middle"),
+                 text(left - 8, top + cell * (index + 0.5) + 4, name, anchor="end")]
+    for i, row in enumerate(counts):
+        total = sum(row)
+        for j, count in enumerate(row):
+            share = count / total if total else 0.0
+            x, y = left + cell * j, top + cell * i
+            css = "light" if share > 0.55 else "ink"
+            body += [f'<rect x="{x + 1:.1f}" y="{y + 1:.1f}" width="{cell - 2}" height="{cell - 2}" rx="3" class="cell"/>',
+                     f'<rect x="{x + 1:.1f}" y="{y + 1:.1f}" width="{cell - 2}" height="{cell - 2}" rx="3" class="{"c0" if i == j else "c1"}" fill-opacity="{share:.3f}"/>',
+                     text(x + cell / 2, y + cell / 2 + 1, f"{100 * share:.0f} %", anchor="middle", css=css, size=12),
+                     text(x + cell / 2, y + cell / 2 + 15, f"{count:g}", anchor="middle", css=css, size=9)]
+    return svg(left + size + 8, top + size + 6, body, title)
+
+
+def scatter(series: Sequence[tuple[str, Sequence[float], Sequence[float], str]], *, title: str, x_label: str, y_label: str, best: bool = False,
+            diagonal: bool = False, width: float = 680, height: float = 280, x_range: tuple[float, float] | None = None, y_range: tuple[float, float] | None = None,
+            joined: bool = False) -> str:
+    """Points by series (name, xs, ys, css class); ``best`` adds each series' running maximum, ``joined`` joins its points."""
+    left, bottom, top, right = 52, 40, 26, 12
+    xs = [v for _, values, _, _ in series for v in values] or [0.0, 1.0]
+    ys = [v for _, _, values, _ in series for v in values] or [0.0, 1.0]
+    x0, x1 = x_range or (min(xs), max(xs) or 1)
+    y0, y1 = y_range or (min(ys), max(ys))
+    if x1 <= x0:
+        x1 = x0 + 1
+    if y1 <= y0:
+        y0, y1 = y0 - 0.05, y1 + 0.05
+    if y_range is None:
+        y0, y1 = y0 - 0.05 * (y1 - y0), y1 + 0.05 * (y1 - y0)
+
+    def x(value: float) -> float:
+        return left + (value - x0) / (x1 - x0) * (width - left - right)
+
+    def y(value: float) -> float:
+        return top + (1 - (value - y0) / (y1 - y0)) * (height - top - bottom)
+
+    body = []
+    for tick in ticks(y0, y1):
+        body += [line(left, y(tick), width - right, y(tick)), text(left - 6, y(tick) + 4, f"{tick:g}", anchor="end", css="soft")]
+    for tick in ticks(x0, x1, 6):
+        body.append(text(x(tick), height - bottom + 16, f"{tick:g}", anchor="middle", css="soft"))
+    body += [text((left + width - right) / 2, height - 6, x_label, anchor="middle", css="soft"), text(4, 12, y_label, css="soft")]
+    if diagonal:
+        body.append(line(x(max(x0, y0)), y(max(x0, y0)), x(min(x1, y1)), y(min(x1, y1)), "mark"))
+    legend = left + 60.0
+    for name, series_x, series_y, css in series:
+        if best:
+            top_so_far, path = float("-inf"), []
+            for vx, vy in sorted(zip(series_x, series_y, strict=True)):
+                if vy > top_so_far:
+                    if path:
+                        path.append((x(vx), path[-1][1]))
+                    top_so_far = vy
+                    path.append((x(vx), y(vy)))
+            if path:
+                path.append((x(x1), path[-1][1]))
+                body.append(f'<polyline class="{css} stroke" points="{" ".join(f"{px:.1f},{py:.1f}" for px, py in path)}"/>')
+        if joined:
+            body.append(f'<polyline class="{css} stroke" points="{" ".join(f"{x(vx):.1f},{y(vy):.1f}" for vx, vy in zip(series_x, series_y, strict=True))}"/>')
+        body += [f'<circle cx="{x(vx):.1f}" cy="{y(vy):.1f}" r="3.2" class="{css} dot"/>' for vx, vy in zip(series_x, series_y, strict=True)]
+        if len(series) > 1 or best:
+            body += [f'<circle cx="{legend:.1f}" cy="9" r="4" class="{css}"/>', text(legend + 8, 13, shorten(name, 28))]
+            legend += 24 + CHAR * len(shorten(name, 28))
+    return svg(width, height, body, title)

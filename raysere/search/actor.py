@@ -1,0 +1,85 @@
+"""What Tune holds: the worker's Trainable, and the driver's callback that puts finished trials into the ledger."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ray.tune import Callback, Stopper, Trainable
+
+from raysere.search.trial import TrialRun
+
+if TYPE_CHECKING:
+    from raysere.search.board import Board
+    from raysere.search.searcher import LaneSearcher
+
+
+class TrialActor(Trainable):
+    """Runs trials one after the other in one process; a step trains to the next rung or to the end, so few results travel."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self.run = TrialRun(Path(config["run_dir"]), json.loads(config["job"]))
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self.setup(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        return self.run.advance()
+
+
+class LedgerCallback(Callback):
+    """Records a trial when Tune is done with it, whether it ended by itself, was stopped, or its process died for the last time."""
+
+    def __init__(self, board: Board, searcher: LaneSearcher) -> None:
+        self.board, self.searcher = board, searcher
+        self._proposals: dict[str, Any] = {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._proposals[trial.trial_id] = self.searcher.live.get(trial.trial_id)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        proposal = self._proposals.pop(trial.trial_id, None)
+        if proposal is None or self.board.failure is not None:
+            return
+        try:
+            self.board.record(proposal, trial.last_result)
+        except Exception as fault:  # Tune would take it for a fault of the trial and run it again
+            self.board.fail(fault)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._proposals.pop(trial.trial_id, None)
+        proposal = self.board.given_up.pop(trial.trial_id, None)
+        if proposal is None:
+            return
+        try:
+            lines = (trial.get_error() or RuntimeError("the worker process died")).args
+            self.board.give_up(proposal, f"The worker process died at each of {proposal.failures} attempts: {' '.join(str(line) for line in lines)[:2000]}")
+        except Exception as fault:
+            self.board.fail(fault)
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "") -> None:
+        """Nothing: a search is rebuilt from the ledger."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its configuration; nothing of it is ever read back
+
+
+class Whole(Stopper):
+    """Ends the whole run once something has failed for good."""
+
+    def __init__(self, board: Board) -> None:
+        self.board = board
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self.board.failure is not None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Whole:
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}

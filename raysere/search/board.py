@@ -1,0 +1,182 @@
+"""The driver's board of a search: which lanes there are, what is recorded, what went wrong. No Tune here."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raysere import errors
+from raysere.errors import RaysereError
+from raysere.files import read_json
+from raysere.progress import Progress
+from raysere.search.ledger import Ledger, Record
+from raysere.search.study import StudySpec
+from raysere.search.tensorboard import TrialEvents
+from raysere.search.trial import OUTCOME, attempt_name, head
+
+if TYPE_CHECKING:
+    from raysere.search.searcher import Lane, Proposal
+
+STAGE = "search"
+
+
+@dataclass(frozen=True)
+class SearchSummary:
+    """What a search did.
+
+    Attributes:
+        trials: finished trials of its studies, earlier ones included. statuses: how many of each status.
+        ran: trained now. copied: copied now from an equal configuration. resumed: found finished at the start.
+        best: study to (trial id, score) of its best trial. seconds: wall time.
+    """
+
+    trials: int
+    statuses: dict[str, int]
+    ran: int
+    copied: int
+    resumed: int
+    best: dict[str, tuple[str, float]]
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class Board:
+    """State of one search in its driver process; everything that must survive the process is in the ledger."""
+
+    run_dir: Path
+    studies: list[StudySpec]
+    progress: Progress
+    resources: dict[str, float]
+    ledger: Ledger = field(init=False)
+    lanes: list[Lane] = field(init=False)
+    failure: BaseException | None = None
+    given_up: dict[str, Proposal] = field(default_factory=dict)
+    ran: int = 0
+    copied: int = 0
+
+    def __post_init__(self) -> None:
+        self.ledger = Ledger(self.run_dir)
+        self.stamp = uuid.uuid4().hex
+        self.started = time.monotonic()
+        self.resumed = len(self._mine())
+        self._events = TrialEvents(self.run_dir)
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="tensorboard")  # drawing must not hold up the next trial
+        self._written: list[Future[None]] = []
+        self.rebuild()
+
+    def _mine(self) -> list[Record]:
+        names = {study.name for study in self.studies}
+        return [record for record in self.ledger.trials() if record.study in names]
+
+    def rebuild(self) -> None:
+        """Build all lanes from the ledger."""
+        from raysere.search.searcher import Lane
+
+        records = self._mine()
+        self.lanes = [Lane(study, outer, [record for record in records if record.study == study.name and record.outer == outer])
+                      for study in self.studies for outer in study.lanes]
+
+    @property
+    def unfinished(self) -> int:
+        """Trials that are still to be recorded, under way ones included."""
+        return sum(len(lane.free) + len(lane.running) for lane in self.lanes)
+
+    def job(self, proposal: Proposal) -> dict[str, Any]:
+        """What a worker needs of a proposal."""
+        study = proposal.lane.study
+        return {"study": study.name, "outer": proposal.lane.outer, "number": proposal.number, "trial": proposal.trial, "params": proposal.params,
+                "config": proposal.config, "attempt": attempt_name(self.stamp, proposal.trial, proposal.failures), "stamp": self.stamp, **self.resources}
+
+    def fail(self, fault: BaseException) -> None:
+        """Remember the first fault that ends the whole search."""
+        self.failure = self.failure or fault
+
+    def record(self, proposal: Proposal, result: dict[str, Any]) -> None:
+        """Finalise what a worker staged."""
+        if result["status"] == "fatal":
+            self.fail(_rebuilt(json.loads(result["error"])))
+            return
+        staged = Path(result["staged"])
+        status = "stopped" if result["status"] == "running" else result["status"]
+        done = {"status": status, **read_json(staged / OUTCOME), "twin_of": None}
+        (staged / OUTCOME).unlink()
+        self._recorded(proposal, self.ledger.finalise(proposal.trial, staged, done))
+        self.ran += 1
+
+    def give_up(self, proposal: Proposal, reason: str) -> None:
+        """Record a trial whose worker process died at each attempt."""
+        job = self.job(proposal)
+        done = {"status": "error", "score": None, "epoch": None, "epochs": 0, "seconds": 0.0, "error": reason, "metrics": {}, "describe": {}, "twin_of": None}
+        self._recorded(proposal, self.ledger.record_without_training(head(proposal.lane.study, job), done, job["attempt"]))
+        self.ran += 1
+
+    def copy(self, proposal: Proposal, twin: Record) -> Record:
+        """Record a proposal whose configuration is finished already."""
+        job = self.job(proposal)
+        record = self.ledger.copy(twin, head(proposal.lane.study, job), job["attempt"])
+        self._recorded(proposal, record)
+        self.copied += 1
+        return record
+
+    def _recorded(self, proposal: Proposal, record: Record) -> None:
+        proposal.lane.remember(record)
+        self._write_events(record, proposal.lane.study)
+        best = max((other.score for lane in self.lanes for other in lane.by_config.values() if other.scored), default=None)
+        self.progress.advance(STAGE, note="" if best is None else f"best {best:.4f}")
+
+    def _write_events(self, record: Record, study: StudySpec) -> None:
+        self._written.append(self._writer.submit(self._events.write, record, study))
+
+    def catch_up(self) -> None:
+        """Write the TensorBoard events of finished trials that a kill left without."""
+        studies = {study.name: study for study in self.studies}
+        for record in self._mine():
+            if not self._events.has(record):
+                self._write_events(record, studies[record.study])
+
+    def close(self) -> list[str]:
+        """Wait for the TensorBoard events; a fault there is said, and costs no trial."""
+        self._writer.shutdown(wait=True)
+        faults = [str(future.exception()) for future in self._written if future.exception() is not None]
+        return [f"TensorBoard events of {len(faults)} trials could not be written: {faults[0]}"] if faults else []
+
+    def check_studies(self) -> None:
+        """Raise RaysereError where every trial of a study failed: the commonest reason is said."""
+        records = self._mine()
+        for study in self.studies:
+            mine = [record for record in records if record.study == study.name]
+            if mine and not any(record.scored for record in mine):
+                reasons = Counter(_reason(record) for record in mine)
+                reason, count = reasons.most_common(1)[0]
+                raise RaysereError(f"All {len(mine)} trials of the study {study.name!r} failed, {count} of them with: {reason}", where=self.ledger.folder / mine[0].trial / "DONE",
+                                   remedy="Correct the space, the features or the environment; then run again with the failed trials forgotten (or under another name).")
+
+    def summary(self, notes: list[str]) -> SearchSummary:
+        records = self._mine()
+        best: dict[str, tuple[str, float]] = {}
+        for record in records:
+            if record.scored and (record.study not in best or record.score > best[record.study][1]):
+                best[record.study] = (record.trial, float(record.score))
+        return SearchSummary(len(records), dict(Counter(record.status for record in records)), self.ran, self.copied, self.resumed, best,
+                             time.monotonic() - self.started, tuple(notes))
+
+
+def _reason(record: Record) -> str:
+    lines = [line for line in (record.error or record.status).strip().splitlines() if line.strip()]
+    return lines[-1].strip() if record.status == "error" else lines[0].strip()
+
+
+def _rebuilt(parts: dict[str, Any]) -> RaysereError:
+    """The error that a worker described: one of :mod:`raysere.errors`."""
+    kind = getattr(errors, parts.pop("kind"), RaysereError)
+    what = parts.pop("what")
+    if not (isinstance(kind, type) and issubclass(kind, RaysereError)) or kind is errors.UnknownNameError:
+        kind = RaysereError
+    return kind(what, **parts)

@@ -1,0 +1,190 @@
+"""The ledger: one immutable folder per finished trial, ``trials/ID``, and the only truth about what a search has done.
+
+A worker stages what a trial has so far in a hidden folder; the driver adds ``DONE`` and renames it to ``trials/ID``. So a
+folder is there whole or not at all, whatever was killed, and Tune's and Optuna's own state is never needed again.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from raysere.errors import ConfigError, DataError, MissingFileError
+from raysere.files import atomic_folder, explain_write_errors, read_json, read_yaml, write_json, write_yaml
+
+TRIAL_FORMAT = "raysere.trial/1"
+STATUSES = ("done", "stopped", "infeasible", "error")
+SCORED = ("done", "stopped")
+_STAGED = ".partial"
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finished trial.
+
+    Attributes:
+        trial, study, space, method, features, modality, outer, number, seed: where it belongs and how it was seeded.
+        config: hash of the configuration. params: the configuration, inactive branches left out. resolved: all of the method's
+            ``Params``, defaults included (empty where they could not be built).
+        status: ``done`` (trained to its end), ``stopped`` (by successive halving), ``infeasible`` or ``error``.
+        score: development score of the best epoch; None without one. epoch: that epoch. epochs: how many were trained.
+        twin_of: the finished trial of the same configuration from which this one was copied.
+    """
+
+    folder: Path
+    trial: str
+    study: str
+    space: str
+    method: str
+    features: tuple[str, ...]
+    modality: str
+    outer: int
+    number: int
+    seed: int
+    config: str
+    params: dict[str, Any]
+    status: str
+    score: float | None
+    resolved: dict[str, Any] = field(default_factory=dict)
+    epoch: int | None = None
+    epochs: int = 0
+    seconds: float = 0.0
+    error: str | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    describe: dict[str, Any] = field(default_factory=dict)
+    twin_of: str | None = None
+
+    @property
+    def scored(self) -> bool:
+        return self.status in SCORED and self.score is not None
+
+    def rows(self) -> pl.DataFrame:
+        """``metrics.parquet``: a row an epoch, with ``epoch`` (from 0), ``score`` and what the loop logs."""
+        return pl.read_parquet(self.folder / "metrics.parquet")
+
+    def predictions(self) -> pl.DataFrame:
+        """``predictions.parquet`` of the best epoch. Raises MissingFileError where the trial has none (infeasible, error)."""
+        path = self.folder / "predictions.parquet"
+        if not path.is_file():
+            raise MissingFileError(f"The trial {self.trial} has no predictions (status {self.status})", where=self.folder)
+        return pl.read_parquet(path)
+
+
+class Ledger:
+    """The finished trials of a run directory."""
+
+    def __init__(self, run_dir: str | os.PathLike[str]) -> None:
+        self.run_dir = Path(run_dir)
+        self.folder = self.run_dir / "trials"
+
+    def ids(self) -> list[str]:
+        """Ids of the finished trials, sorted."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(entry.name for entry in os.scandir(self.folder) if not entry.name.startswith(".") and os.path.isfile(os.path.join(entry.path, "DONE")))
+
+    def read(self, trial: str) -> Record:
+        """One record. Raises MissingFileError, or DataError for a folder that is no finished trial of a known format."""
+        folder = self.folder / trial
+        done, head = read_json(folder / "DONE"), read_yaml(folder / "params.yaml")
+        try:
+            if head["format"] != TRIAL_FORMAT:
+                raise DataError(f"The trial is of the format {head['format']!r}, and this version reads {TRIAL_FORMAT!r}", where=folder)
+            if done["status"] not in STATUSES:
+                raise DataError(f"The trial has the unknown status {done['status']!r}", where=folder, choices=STATUSES)
+            return Record(folder=folder, **{key: head[key] for key in ("trial", "study", "space", "method", "modality", "outer", "number", "seed", "config", "params")},
+                          features=tuple(head["features"]), resolved=head.get("resolved") or {}, status=done["status"], score=done["score"],
+                          **{key: done[key] for key in ("epoch", "epochs", "seconds", "error", "metrics", "describe", "twin_of") if key in done})
+        except (KeyError, TypeError) as error:
+            raise DataError(f"The trial lacks {error}", where=folder, remedy="Move this folder away and run the same command again: the trial is then trained anew.") from error
+
+    def trials(self) -> list[Record]:
+        """All finished trials, by id."""
+        return [self.read(trial) for trial in self.ids()]
+
+    def finished(self, study: str, outer: int | None = None) -> list[Record]:
+        """Finished trials of a study (and of one outer fold), by number."""
+        records = [record for record in self.trials() if record.study == study and (outer is None or record.outer == outer)]
+        return sorted(records, key=lambda record: (record.outer, record.number))
+
+    def staged_path(self, trial: str, attempt: str, epochs: int) -> Path:
+        """Where a worker stages a trial: a name of its own for each attempt, so that an orphan of a killed run disturbs nobody."""
+        return self.folder / f".{trial}.{attempt}.{epochs:05d}{_STAGED}"
+
+    def finalise(self, trial: str, staged: Path, done: dict[str, Any]) -> Record:
+        """Add ``DONE`` to a staged folder and rename it to ``trials/ID``. A record that is there already stays as it is."""
+        target = self.folder / trial
+        with explain_write_errors(target):
+            if (target / "DONE").is_file():
+                shutil.rmtree(staged, ignore_errors=True)
+                return self.read(trial)
+            write_json(staged / "DONE", done)
+            if target.exists():  # a folder without DONE: someone's torn copy
+                os.rename(target, self.folder / f".{trial}.torn-{os.getpid()}")
+            os.rename(staged, target)
+            _sync_folder(self.folder)
+        return self.read(trial)
+
+    def record_without_training(self, head: dict[str, Any], done: dict[str, Any], attempt: str) -> Record:
+        """Record a trial that a worker could not stage (its process died again and again)."""
+        staged = self.staged_path(head["trial"], attempt, 0)
+        if not staged.exists():
+            with atomic_folder(staged) as folder:
+                write_head(folder, head)
+                empty_rows().write_parquet(folder / "metrics.parquet")
+        return self.finalise(head["trial"], staged, done)
+
+    def copy(self, twin: Record, head: dict[str, Any], attempt: str) -> Record:
+        """Record a trial whose configuration another one of the lane has already: the same files under a new id."""
+        staged = self.staged_path(head["trial"], attempt, 0)
+        with atomic_folder(staged) as folder:
+            for source in twin.folder.iterdir():
+                if source.name not in ("params.yaml", "DONE"):
+                    shutil.copyfile(source, folder / source.name)
+            write_head(folder, {**head, "resolved": twin.resolved})
+        done = {**read_json(twin.folder / "DONE"), "seconds": 0.0, "twin_of": twin.twin_of or twin.trial}
+        return self.finalise(head["trial"], staged, done)
+
+    def sweep(self) -> None:
+        """Remove what killed runs left staged. Only for the one driver of a run directory."""
+        if self.folder.is_dir():
+            for path in self.folder.glob(f".*{_STAGED}*"):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def forget_errors(self, studies: set[str]) -> int:
+        """Take the trials that ended with an error off the ledger, so that they run again; returns how many."""
+        failed = [record for record in self.trials() if record.study in studies and record.status == "error"]
+        for record in failed:
+            hidden = self.folder / f".{record.trial}.again{_STAGED}"
+            shutil.rmtree(hidden, ignore_errors=True)
+            os.rename(record.folder, hidden)
+            shutil.rmtree(hidden, ignore_errors=True)
+        return len(failed)
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self.trials())
+
+
+def empty_rows() -> pl.DataFrame:
+    return pl.DataFrame(schema={"epoch": pl.Int64, "score": pl.Float64})
+
+
+def write_head(folder: Path, head: dict[str, Any]) -> None:
+    """Write ``params.yaml``: what the trial is, before anything is known of how it went."""
+    if missing := {"trial", "study", "params", "config"} - set(head):
+        raise ConfigError(f"A trial's head lacks {', '.join(sorted(missing))}")
+    write_yaml(folder / "params.yaml", {"format": TRIAL_FORMAT, **head})
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,270 @@
+"""One trial in a worker process: build, train to the next rung, stage the outcome. No Ray here.
+
+Everything is built from the run directory and ``study.json``. What is expensive (torch, manifest, labels, feature views)
+stays in the process for the next trial: see :class:`Workshop`.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import shutil
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from raysere.errors import ConfigError, EnvironmentFault, InfeasibleTrial, RaysereError
+from raysere.files import atomic_folder, digest, write_json
+from raysere.search.ledger import Ledger, empty_rows, write_head
+from raysere.search.study import StudySpec, read_study
+
+OUTCOME = "outcome.json"
+
+
+class Workshop:
+    """What a worker process keeps between trials: studies, labels by class map and task, feature views, the folds of a lane."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[Any, ...], Any] = {}
+
+    def _keep(self, key: tuple[Any, ...], make: Any) -> Any:
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
+
+    def study(self, run_dir: Path, name: str, stamp: str) -> StudySpec:
+        """The study; ``stamp`` changes with the driver, so that a longer-lived process never uses an older ``study.json``."""
+        return self._keep(("study", run_dir, name, stamp), lambda: read_study(run_dir, name))
+
+    def data(self, run_dir: Path, study: StudySpec, outer: int) -> Any:
+        """TrialData of one lane: labels, folds and feature views, joined by utterance id."""
+        import polars as pl
+
+        from raysere.corpora.labels import class_map
+        from raysere.corpora.manifest import Manifest
+        from raysere.features.store import FeatureStore
+        from raysere.training.data import build_labels, trial_data
+
+        manifest = self._keep(("manifest", run_dir), lambda: Manifest.read(run_dir / "manifest.parquet"))
+        rules = json.dumps([study.class_map, study.task.model_dump(mode="json")], sort_keys=True)
+        labels = self._keep(("labels", run_dir, rules), lambda: build_labels(
+            manifest, None if study.class_map is None else class_map(study.class_map), study.task)[0])
+        splits = self._keep(("splits", run_dir), lambda: pl.read_parquet(run_dir / "splits.parquet"))
+        store = str(run_dir / study.store)
+        views = {feature.name: self._keep(("view", store, feature.spec_key), lambda key=feature.spec_key: FeatureStore(store).open(key, manifest.table))
+                 for feature in study.features}
+        names = tuple(sorted(views))
+        return self._keep(("data", run_dir, rules, outer, names, tuple(feature.spec_key for feature in study.features)),
+                          lambda: trial_data(labels, splits, outer, views, study.task))
+
+
+WORKSHOP = Workshop()  # one a process: the cache of what is read, never of what is decided
+
+
+class TrialRun:
+    """A trial as a worker sees it.
+
+    Args:
+        run_dir: absolute path, readable and writable by every worker.
+        job: ``study``, ``outer``, ``number``, ``trial``, ``params``, ``config``, ``attempt``, ``stamp``, ``cpu``, ``gpu``.
+    """
+
+    def __init__(self, run_dir: Path, job: dict[str, Any], workshop: Workshop = WORKSHOP) -> None:
+        self.run_dir, self.job, self.workshop = Path(run_dir), job, workshop
+        self.ledger = Ledger(run_dir)
+        self.trainer: Any = None
+        self.study: StudySpec | None = None
+        self.resolved: dict[str, Any] = {}
+        self.rungs: list[int] = []
+        self.seconds = 0.0
+        self.epochs = 0
+        self._staged: Path | None = None
+
+    def advance(self) -> dict[str, Any]:
+        """Train to the next rung or to the end, stage what there is, and say how it stands; it never raises for a fault of the trial.
+
+        Returns ``score`` (best so far; the penalty where there is none), ``epoch`` (trained so far), ``status`` (``running``,
+        ``done``, ``infeasible``, ``error`` or ``fatal``: a fault of the machine or of the data, which ends the search),
+        ``staged`` (folder) and ``error``.
+        """
+        start = time.perf_counter()
+        try:
+            if self.trainer is None:
+                self._begin()
+            status, error = self._train(), None
+        except _Fatal as fault:
+            return self._fatal(fault.cause)
+        except EnvironmentFault as fault:
+            return self._fatal(fault)
+        except BaseException as fault:
+            if isinstance(fault, KeyboardInterrupt | SystemExit):
+                raise
+            status, error = _classify(fault)
+        self.seconds += time.perf_counter() - start
+        try:
+            staged = self._stage(status, error)
+        except Exception as fault:
+            if isinstance(fault, EnvironmentFault):
+                return self._fatal(fault)
+            status, error = _classify(fault)
+            staged = self._stage(status, error)
+        if status != "running":
+            self._free(status)
+        return {"score": self._score(), "epoch": self.epochs, "status": status, "staged": str(staged), "error": error}
+
+    def _begin(self) -> None:
+        """Read the lane's data (a fault there is nobody's configuration, so it ends the search) and build the trainer."""
+        import torch
+        from pydantic import ValidationError
+
+        from raysere.methods import METHODS
+        from raysere.training.inputs import shape_of
+        from raysere.training.loop import Trainer
+        from raysere.training.method import Shapes
+
+        job = self.job
+        try:
+            self.study = study = self.workshop.study(self.run_dir, job["study"], job["stamp"])
+            torch.set_num_threads(study.threads or max(1, int(job["cpu"])))
+            if study.device.startswith("cuda") and 0 < job["gpu"] < 1:
+                torch.cuda.set_per_process_memory_fraction(float(job["gpu"]))
+            method = METHODS.get(study.method)()
+            data = self.workshop.data(self.run_dir, study, job["outer"])
+        except Exception as fault:
+            raise _Fatal(fault) from fault
+        try:
+            params = method.Params.model_validate(job["params"])
+        except ValidationError as error:
+            raise InfeasibleTrial("The parameters exclude each other: " + "; ".join(fault["msg"] for fault in error.errors())) from error
+        if study.max_epochs is not None and params.epochs > study.max_epochs:
+            params = params.model_copy(update={"epochs": study.max_epochs})
+        self.resolved = params.model_dump(mode="json")
+        method.check(params, Shapes(data.task, {name: shape_of(view) for name, view in data.features.items()}))
+        self.rungs = study.rungs(params.epochs)
+        self.trainer = Trainer(method, params, data, seed=study.trial_seed(job["outer"], job["config"]), device=study.device, threads=study.threads or max(1, int(job["cpu"])))
+
+    def _train(self) -> str:
+        goal = next((rung for rung in self.rungs if rung > self.epochs), None)
+        while not self.trainer.finished and self.epochs != goal:
+            self.trainer.epoch()
+            self.epochs += 1
+        if not self.trainer.finished:
+            return "running"
+        if self._best() is None:
+            raise InfeasibleTrial("The training diverged: no epoch has a finite development score")
+        return "done"
+
+    def _best(self) -> dict[str, Any] | None:
+        best = getattr(self.trainer, "best", None) if self.trainer is not None else None
+        return best if best and best.get("score") is not None and math.isfinite(best["score"]) else None
+
+    def _score(self) -> float:
+        best = self._best()
+        return self.study.penalty if best is None else float(best["score"])
+
+    def _head(self) -> dict[str, Any]:
+        study, job = self.study, self.job
+        return {**head(study, job), "resolved": self.resolved}
+
+    def _stage(self, status: str, error: str | None) -> Path:
+        """Write the whole folder under a hidden name of this attempt and epoch, then drop the older one."""
+        staged = self.ledger.staged_path(self.job["trial"], self.job["attempt"], self.epochs)
+        shutil.rmtree(staged, ignore_errors=True)
+        failed = status in ("infeasible", "error")
+        best = None if failed else self._best()
+        with atomic_folder(staged) as folder:
+            write_head(folder, self._head())
+            outcome: dict[str, Any] = {"score": None if best is None else float(best["score"]), "epoch": None if best is None else int(best["epoch"]),
+                                       "epochs": self.epochs, "seconds": round(self.seconds, 3), "error": error, "metrics": {}, "describe": {}}
+            rows = [] if self.trainer is None else self.trainer.rows
+            frame = _rows_frame(rows)
+            frame.write_parquet(folder / "metrics.parquet")
+            if best is not None:
+                from safetensors.torch import save_file
+
+                outcome["metrics"] = {key: float(value) for key, value in best.get("metrics", {}).items()}
+                outcome["describe"] = plain(self.trainer.describe())
+                self.trainer.predictions().write_parquet(folder / "predictions.parquet")
+                save_file({name: tensor.detach().cpu().contiguous() for name, tensor in self.trainer.state().items()}, str(folder / "model.safetensors"),
+                          metadata={"format": "raysere.trial/1", "trial": self.job["trial"]})
+            write_json(folder / OUTCOME, plain(outcome))
+        if self._staged is not None and self._staged != staged:
+            shutil.rmtree(self._staged, ignore_errors=True)
+        self._staged = staged
+        return staged
+
+    def _fatal(self, fault: BaseException) -> dict[str, Any]:
+        """What stops the whole search travels as plain values: any process can build the error again."""
+        self._free("fatal")
+        if isinstance(fault, RaysereError):
+            parts: dict[str, Any] = {"kind": type(fault).__name__, "what": fault.what, "where": fault.where, "remedy": fault.remedy, "choices": fault.choices}
+        else:
+            parts = {"kind": "RaysereError", "what": f"A worker could not load the study {self.job['study']!r}: {type(fault).__name__}: {fault}",
+                     "where": "".join(traceback.format_exception(fault))[-2000:], "remedy": None, "choices": None}
+        return {"score": 0.0, "epoch": self.epochs, "status": "fatal", "staged": "", "error": json.dumps(parts)}
+
+    def _free(self, status: str) -> None:
+        if status in ("infeasible", "fatal", "error"):
+            self.trainer = None
+            gc.collect()
+            import torch
+
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+
+class _Fatal(Exception):
+    def __init__(self, cause: BaseException) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+def head(study: StudySpec, job: dict[str, Any]) -> dict[str, Any]:
+    """``params.yaml`` of a trial, from what the driver knows."""
+    return {"trial": job["trial"], "study": study.name, "space": study.space["name"], "method": study.method, "features": [feature.name for feature in study.features],
+            "modality": study.modality, "outer": job["outer"], "number": job["number"], "seed": study.trial_seed(job["outer"], job["config"]),
+            "config": job["config"], "params": job["params"]}
+
+
+def _classify(fault: BaseException) -> tuple[str, str]:
+    """``infeasible`` for what this configuration cannot do here, ``error`` (with the traceback) for everything else."""
+    import torch
+
+    if isinstance(fault, ConfigError | InfeasibleTrial):
+        return "infeasible", fault.message
+    text = str(fault)
+    if isinstance(fault, torch.OutOfMemoryError | MemoryError) or (isinstance(fault, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)):
+        return "infeasible", f"Out of memory: {text.splitlines()[0] if text else type(fault).__name__}"
+    return "error", "".join(traceback.format_exception(fault))
+
+
+def _rows_frame(rows: list[dict[str, Any]]) -> Any:
+    """Epoch rows as a frame: ``epoch`` int64, every other column float64; a column that some epochs lack has nulls there."""
+    import polars as pl
+
+    if not rows:
+        return empty_rows()
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    frame = pl.DataFrame({key: pl.Series(key, [None if row.get(key) is None else (int if key == "epoch" else float)(row[key]) for row in rows],
+                                         dtype=pl.Int64 if key == "epoch" else pl.Float64) for key in columns})
+    return frame
+
+
+def plain(value: Any) -> Any:
+    """Numbers, texts, lists and mappings that JSON can hold: arrays become lists, what is not finite becomes null."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
+def attempt_name(*parts: Any) -> str:
+    """Short name of one attempt at a trial; the parts hold something that no other driver process has."""
+    return digest([str(part) for part in parts], 8)

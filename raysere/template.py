@@ -1,0 +1,72 @@
+"""``raysere init``: a commented experiment for a corpus folder, made from what the folder really holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from raysere.corpora.adapters import CORPORA, load_corpus
+from raysere.errors import ConfigError
+from raysere.files import atomic_write
+
+_TEXT = """\
+# Experiment for {corpus}: {count} utterances, {speakers} speakers, {minutes:.0f} minutes, {languages}.
+# Price it with `raysere plan {file}`, run it with `raysere run {file}`. Every key: `raysere schema experiment`.
+name: {name}
+
+corpora:                       # one or more; a label of the corpus is mapped to a class further down
+  - {{corpus: {corpus}, path: {path}}}
+
+task:
+{task}
+
+# Speakers never cross a split. `out_of_fold` trains each configuration on {folds} speaker-disjoint folds; `nested` adds outer
+# test folds that no choice of configuration or weight has seen (slower, and the figure to publish); `holdout` uses the
+# corpus's own train, dev and test split.
+protocol: {protocol}
+
+features:                      # computed once, shared by all trials and all runs
+  acoustic: {{backbone: acoustic}}
+{more_features}
+search:                        # each entry is one search; its first trial is the published default
+  - {{space: pooled, features: acoustic, trials: 30}}
+{more_searches}
+trial: {{cpu: 1, gpu: 0}}        # what one trial occupies; gpu: 0.25 lets four share a card
+
+ensemble: {{family: auto}}       # auto chooses between best single, average and greedy selection on inner speaker folds
+
+seed: 0
+"""
+
+
+def write_experiment(path: Path, *, corpus: str, folder: Path, classes: str | None, kind: str, force: bool) -> list[str]:
+    """Write the experiment; returns lines to show the user (counts, rejected files, notes of the corpus)."""
+    if path.exists() and not force:
+        raise ConfigError("This experiment is there already", where=path, remedy="Take another name, or --force to replace it.")
+    adapter = CORPORA.get(corpus)
+    loaded = load_corpus(corpus, folder.expanduser())
+    manifest, table = loaded.manifest, loaded.manifest.table
+    speakers = table["speaker"].n_unique()
+    has_text = table["transcript"].null_count() < table.height
+    emotions = sorted(table["emotion"].drop_nulls().unique().to_list())
+    if kind == "dimensional":
+        task = "  kind: dimensional           # arousal, valence, dominance, scored by the concordance correlation (CCC)"
+    else:
+        chosen = classes or adapter.classes or "[" + ", ".join(emotions) + "]"
+        task = (f"  kind: {kind}\n  classes: {chosen}           # a class map, a list of labels, or label: class\n"
+                f"                               # labels here: {', '.join(emotions) or 'none'}\n  metric: uar                  # or macro_f1, accuracy")
+    folds = min(5, speakers)
+    own_test = "test" in table["split"].drop_nulls().unique().to_list()
+    if speakers < 2:
+        raise ConfigError(f"The corpus has {speakers} speaker, so no split can keep speakers apart", where=folder)
+    protocol = "{kind: holdout}" if own_test else f"{{kind: out_of_fold, folds: {folds if speakers > 12 else 'leave_one_speaker_out'}}}"
+    text = _TEXT.format(
+        corpus=corpus, count=table.height, speakers=speakers, minutes=(table["duration_s"].sum() or 0) / 60, languages=", ".join(sorted(table["language"].unique())),
+        file=path, name=path.stem, path=folder.expanduser().resolve(), task=task, folds=folds, protocol=protocol,
+        more_features=("  words: {backbone: hashed}    # hashed words and characters of the transcripts\n" if has_text else "")
+        + "  # speech: {backbone: \"hf:microsoft/wavlm-large@REVISION\", layers: all}    # a pretrained encoder, by revision or folder\n",
+        more_searches=("  - {space: pooled_text, features: words, trials: 15}\n" if has_text else "") + "  # - {space: pooled, features: speech, trials: 60}\n")
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    lines = [f"{corpus}: {table.height} utterances, {speakers} speakers, {len(emotions)} labels ({', '.join(emotions)})"]
+    lines += [f"Rejected: {row['path']}: {row['reason']}" for row in loaded.rejected.head(20).to_dicts()]
+    return [*lines, *(f"Note: {note}" for note in manifest.notes)]

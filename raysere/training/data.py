@@ -1,0 +1,144 @@
+"""From a manifest and its splits to what a trial trains on: labels joined by utterance id, folds as row numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+
+from raysere.errors import DataError
+from raysere.training.task import Fold, Labels, Task, TrialData
+
+if TYPE_CHECKING:
+    from raysere.corpora.labels import ClassMap
+    from raysere.corpora.manifest import Manifest
+    from raysere.features.views import FeatureView
+
+_SEX = {"female": 0, "f": 0, "male": 1, "m": 1}
+
+
+def build_labels(manifest: Manifest, class_map: ClassMap | None, task: Task) -> tuple[Labels, dict[str, int]]:
+    """Targets and groups of all utterances of a manifest, in its order.
+
+    An utterance whose label the class map leaves out stays, with label -1: its votes can still teach (papers 3.5, O/X
+    items), and nothing else reads it. Votes go through the same map; votes for classes outside the task do not count. An
+    attribute that the manifest does not give is the mean of its votes; attributes are mapped from the corpus's scale to the
+    task's.
+
+    Returns:
+        The labels, and how many utterances the class map left out, by own label.
+    """
+    table = manifest.table
+    label = np.full(table.height, -1, dtype=np.int64)
+    dropped: dict[str, int] = {}
+    soft = votes = attributes = None
+    if task.categorical:
+        if class_map is None:
+            raise DataError("A categorical task needs a class map")
+        if tuple(class_map.classes) != tuple(task.classes):
+            raise DataError(f"The class map {class_map.name!r} and the task name different classes", choices=class_map.classes)
+        number = {name: code for code, name in enumerate(task.classes)}
+        mapped, dropped = class_map.apply(table)
+        label = np.array([-1 if name is None else number[name] for name in mapped], dtype=np.int64)
+        soft, votes = _votes(table, class_map, number)
+    if task.dimensional:
+        attributes = _attributes(manifest, task)
+    speaker, speakers = _codes(table["speaker"])
+    corpus, corpora = _codes(table["corpus"])
+    sex = np.array([_SEX.get((value or "").lower(), -1) for value in table["sex"].to_list()], dtype=np.int64)
+    duration = table["duration_s"].cast(pl.Float64).fill_null(float("nan")).to_numpy()
+    return Labels(table["utterance"].to_list(), label, soft, attributes, speaker, speakers, corpus, corpora, sex, duration, votes), dropped
+
+
+def _codes(column: pl.Series) -> tuple[np.ndarray, list[str]]:
+    names = sorted(column.drop_nulls().unique().to_list())
+    number = {name: code for code, name in enumerate(names)}
+    return np.array([number[name] for name in column.to_list()], dtype=np.int64), names
+
+
+def _exploded(table: pl.DataFrame) -> pl.DataFrame:
+    """One row a vote: ``row`` of the table, corpus, and the fields of the vote."""
+    rows = table.select("corpus", "votes").with_row_index("row").filter(pl.col("votes").list.len() > 0)
+    return rows.explode("votes").unnest("votes")
+
+
+def _votes(table: pl.DataFrame, class_map: ClassMap, number: Mapping[str, int]) -> tuple[np.ndarray | None, np.ndarray | None]:
+    ballots = _exploded(table).filter(pl.col("emotion").is_not_null())
+    if not ballots.height:
+        return None, None
+    pairs = ballots.select("corpus", "emotion").unique()
+    known: dict[tuple[str, str], int] = {}
+    for corpus, emotion in pairs.iter_rows():
+        try:
+            name = class_map.apply(pl.DataFrame({"corpus": [corpus], "emotion": [emotion]}))[0][0]
+        except DataError:  # raters may choose what no consensus label is ("other", free text): such a vote counts for no class
+            name = None
+        if name is not None:
+            known[corpus, emotion] = number[name]
+    counts = np.zeros((table.height, len(number)), dtype=np.float32)
+    for row, corpus, emotion in ballots.select("row", "corpus", "emotion").iter_rows():
+        if (corpus, emotion) in known:
+            counts[row, known[corpus, emotion]] += 1
+    total = counts.sum(1)
+    return counts / np.maximum(total, 1)[:, None], total
+
+
+def _attributes(manifest: Manifest, task: Task) -> np.ndarray:
+    table = manifest.table
+    values = np.stack([table[name].cast(pl.Float64).fill_null(float("nan")).to_numpy() for name in task.attributes], axis=1).astype(np.float64)
+    ballots = _exploded(table)
+    if ballots.height:
+        means = ballots.group_by("row").agg([pl.col(name).mean() for name in task.attributes])
+        voted = np.full(values.shape, np.nan)
+        voted[means["row"].to_numpy()] = means.select([pl.col(name).cast(pl.Float64).fill_null(float("nan")) for name in task.attributes]).to_numpy()
+        values = np.where(np.isfinite(values), values, voted)
+    low, high = task.scale
+    for corpus in table["corpus"].unique().to_list():
+        own_low, own_high = manifest.scales.get(corpus, task.scale)
+        here = (table["corpus"] == corpus).to_numpy()
+        values[here] = low + (values[here] - own_low) / (own_high - own_low) * (high - low)
+    return values.astype(np.float32)
+
+
+def trial_data(labels: Labels, splits: pl.DataFrame, outer: int, features: Mapping[str, FeatureView], task: Task) -> TrialData:
+    """What a trial of one outer split sees.
+
+    Fold f trains on the rows of the pool whose fold is not f (rows without a fold always train) and is scored on those whose
+    fold is f and that have a target. Test rows are predicted only.
+
+    Args:
+        splits: table of ``outer, utterance, role ("pool" or "test"), fold``.
+
+    Raises DataError for an unknown outer split, an utterance without labels row, a speaker on both sides of a split.
+    """
+    here = splits.filter(pl.col("outer") == outer)
+    if not here.height:
+        raise DataError(f"There is no outer split {outer}", choices=sorted(splits["outer"].unique().to_list()))
+    number = {utterance: row for row, utterance in enumerate(labels.utterances)}
+    missing = [utterance for utterance in here["utterance"].to_list() if utterance not in number]
+    if missing:
+        raise DataError(f"{len(missing)} utterances of the splits are not among the labels", where=", ".join(missing[:5]))
+    rows = np.array([number[utterance] for utterance in here["utterance"].to_list()], dtype=np.int64)
+    order = np.argsort(rows, kind="stable")  # row order, so that a shuffled splits file trains the same
+    rows = rows[order]
+    pool = (here["role"] == "pool").to_numpy()[order]
+    fold = here["fold"].cast(pl.Int64).fill_null(-1).to_numpy()[order]
+    target = labels.has_target(task)
+    folds = []
+    for value in np.unique(fold[pool & (fold >= 0)]).tolist():
+        train, dev = rows[pool & (fold != value)], rows[pool & (fold == value)]
+        _disjoint(labels, train, dev, f"fold {value} of outer split {outer}")
+        folds.append(Fold(int(value), train, dev[target[dev]]))
+    if not folds:
+        raise DataError(f"The outer split {outer} has no development fold")
+    test = rows[~pool]
+    _disjoint(labels, rows[pool], test, f"the test part of outer split {outer}")
+    return TrialData(task, labels, tuple(folds), test, dict(features))
+
+
+def _disjoint(labels: Labels, train: np.ndarray, held: np.ndarray, where: str) -> None:
+    both = np.intersect1d(train, held)
+    if len(both):
+        raise DataError(f"{len(both)} utterances are on both sides of a split", where=f"{where}: {labels.utterances[both[0]]}")

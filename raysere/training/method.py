@@ -1,0 +1,147 @@
+"""The contract of a method: how emotion is learned. One file each in ``raysere/methods``; no method imports Ray."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from raysere.training.task import Labels, Task
+
+if TYPE_CHECKING:
+    from raysere.features.views import Stream
+    from raysere.training.task import TrialData
+
+
+class LoopParams(BaseModel):
+    """What the one loop needs of every method; a method's ``Params`` adds its own. Units: epochs, items a batch."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    lr: float = Field(1e-3, gt=0, le=1)
+    weight_decay: float = Field(1e-2, ge=0, le=10)
+    batch: int = Field(64, ge=1, le=65536)
+    epochs: int = Field(30, ge=1, le=10000)
+    patience: int = Field(5, ge=1, description="epochs without a better development score before a trial stops itself")
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps")
+    schedule: Literal["cosine", "constant"] = "cosine"
+    clip: float = Field(1.0, gt=0)
+    normalise: Literal["none", "corpus", "speaker"] = Field("corpus", description="z-norm of features; by training rows of the corpus, or by each speaker's own rows (no label is read)")
+    sampler: Literal["natural", "balanced", "natural_then_balanced"] = "natural"
+
+
+@dataclass(frozen=True)
+class StreamShape:
+    """Shape of one feature stream: width of a row by layer number (dim times statistics); ``layer_stats`` where they differ by layer."""
+
+    modality: Literal["audio", "text"]
+    layers: dict[int, int]
+    stats: int
+    granularity: Literal["utterance", "chunk", "frame"]
+    kind: Literal["dense", "counts"] = "dense"
+    layer_stats: dict[int, int] = field(default_factory=dict)
+
+    def stats_of(self, layer: int) -> int:
+        """Parts of a row of that layer: 2 for [mean; std] side by side, else 1."""
+        return self.layer_stats.get(layer, self.stats)
+
+
+@dataclass(frozen=True)
+class Shapes:
+    task: Task
+    streams: dict[str, StreamShape]
+    train_prior: tuple[float, ...] = ()  # class shares of the training rows of this fold
+
+
+@dataclass(frozen=True)
+class Needs:
+    granularities: frozenset[str] = frozenset({"utterance", "chunk", "frame"})
+    modalities: frozenset[str] = frozenset({"audio", "text"})
+    streams: int = 1  # how many feature streams at least
+    target_domain: bool = False
+    phones: bool = False
+    video: bool = False
+    traces: bool = False
+
+
+@dataclass
+class Batch:
+    """B utterances on the device. ``label`` int64 (B,), -1 none; ``soft`` (B, C) or None; ``attributes`` (B, A) in [0, 1] with NaN where missing, or None."""
+
+    rows: Tensor
+    streams: dict[str, Stream]
+    label: Tensor
+    soft: Tensor | None
+    attributes: Tensor | None
+    sex: Tensor
+    speaker: Tensor
+    votes: Tensor | None = None  # (B,) number of votes behind each row of ``soft``
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where training stands: ``step`` of ``total`` optimiser steps, ``epoch`` from 0, and a generator for every random choice.
+
+    The generator lives on the CPU, so that choices do not depend on the device.
+    """
+
+    step: int
+    total: int
+    epoch: int
+    generator: torch.Generator
+
+
+@dataclass
+class Prediction:
+    """``logits`` float32 (B, C) and/or ``attributes`` float32 (B, A) in [0, 1], optionally their ``std``."""
+
+    logits: Tensor | None = None
+    attributes: Tensor | None = None
+    std: Tensor | None = None
+
+
+class Method(abc.ABC):
+    """A way of learning emotion from features. Stateless: all state is in the module that ``build`` returns.
+
+    ``Params`` is the typed, bounded configuration whose defaults are the published ones.
+    """
+
+    name: ClassVar[str]
+    Params: ClassVar[type[LoopParams]]
+    needs: ClassVar[Needs] = Needs()
+
+    def check(self, params: Any, shapes: Shapes) -> None:
+        """Raise ConfigError where these params cannot work on these streams (a layer that is not there). Default: accept."""
+
+    def layers(self, params: Any, shapes: Shapes) -> dict[str, list[int]]:
+        """Which layers of each stream this configuration reads; only these are mapped. Default: all."""
+        return {name: sorted(stream.layers) for name, stream in shapes.streams.items()}
+
+    def train_rows(self, params: Any, labels: Labels, rows: np.ndarray, task: Task) -> np.ndarray:
+        """Which of the training ``rows`` this configuration learns from. Default: those that have a target of the task."""
+        return rows[labels.has_target(task)[rows]]
+
+    @abc.abstractmethod
+    def build(self, params: Any, shapes: Shapes) -> nn.Module:
+        """The module, initialised from torch's global generator (the loop seeds it)."""
+
+    def start(self, model: nn.Module, data: TrialData, rows: Any, seed: int) -> None:
+        """Data-dependent initialisation from training ``rows`` only (k-means codebooks, statistics). Default: nothing."""
+
+    @abc.abstractmethod
+    def losses(self, model: nn.Module, batch: Batch, step: Step) -> Mapping[str, Tensor]:
+        """Named scalar terms; the loop adds and logs them. ``model.training`` is True."""
+
+    @abc.abstractmethod
+    def predict(self, model: nn.Module, batch: Batch) -> Prediction:
+        """Predictions of a batch; called in eval mode without gradients."""
+
+    def effective_prior(self, params: Any, train_prior: tuple[float, ...]) -> tuple[float, ...]:
+        """The class prior that the trained logits carry (papers 3.7 step 1). Default: the training prior."""
+        return train_prior

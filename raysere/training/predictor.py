@@ -1,0 +1,163 @@
+"""Trained folds from their saved tensors: predictions of new utterances without Ray, without training, without pickle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raysere.errors import ConfigError, DataError
+from raysere.training import normalise
+from raysere.training.inputs import normalised
+from raysere.training.method import Batch, Method, Prediction, Shapes
+
+if TYPE_CHECKING:
+    from raysere.features.views import FeatureView
+
+
+def split_state(state: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    """``fold{f}.{name}`` to tensors by fold. Raises DataError for a name of another form."""
+    folds: dict[int, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        head, _, name = key.partition(".")
+        if not head.startswith("fold") or not head[4:].isdigit() or not name:
+            raise DataError(f"These are not the tensors of a trial: {key!r}")
+        folds.setdefault(int(head[4:]), {})[name] = value
+    return dict(sorted(folds.items()))
+
+
+def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Entries under ``prefix.``, without it."""
+    return {name[len(prefix) + 1 :]: value for name, value in tensors.items() if name.startswith(prefix + ".")}
+
+
+def mean_prediction(predictions: Sequence[Prediction]) -> Prediction:
+    """Mean logits and mean attributes of the folds; the spread of fold attributes adds to their own variance."""
+    logits = None if predictions[0].logits is None else torch.stack([p.logits for p in predictions]).mean(0)
+    if predictions[0].attributes is None:
+        return Prediction(logits)
+    stack = torch.stack([p.attributes for p in predictions])
+    std = None
+    if predictions[0].std is not None:
+        std = (torch.stack([p.std for p in predictions]).square().mean(0) + stack.var(0, correction=0)).sqrt()
+    return Prediction(logits, stack.mean(0), std)
+
+
+class Predictor:
+    """All folds of one trial. Make it with :func:`load_predictor`."""
+
+    def __init__(self, method: Method, params: Any, shapes: Shapes, state: Mapping[str, Tensor], device: str | torch.device = "cpu") -> None:
+        self.method, self.params, self.shapes, self.device = method, params, shapes, torch.device(device)
+        self.layers = method.layers(params, shapes)
+        self.columns = {name: normalise.columns_of({layer: stream.layers[layer] for layer in self.layers[name]}) for name, stream in shapes.streams.items()}
+        self.folds = []
+        for tensors in split_state(state).values():
+            with torch.random.fork_rng(devices=[]):
+                model = method.build(params, shapes)
+            model.load_state_dict(part(tensors, "model"))
+            norms = {}
+            for name, stream in shapes.streams.items():
+                kind = "tfidf" if stream.kind == "counts" else params.normalise
+                norms[name] = normalise.Normaliser.from_state(kind, self.columns[name], part(tensors, f"norm.{name}")).to(self.device)
+            self.folds.append((model.to(self.device).eval(), norms))
+        if not self.folds:
+            raise DataError("A predictor needs the tensors of at least one fold")
+
+    def predict(self, views: Mapping[str, FeatureView] | FeatureView, rows: Any, *, speakers: Sequence[str] | None = None,
+                corpora: Sequence[str] | None = None, batch: int = 256) -> Prediction:
+        """Mean of the folds, on the CPU: ``logits`` float32 (n, C) and/or ``attributes`` (n, A) in [0, 1].
+
+        Args:
+            views: the features by stream name, all with the same utterances in the same order (or the only one).
+            rows: int (n,) rows of the views; they must be present in all of them.
+            speakers: names (n,), for ``normalise: speaker``; without them the rows are taken for one speaker's. A speaker
+                with too few rows gets the statistics of the training data.
+            corpora: names (n,), for ``normalise: corpus`` where training held several.
+
+        Raises ConfigError for a missing stream, DataError for absent rows.
+        """
+        views = self._views(views)
+        rows = np.asarray(rows, dtype=np.int64)
+        for name, view in views.items():
+            if not view.present[rows].all():
+                absent = [view.utterances[row] for row in rows[~view.present[rows]][:5]]
+                raise DataError("Utterances without features cannot be predicted", where=f"{name}: {', '.join(absent)}")
+        tables = {name: self._own_statistics(name, view, rows, speakers) for name, view in views.items()}
+        parts = [mean_prediction(self._batch(views, rows[begin : begin + batch], slice(begin, begin + batch), tables, corpora)) for begin in range(0, len(rows), batch)]
+        return Prediction(*(_cat([getattr(p, name) for p in parts]) for name in ("logits", "attributes", "std")))
+
+    def logits(self, views: Mapping[str, FeatureView] | FeatureView, rows: Any, **named: Any) -> np.ndarray:
+        """Mean fold logits float32 (n, C); arguments as :meth:`predict`. Raises ConfigError when the task has no classes."""
+        result = self.predict(views, rows, **named).logits
+        if result is None:
+            raise ConfigError("This model predicts attributes, not classes")
+        return result.numpy()
+
+    def _views(self, views: Mapping[str, FeatureView] | FeatureView) -> dict[str, FeatureView]:
+        if not isinstance(views, Mapping):
+            views = {next(iter(self.shapes.streams)): views}
+        missing = [name for name in self.shapes.streams if name not in views]
+        if missing:
+            raise ConfigError(f"This model needs the features {', '.join(missing)} too", choices=list(self.shapes.streams))
+        return {name: views[name] for name in self.shapes.streams}
+
+    def _own_statistics(self, name: str, view: FeatureView, rows: np.ndarray, speakers: Sequence[str] | None) -> list[tuple[Tensor, Tensor] | None]:
+        """For each row the statistics of its own speaker, None where the training data's hold."""
+        if self.params.normalise != "speaker" or view.spec.kind == "counts":
+            return [None] * len(rows)
+        who = np.asarray(speakers if speakers is not None else [""] * len(rows))
+        known = {}
+        for speaker in np.unique(who):
+            statistics = normalise.batch_statistics(view, self.columns[name], rows[who == speaker])
+            known[speaker] = None if statistics is None else tuple(value.to(self.device) for value in statistics)
+        return [known[speaker] for speaker in who]
+
+    def _batch(self, views: Mapping[str, FeatureView], rows: np.ndarray, where: slice, tables: Mapping[str, list], corpora: Sequence[str] | None) -> list[Prediction]:
+        results = []
+        none = torch.full((len(rows),), -1, dtype=torch.long, device=self.device)
+        for model, norms in self.folds:
+            streams = {}
+            for name, view in views.items():
+                norm = norms[name]
+                own = tables[name][where]
+                if norm.kind == "speaker":
+                    norm, group = _with_rows(norm, own)
+                else:
+                    group = norm.groups_of(None if corpora is None else list(corpora[where]), len(rows)).to(self.device) if norm.kind == "corpus" else None
+                streams[name] = normalised(view.batch(rows, self.layers[name], self.device), norm, group)
+            items = Batch(torch.from_numpy(rows).to(self.device), streams, none, None, None, none, none)
+            with torch.inference_mode():
+                results.append(_to_cpu(self.method.predict(model, items)))
+        return results
+
+
+def _with_rows(norm: normalise.Normaliser, own: list[tuple[Tensor, Tensor] | None]) -> tuple[normalise.Normaliser, Tensor]:
+    """A normaliser whose groups are the speakers of this batch, and the group of each item."""
+    distinct = {id(entry): entry for entry in own if entry is not None}
+    number = {key: position for position, key in enumerate(distinct)}
+    mean = torch.stack([*(entry[0] for entry in distinct.values()), norm.mean[-1]])
+    scale = torch.stack([*(entry[1] for entry in distinct.values()), norm.scale[-1]])
+    group = torch.tensor([number[id(entry)] if entry is not None else len(distinct) for entry in own], dtype=torch.long, device=mean.device)
+    return normalise.Normaliser("speaker", norm.columns, mean, scale), group
+
+
+def _to_cpu(prediction: Prediction) -> Prediction:
+    return Prediction(*(None if value is None else value.float().cpu() for value in (prediction.logits, prediction.attributes, prediction.std)))
+
+
+def _cat(values: list[Tensor | None]) -> Tensor | None:
+    return torch.cat(values) if values and values[0] is not None else None
+
+
+def load_predictor(method: Method, params: Any, shapes: Shapes, state: Mapping[str, Tensor], *, device: str | torch.device = "cpu") -> Predictor:
+    """A :class:`Predictor` from ``Trainer.state()`` (as read back from safetensors).
+
+    Args:
+        params: an instance of ``method.Params`` or its dict. shapes: task and streams of the trial (``train_prior`` is not needed).
+    """
+    if isinstance(params, Mapping):
+        params = method.Params(**params)
+    return Predictor(method, params, shapes, state, device)

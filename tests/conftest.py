@@ -1,0 +1,34 @@
+"""Fixtures shared by all tests: where real corpora and models are, and one local Ray for the tests that need it."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def _folder(variable: str, default: str, what: str) -> Path:
+    folder = Path(os.environ.get(variable, REPOSITORY.parent / "shared" / default)).expanduser()
+    if not folder.is_dir():
+        warnings.warn(f"{what} NOT TESTED: no folder {folder}; set {variable}", stacklevel=2)
+        pytest.skip(f"no {what}: set {variable} to a folder that holds them")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def corpora_root() -> Path:
+    """Folder of real corpora (``emodb``, ``emovo``, ``nemo``, ``ravdess``, ``urdu``, ``meld``)."""
+    return _folder("RAYSERE_CORPORA", "corpora", "real corpora")
+
+
+@pytest.fixture(scope="session")
+def models_root() -> Path:
+    """Folder of real pretrained encoders (``whisper-base-encoder``, ``glove-static-48d``)."""
+    return _folder("RAYSERE_MODELS", "models", "pretrained models")

@@ -1,0 +1,318 @@
+"""Speakers never cross; every pool row is in one fold; the seed decides and the row order does not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from raysere.corpora.splits import SPLIT_SCHEMA, Protocol, describe_splits, make_splits, verify_splits
+from raysere.errors import DataError
+
+
+def table(rows: list[tuple[str, str | None]], split: list[str | None] | None = None) -> pl.DataFrame:
+    """Rows of (speaker, label)."""
+    return pl.DataFrame({"utterance": [f"c/{number:04d}" for number in range(len(rows))], "speaker": [f"c/{speaker}" for speaker, _ in rows],
+                         "label": [label for _, label in rows], "split": split or [None] * len(rows)},
+                        schema={"utterance": pl.String, "speaker": pl.String, "label": pl.String, "split": pl.String})
+
+
+def even(speakers: int, classes: str = "abc", each: int = 2) -> pl.DataFrame:
+    return table([(f"s{speaker}", label) for speaker in range(speakers) for label in classes for _ in range(each)])
+
+
+def parts(splits: pl.DataFrame, data: pl.DataFrame) -> dict[tuple[int, str, int | None], set[str]]:
+    joined = splits.join(data.select("utterance", "speaker"), on="utterance")
+    return {(outer, role, fold): set(speakers) for outer, role, fold, speakers in joined.group_by("outer", "role", "fold").agg("speaker").iter_rows()}
+
+
+@st.composite
+def corpora(draw: st.DrawFn) -> tuple[pl.DataFrame, list[list[str]]]:
+    speakers = draw(st.integers(6, 16))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    classes = draw(st.integers(2, 5))
+    rows = [(f"s{speaker}", label) for speaker in range(speakers) for label in rng.choice(list("abcde")[:classes], rng.integers(1, 20), p=rng.dirichlet(np.ones(classes)))]
+    data = table([(speaker, str(label)) for speaker, label in rows])
+    links = [["c/s0", "c/s1"], ["c/s1", "c/s2"]] if draw(st.booleans()) else []
+    return data, links
+
+
+def heads(data: pl.DataFrame, links: list[list[str]]) -> list[str]:
+    linked = {one for group in links for one in group}
+    return ["c/s0" if speaker in linked else speaker for speaker in data["speaker"]]
+
+
+def carriers(data: pl.DataFrame, links: list[list[str]]) -> int:
+    """The fewest groups that any class is spoken by."""
+    return min(len({head for head, label in zip(heads(data, links), data["label"], strict=True) if label == one}) for one in set(data["label"]))
+
+
+def check_folds(splits: pl.DataFrame, data: pl.DataFrame, links: list[list[str]], folds: int) -> None:
+    verify_splits(splits, data, links)
+    label = dict(data.select("utterance", "label").iter_rows())
+    group = dict(zip(data["utterance"], heads(data, links), strict=True))
+    for _, one in splits.group_by("outer"):
+        assert sorted(one["utterance"]) == sorted(data["utterance"])
+        pool = one.filter(pl.col("role") == "pool")
+        assert pool["fold"].null_count() == 0
+        assert set(pool["fold"]) == set(range(folds))
+        assert one.filter(pl.col("role") == "test")["fold"].null_count() == one.height - pool.height
+        for fold in range(folds):
+            dev = pool.filter(pl.col("fold") == fold)["utterance"].to_list()
+            train = pool.filter(pl.col("fold") != fold)["utterance"].to_list()
+            assert not {group[one] for one in dev} & {group[one] for one in train}
+            assert {label[one] for one in train} == {label[one] for one in pool["utterance"]}
+
+
+@given(corpora(), st.integers(2, 4), st.integers(0, 99))
+@settings(deadline=None, max_examples=60)
+def test_out_of_fold(drawn: tuple[pl.DataFrame, list[list[str]]], folds: int, seed: int) -> None:
+    data, links = drawn
+    assume(data["label"].n_unique() > 1 and carriers(data, links) > 1)
+    splits = make_splits(data, Protocol(folds=folds), seed, links)
+    assert splits.schema == pl.Schema(SPLIT_SCHEMA)
+    check_folds(splits, data, links, folds)
+    shuffled = data.sample(fraction=1, shuffle=True, seed=seed)
+    assert make_splits(shuffled, Protocol(folds=folds), seed, links).equals(splits)
+
+
+@given(corpora(), st.integers(0, 99))
+@settings(deadline=None, max_examples=40)
+def test_nested(drawn: tuple[pl.DataFrame, list[list[str]]], seed: int) -> None:
+    data, links = drawn
+    assume(data["label"].n_unique() > 1 and carriers(data, links) > 3 and len(set(heads(data, links))) >= 6)
+    protocol = Protocol(kind="nested", outer=3, inner=2)
+    splits = make_splits(data, protocol, seed, links)
+    check_folds(splits, data, links, 2)
+    tested = splits.filter(pl.col("role") == "test")
+    assert sorted(tested["utterance"]) == sorted(data["utterance"])
+    assert set(tested["outer"]) == {0, 1, 2}
+    assert make_splits(data.reverse(), protocol, seed, links).equals(splits)
+
+
+@given(corpora(), st.integers(0, 99))
+@settings(deadline=None, max_examples=40)
+def test_holdout_that_is_made(drawn: tuple[pl.DataFrame, list[list[str]]], seed: int) -> None:
+    data, links = drawn
+    assume(data["label"].n_unique() > 1)
+    splits = make_splits(data, Protocol(kind="holdout"), seed, links)
+    verify_splits(splits, data, links)
+    train = splits.filter((pl.col("role") == "pool") & pl.col("fold").is_null())
+    assert set(data.join(train, on="utterance", how="semi")["label"]) == set(data["label"])
+    assert set(splits.filter(pl.col("fold") == 0)["role"]) == {"pool"}
+    assert splits.filter(pl.col("role") == "test").height > 0
+    assert make_splits(data.reverse(), Protocol(kind="holdout"), seed, links).equals(splits)
+
+
+def test_seeds_differ_and_repeat() -> None:
+    data = even(20)
+    made = [make_splits(data, Protocol(), seed) for seed in (0, 0, 1)]
+    assert made[0].equals(made[1])
+    assert not made[0].equals(made[2])
+
+
+def test_perfect_balance_is_found() -> None:
+    rng = np.random.default_rng(0)
+    pairs = [(int(a), 12 - int(a)) for a in rng.integers(1, 12, 10)]  # twenty speakers who pair up to 12 + 12
+    data = table([(f"{side}{number}", label) for number, (a, b) in enumerate(pairs) for side, counts in (("x", (a, b)), ("y", (b, a))) for label, count in zip("pq", counts, strict=True)
+                  for _ in range(count)])
+    joined = make_splits(data, Protocol(folds=5), 0).join(data, on="utterance")
+    counts = joined.group_by("fold", "label").len()["len"].to_list()
+    assert max(counts) - min(counts) <= 2  # the mean is 24
+
+
+@pytest.mark.parametrize(("corpus", "folds", "worst"), [("ravdess", 6, 0.001), ("emodb", 5, 0.4), ("nemo", 3, 0.22), ("emovo", 3, 0.001)])
+def test_balance_on_real_corpora(corpora_root: Path, corpus: str, folds: int, worst: float) -> None:
+    index = pl.read_csv(corpora_root / "index.csv", infer_schema=False).filter((pl.col("corpus") == corpus) & ~pl.col("path").str.contains("resampled"))
+    data = index.select(utterance="path", speaker="speaker", label="emotion")
+    for seed in range(5):
+        counts = make_splits(data, Protocol(folds=folds), seed).join(data, on="utterance").group_by("fold", "label").len()
+        assert counts.height == folds * data["label"].n_unique()
+        spread = counts.with_columns((pl.col("len") / pl.col("len").mean().over("label") - 1).abs().alias("off"))["off"].max()
+        assert spread <= worst
+
+
+def test_leave_one_speaker_out_keeps_links() -> None:
+    data, links = even(5), [["c/s1", "c/s3"]]
+    splits = make_splits(data, Protocol(folds="leave_one_speaker_out"), 0, links)
+    assert sorted(map(sorted, parts(splits, data).values())) == [["c/s0"], ["c/s1", "c/s3"], ["c/s2"], ["c/s4"]]
+    nested = make_splits(data, Protocol(kind="nested", outer="leave_one_speaker_out", inner="leave_one_speaker_out"), 0, links)
+    assert nested["outer"].n_unique() == 4
+    assert nested.filter(pl.col("outer") == 0)["fold"].drop_nulls().n_unique() == 3
+
+
+def test_given_folds() -> None:
+    data = even(4)
+    folds = [["s0", "c/s1"], ["s2", "s3"]]
+    assert parts(make_splits(data, Protocol(folds=folds), 0), data) == {(0, "pool", 0): {"c/s0", "c/s1"}, (0, "pool", 1): {"c/s2", "c/s3"}}
+    nested = parts(make_splits(data, Protocol(kind="nested", outer=folds, inner=2), 0), data)
+    assert nested[0, "test", None] == {"c/s0", "c/s1"}
+    assert nested[1, "test", None] == {"c/s2", "c/s3"}
+    numbers = data.with_columns(speaker=pl.col("speaker").str.replace("s", ""))
+    assert Protocol(folds=[[0, 1], [2, 3]]).folds == [["0", "1"], ["2", "3"]]  # YAML reads 0 as a number
+    assert make_splits(numbers, Protocol(folds=[[0, 1], [2, 3]]), 0)["fold"].n_unique() == 2
+
+
+@pytest.mark.parametrize(("folds", "links", "message"), [
+    ([["s0"], ["s1", "s2"]], [], r"1 of 4 speakers are in no fold: c/s3"), ([["s0", "s9"], ["s1", "s2", "s3"]], [], r"'s9', which has no utterances here.*c/s0"),
+    ([["s0", "s1"], ["s1", "s2", "s3"]], [], r"'c/s1' is in the folds 0 and 1"), ([["s0", "s1"], ["s2", "s3"]], [["c/s1", "c/s2"]], r"linked speakers c/s1, c/s2")])
+def test_given_folds_that_cannot_be(folds: list[list[str]], links: list[list[str]], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        make_splits(even(4), Protocol(folds=folds), 0, links)
+
+
+def test_a_short_name_of_two_corpora_is_refused() -> None:
+    data = pl.concat([even(2), even(2).with_columns(pl.col("utterance", "speaker").str.replace("c/", "d/"))])
+    with pytest.raises(DataError, match="could be c/s0 or d/s0"):
+        make_splits(data, Protocol(folds=[["s0"], ["c/s1", "d/s1"]]), 0)
+
+
+def own(splits: str, speakers: str | None = None) -> pl.DataFrame:
+    """One speaker a letter, three classes each; t d e u - stand for train, dev, test, unlabelled and none."""
+    names = {"t": "train", "d": "dev", "e": "test", "u": "unlabelled", "-": None}
+    return table([((speakers or "abcdefghijkl")[place], label) for place in range(len(splits)) for label in "xyz"], [names[one] for one in splits for _ in range(3)])
+
+
+def test_own_split_is_used() -> None:
+    data = own("ttdeu")
+    assert parts(make_splits(data, Protocol(kind="holdout"), 0), data) == {(0, "pool", None): {"c/a", "c/b"}, (0, "pool", 0): {"c/c"}, (0, "test", None): {"c/d"}}
+    folds = parts(make_splits(data, Protocol(folds=3), 0), data)
+    assert folds[0, "test", None] == {"c/d"}
+    assert {key[1] for key in folds} == {"pool", "test"}
+    assert len(folds) == 4
+    nested = make_splits(data, Protocol(kind="nested", outer=4, inner=2), 0)
+    assert nested.filter(pl.col("role") == "test").height == 12  # all but the unlabelled
+
+
+def test_own_split_without_dev_or_for_some_corpora_only() -> None:
+    data = own("tttttee")
+    made = parts(make_splits(data, Protocol(kind="holdout"), 0), data)
+    assert made[0, "test", None] == {"c/f", "c/g"}
+    assert len(made[0, "pool", 0]) == 1
+    mixed = own("ttde-----")
+    made = parts(make_splits(mixed, Protocol(kind="holdout"), 0), mixed)
+    assert {"c/a", "c/b"} < made[0, "pool", None]
+    assert "c/c" in made[0, "pool", 0]
+    assert "c/d" in made[0, "test", None]
+    assert sum(map(len, made.values())) == 9
+
+
+def test_speaker_in_two_parts_of_the_own_split() -> None:
+    with pytest.raises(DataError, match=r"1 of 3 speakers are in two parts.*c/a \(3 in train, 3 in test\).*by: dialogue"):
+        make_splits(own("tdte", "abca".replace("c", "b")[:2] + "ca"), Protocol(kind="holdout"), 0)
+    with pytest.raises(DataError, match=r"c/a \(3 in test, 3 in the pool"):
+        make_splits(own("tdte", "abca"), Protocol(folds=2), 0)
+    with pytest.raises(DataError, match="in two parts"):
+        make_splits(own("tde"), Protocol(kind="holdout"), 0, [["c/a", "c/b"]])
+    with pytest.raises(DataError, match=r"3 in train, 3 in no part"):
+        make_splits(own("tde-", "abca"), Protocol(kind="holdout"), 0)
+
+
+@pytest.mark.parametrize(("data", "protocol", "message"), [
+    (even(1), {}, r"only 1 speaker, 'c/s0'"), (even(1), {"kind": "nested"}, r"only 1 speaker"), (even(1), {"kind": "holdout"}, r"needs 3 speakers, and there is 1"),
+    (even(4), {}, r"5 folds need 5 speakers, and there are 4.*4 folds or fewer"), (even(4), {"folds": "leave_one_speaker_out", "kind": "nested", "outer": 4, "inner": 4}, r"of outer fold 0 need 4 speakers, and there are 3"),
+    (even(6, "a"), {}, r"All 12 utterances have the class 'a'"), (own("tte"), {"kind": "holdout", "dev_share": 0.5, "test_share": 0.2}, None),
+    (own("de"), {"kind": "holdout"}, "no training utterance"), (own("uu"), {}, "no utterance to split"),
+    (table([("s0", "a"), ("s0", "b"), ("s1", "a"), ("s2", "a")]), {"folds": 3}, r"without fold \d, the training part has no 'b' \(its 1 utterances are of 1 speaker: c/s0\)"),
+    (table([("s0", "a"), ("s0", "b"), ("s1", "a"), ("s2", "a")]), {"folds": "leave_one_speaker_out"}, "without fold 0"),
+    (table([("s0", "a"), ("s0", "b"), ("s1", "a"), ("s1", "b"), ("s2", "a"), ("s2", "a"), ("s3", "a")]), {"kind": "nested", "outer": 2, "inner": 2}, "of outer fold 0 has no 'b'"),
+    (table([("a", "x"), ("b", "y"), ("c", "x"), ("c", "y")], ["train", "dev", "test", "test"]), {"kind": "holdout"}, "the training part has no 'y'"),
+])
+def test_clear_errors(data: pl.DataFrame, protocol: dict[str, Any], message: str | None) -> None:
+    if message is None:
+        make_splits(data, Protocol(**protocol), 0)
+        return
+    with pytest.raises(DataError, match=message) as caught:
+        make_splits(data, Protocol(**protocol), 0)
+    assert caught.value.remedy or "no utterance to split" in str(caught.value)
+
+
+def test_a_class_may_be_missing_from_a_dev_fold_and_is_told() -> None:
+    data = even(9, "abc").filter((pl.col("speaker") != "c/s4") | (pl.col("label") != "c"))
+    splits = make_splits(data, Protocol(folds="leave_one_speaker_out"), 0)
+    assert describe_splits(splits, data, Protocol()) == ["dev fold 4 has no c."]
+    nested = Protocol(kind="nested", outer="leave_one_speaker_out", inner=3)
+    assert "Outer fold 4: the test rows have no c." in describe_splits(make_splits(data, nested, 0), data, nested)
+
+
+def test_by_dialogue_and_sentence() -> None:
+    data = even(4, "abcd", 3).with_columns(dialogue=pl.int_range(48) // 4 % 6, transcript=pl.concat_str(pl.lit(" Text "), (pl.int_range(48) % 12).cast(pl.String)))
+    for by, column in (("dialogue", "dialogue"), ("sentence", "transcript")):
+        protocol = Protocol(by=by, folds=3)
+        splits = make_splits(data, protocol, 0)
+        verify_splits(splits, data.select("utterance", speaker=pl.col(column).cast(pl.String)))
+        with pytest.raises(DataError, match="in two parts of the splits"):
+            verify_splits(splits, data)
+        assert describe_splits(splits, data, protocol)[0].startswith(f"Split by {by}: 4 of 4 speakers are in more than one part")
+    spelt = data.with_columns(transcript=pl.when(pl.int_range(48) < 24).then(pl.col("transcript").str.to_uppercase()).otherwise("transcript"))
+    assert make_splits(spelt, protocol, 0).equals(splits)
+    with pytest.raises(DataError, match="3 of 48 utterances have no dialogue"):
+        make_splits(data.with_columns(dialogue=pl.when(pl.int_range(48) < 3).then(None).otherwise("dialogue")), Protocol(by="dialogue"), 0)
+    with pytest.raises(DataError, match="lacks transcript"):
+        make_splits(data.drop("transcript"), Protocol(by="sentence"), 0)
+
+
+def test_meld_like_own_split_works_by_dialogue() -> None:
+    data = table([("Joey", "x"), ("Joey", "y"), ("Joey", "x"), ("Joey", "y"), ("Joey", "x")], ["train", "train", "dev", "dev", "test"]).with_columns(dialogue=pl.Series(["1", "1", "2", "2", "3"]))
+    with pytest.raises(DataError, match="by: dialogue"):
+        make_splits(data, Protocol(kind="holdout"), 0)
+    splits = make_splits(data, Protocol(kind="holdout", by="dialogue"), 0)
+    assert Counter(splits["role"]) == {"pool": 4, "test": 1}
+
+
+def test_rows_without_label_stay_out_and_no_labels_at_all_balance_size() -> None:
+    some = even(6).with_columns(label=pl.when(pl.int_range(36) % 6 == 0).then(None).otherwise("label"))
+    assert make_splits(some, Protocol(folds=3), 0).height == 30
+    none = even(6).with_columns(label=pl.lit(None, dtype=pl.String))
+    assert set(make_splits(none, Protocol(folds=3), 0).group_by("fold").len()["len"]) == {12}
+
+
+def test_one_speaker_with_nearly_all_of_a_class_is_no_obstacle() -> None:
+    data = table([("s0", "a")] * 50 + [("s1", "a")] + [(f"s{number}", "b") for number in range(12) for _ in range(3)])
+    for seed in range(10):
+        check_folds(make_splits(data, Protocol(folds=4), seed), data, [], 4)
+
+
+def test_many_speakers_are_quickly_divided() -> None:
+    rng = np.random.default_rng(0)
+    speakers = np.minimum(rng.pareto(1.0, 20000) * 50, 1500).astype(int)
+    data = table([(str(speaker), label) for speaker, label in zip(speakers, rng.choice(list("abcd"), 20000, p=[0.7, 0.2, 0.09, 0.01]), strict=True)])
+    counts = make_splits(data, Protocol(folds=5), 0).join(data, on="utterance").group_by("fold", "label").len()
+    assert counts.with_columns((pl.col("len") / pl.col("len").mean().over("label") - 1).abs().alias("off"))["off"].max() < 0.05
+
+
+def test_verify_finds_what_is_wrong() -> None:
+    data = even(4)
+    good = make_splits(data, Protocol(folds=2), 0)
+    verify_splits(good, dict(data.select("utterance", "speaker").iter_rows()))
+    flipped = good.with_columns(fold=pl.when(pl.int_range(24) == 0).then(1 - pl.col("fold")).otherwise("fold"))
+    with pytest.raises(DataError, match=r"1 speakers are in two parts.*c/s0 \(outer 0\)"):
+        verify_splits(flipped, data)
+    first, second = (next(iter(speakers)) for speakers in parts(good, data).values())
+    with pytest.raises(DataError, match="in two parts"):
+        verify_splits(good, data, [[first, second]])
+    with pytest.raises(DataError, match="has a fold"):
+        verify_splits(good.with_columns(role=pl.lit("test")), data)
+    with pytest.raises(DataError, match="stands twice"):
+        verify_splits(pl.concat([good, good]), data)
+    with pytest.raises(DataError, match="have no speaker"):
+        verify_splits(good, data.head(3))
+
+
+def test_utterance_twice() -> None:
+    with pytest.raises(DataError, match="twice"):
+        make_splits(pl.concat([even(6), even(6)]), Protocol(), 0)
+
+
+@pytest.mark.parametrize("wrong", [{"kind": "random"}, {"folds": 1}, {"folds": [["a"]]}, {"folds": [["a"], []]}, {"by": "dialogue", "folds": "leave_one_speaker_out"},
+                                   {"by": "sentence", "kind": "nested", "outer": [["a"], ["b"]]}, {"dev_share": 0.6, "test_share": 0.5}, {"fold": 5}, {"inner": [["a"], ["b"]]}])
+def test_protocols_that_cannot_be(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Protocol(**wrong)

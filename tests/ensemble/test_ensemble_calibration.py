@@ -1,0 +1,164 @@
+"""Steps 1 to 3: calibration, priors, objective. Every expected value is derived, not recorded."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raysere.ensemble.calibration import Calibration, class_shares, fit_calibration, log_softmax, nll, votes_to_logp
+from raysere.ensemble.objective import Objective, confusion_counts, prior_macro_f1
+from raysere.ensemble.priors import decision_prior, estimate_prior, shift_prior
+from raysere.errors import ConfigError, DataError
+from raysere.training.metrics import macro_f1
+
+
+def _data(seed=0, items=500, classes=4):
+    generator = np.random.default_rng(seed)
+    label = generator.choice(classes, items, p=np.array([4, 3, 2, 1])[:classes] / np.array([4, 3, 2, 1])[:classes].sum())
+    return 1.7 * np.eye(classes)[label] + generator.normal(size=(items, classes)) + generator.normal(size=classes), label
+
+
+def test_without_ridge_the_mean_prediction_is_the_selection_prior():
+    logits, label = _data()
+    p = np.exp(log_softmax(logits / (fit := fit_calibration(logits, label, ridge=0)).temperature + fit.bias))
+    assert np.abs(p.mean(0) - class_shares(label, 4)).max() < 1e-6
+
+
+def test_the_fit_is_the_minimum_that_a_general_optimiser_finds():
+    from scipy.optimize import minimize
+
+    logits, label = _data(3)
+    fit = fit_calibration(logits, label, ridge=0)
+
+    def loss(theta):
+        return nll(log_softmax(theta[0] * logits + np.r_[theta[1:], 0.0]), label)
+
+    best = minimize(loss, np.r_[1.0, np.zeros(3)], method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-13, "maxiter": 20000, "maxfev": 20000})
+    assert loss(np.r_[1 / fit.temperature, fit.bias[:-1]]) <= best.fun + 1e-9
+    assert np.abs(np.r_[1 / fit.temperature, fit.bias[:-1]] - best.x).max() < 1e-4
+
+
+@pytest.mark.parametrize("ridge", [0.0, 1.0])
+@pytest.mark.parametrize("scale", [0.01, 0.3, 40.0])
+def test_scaled_logits_scale_the_temperature(scale, ridge):
+    logits, label = _data(1)
+    one, other = fit_calibration(logits, label, ridge=ridge), fit_calibration(scale * logits, label, ridge=ridge)
+    assert other.temperature == pytest.approx(scale * one.temperature, rel=1e-6)
+    assert np.abs(other.bias - one.bias).max() < 1e-6
+
+
+def test_a_temperature_alone_never_changes_an_argmax():
+    logits, label = _data(2)
+    fit = fit_calibration(logits, label, biases=False)
+    assert (fit.bias == 0).all()
+    assert fit.temperature != pytest.approx(1.0, abs=0.05)
+    assert (fit.apply(logits).argmax(1) == logits.argmax(1)).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.floats(0.05, 20))
+def test_the_likelihood_never_falls(seed, scale):
+    generator = np.random.default_rng(seed)
+    label = generator.integers(0, 3, 60)
+    logits = scale * (generator.normal(size=(60, 3)) + generator.normal() * np.eye(3)[label])
+    fit = fit_calibration(logits, label, ridge=0)
+    assert nll(log_softmax(logits / fit.temperature + fit.bias), label) <= nll(log_softmax(logits), label) + 1e-9
+
+
+def test_calibration_and_prior_shift_recover_the_bayes_posterior():
+    """Three Gaussians; a model with a wrong prior and temperature 2.5 (papers 3.7 step 2)."""
+    generator = np.random.default_rng(0)
+    prior, wrong = np.array([0.6, 0.3, 0.1]), np.array([0.2, 0.3, 0.5])
+    means = np.array([[0.0, 0.0], [1.5, 0.0], [0.0, 1.5]])
+    label = generator.choice(3, 60_000, p=prior)
+    x = means[label] + generator.normal(size=(len(label), 2))
+    likelihood = -0.5 * ((x[:, None] - means) ** 2).sum(-1)
+    fit = fit_calibration(2.5 * log_softmax(likelihood + np.log(wrong)), label, ridge=0)
+    expected = np.log(prior / wrong)
+    assert fit.temperature == pytest.approx(2.5, abs=0.06)
+    assert np.abs(fit.bias - (expected - expected[-1])).max() < 0.04
+    posterior = np.exp(shift_prior(fit.apply(2.5 * log_softmax(likelihood + np.log(wrong))), class_shares(label, 3), np.full(3, 1 / 3)))
+    assert np.abs(posterior - np.exp(log_softmax(likelihood))).max() < 0.01
+
+
+def test_the_ridge_draws_biases_to_the_ratio_of_priors_and_survives_separable_rows():
+    label = np.array([0, 1, 2] * 4)
+    logits = 30.0 * np.eye(3)[label]
+    carried = np.array([0.6, 0.3, 0.1])
+    strong = fit_calibration(logits, label, member_prior=carried, ridge=1e6)
+    expected = np.log((1 / 3) / carried)
+    assert np.abs(strong.bias - (expected - expected[-1])).max() < 1e-3
+    mild = fit_calibration(logits, label, ridge=1.0)
+    assert np.isfinite(mild.apply(logits)).all()
+    assert np.exp(mild.apply(logits)).max() < 0.999  # twelve rows are no proof of certainty
+
+
+def test_a_constant_member_becomes_the_selection_prior():
+    label = np.array([0] * 30 + [1] * 10)
+    fit = fit_calibration(np.zeros((40, 2)), label, ridge=0)
+    assert np.abs(np.exp(fit.apply(np.zeros((1, 2)))) - [[0.75, 0.25]]).max() < 1e-6
+
+
+@pytest.mark.parametrize(("logits", "label"), [(np.zeros((0, 3)), np.zeros(0, int)), (np.full((2, 3), np.nan), np.array([0, 1])), (np.zeros((2, 3)), np.array([0, 3]))])
+def test_what_cannot_be_calibrated_is_refused(logits, label):
+    with pytest.raises(DataError):
+        fit_calibration(logits, label)
+
+
+def test_votes_become_rows_of_their_confusion_matrix():
+    logp = votes_to_logp(np.array([1]), np.array([0, 0, 1, 1, 1]), np.array([0, 1, 1, 1, 0]), 2)
+    assert np.allclose(np.exp(logp), [[(1 + 1) / (3 + 2), (2 + 1) / (3 + 2)]])
+
+
+def test_prior_shift_is_bayes_and_undoes_itself():
+    p = np.log(np.array([[0.5, 0.3, 0.2]]))
+    source, target = np.array([0.5, 0.25, 0.25]), np.array([0.2, 0.2, 0.6])
+    raw = np.exp(p) * target / source
+    assert np.allclose(np.exp(shift_prior(p, source, target)), raw / raw.sum())
+    assert np.allclose(shift_prior(shift_prior(p, source, target), target, source), p)
+
+
+def test_expectation_maximisation_finds_an_unknown_prior():
+    generator = np.random.default_rng(1)
+    source, target = np.array([0.5, 0.5]), np.array([0.15, 0.85])
+    label = generator.choice(2, 40_000, p=target)
+    x = 2.0 * label + generator.normal(size=len(label))
+    logp = log_softmax(np.stack([-0.5 * x**2, -0.5 * (x - 2) ** 2], axis=1) + np.log(source))
+    assert np.abs(estimate_prior(logp, source) - target).max() < 0.01
+
+
+def test_decision_priors():
+    pi, classes = np.array([0.64, 0.36]), ("a", "b")
+    assert np.allclose(decision_prior("auto", "uar", pi, classes), [0.5, 0.5])
+    assert np.allclose(decision_prior("auto", "accuracy", pi, classes), pi)
+    assert np.allclose(decision_prior("auto", "macro_f1", pi, classes), [0.8 / 1.4, 0.6 / 1.4])
+    assert np.allclose(decision_prior("uniform", "accuracy", pi, classes), [0.5, 0.5])
+    assert np.allclose(decision_prior((0.1, 0.9), "uar", pi, classes), [0.1, 0.9])
+    with pytest.raises(ConfigError, match="3 numbers"):
+        decision_prior((0.1, 0.2, 0.7), "uar", pi, classes)
+
+
+def test_balanced_macro_f1_is_macro_f1_of_replicated_classes():
+    generator = np.random.default_rng(5)
+    counts = np.array([2, 3, 6])
+    label = np.repeat([0, 1, 2], counts)
+    predicted = np.where(generator.random(len(label)) < 0.5, label, generator.integers(0, 3, len(label)))
+    times = np.array([3, 2, 1])[label]  # six of each class
+    expected = macro_f1(np.repeat(label, times), np.repeat(predicted, times))
+    assert prior_macro_f1(confusion_counts(label, predicted, 3))[0] == pytest.approx(expected)
+    natural = counts / counts.sum()
+    assert Objective("macro_f1", tuple(natural))(confusion_counts(label, predicted, 3))[0] == pytest.approx(macro_f1(label, predicted))
+    assert Objective("macro_f1")(confusion_counts(label, predicted, 3))[0] == pytest.approx(macro_f1(label, predicted))
+    assert macro_f1(label, predicted) != pytest.approx(expected)
+
+
+def test_weighted_counts_are_counts_of_repeated_rows():
+    label, predicted, repeats = np.array([0, 1, 1]), np.array([[0, 0, 1], [1, 1, 1]]), np.array([2, 0, 3])
+    assert (confusion_counts(label, predicted, 2, repeats.astype(float)) == confusion_counts(np.repeat(label, repeats), np.repeat(predicted, repeats, axis=1), 2)).all()
+
+
+def test_identity_changes_nothing():
+    logits, _ = _data(4)
+    assert np.allclose(Calibration.identity(4).apply(logits), log_softmax(logits), atol=1e-5)

@@ -1,0 +1,141 @@
+"""Step 5: greedy selection, plain and bagged."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+from raysere.ensemble.calibration import log_softmax
+from raysere.ensemble.greedy import Candidates, GreedyParams, answers, contributions, greedy_path, greedy_weights, prune, score_candidates
+from raysere.ensemble.objective import Objective
+from raysere.errors import DataError
+from raysere.training.metrics import uar
+
+UAR = Objective("uar")
+PLAIN = GreedyParams(bags=0)
+
+
+def _library(toy, skills, *, items=300, speakers=10, seed=0, log_pool=False, ids=None):
+    generator = np.random.default_rng(seed)
+    label = generator.integers(0, 4, items)
+    logp = log_softmax(np.stack([toy.logits(label, skill, generator) for skill in skills])).astype(np.float32)
+    return _candidates(logp, label, generator.integers(0, speakers, items), log_pool, ids)
+
+
+def _candidates(logp, label, group, log_pool=False, ids=None, present=None):
+    present = np.ones(logp.shape[:2], bool) if present is None else present
+    scores = contributions(logp, present, np.ones(logp.shape[2]), log_pool=log_pool)
+    return Candidates(scores, present, label, group, np.ones(len(label)), ids or [f"m{m:03d}" for m in range(len(logp))], log_pool)
+
+
+def _reorder(candidates, order):
+    return Candidates(np.ascontiguousarray(candidates.scores[:, order]), candidates.present[order], candidates.label, candidates.group, candidates.item_weights,
+                      [candidates.ids[m] for m in order], candidates.log_pool)
+
+
+def test_a_perfect_member_among_random_ones_gets_all_the_weight(toy):
+    library = _library(toy, [0.0] * 15 + [40.0] + [0.0] * 14)
+    weights = greedy_weights(library, UAR, PLAIN)
+    assert weights[15] == 1.0
+
+
+@pytest.mark.parametrize("bags", [0, 6])
+@pytest.mark.parametrize("log_pool", [False, True])
+def test_the_order_of_members_does_not_matter(toy, bags, log_pool):
+    library = _library(toy, np.linspace(0.2, 1.2, 12), log_pool=log_pool)
+    order = np.random.default_rng(7).permutation(12)
+    params = GreedyParams(bags=bags, seed=3)
+    assert np.array_equal(greedy_weights(library, UAR, params)[order], greedy_weights(_reorder(library, order), UAR, params))
+
+
+@pytest.mark.parametrize("bags", [0, 6])
+def test_copies_in_the_library_do_not_change_the_pooled_prediction(toy, bags):
+    library = _library(toy, np.linspace(0.4, 1.2, 8))
+    doubled = _reorder(library, np.array([0, 1, 2, 3, 4, 5, 6, 7, 7, 7, 6]))
+    doubled = Candidates(doubled.scores, doubled.present, doubled.label, doubled.group, doubled.item_weights, [*library.ids, "m007x", "m007y", "m006x"])
+    params = GreedyParams(bags=bags)
+    pooled = np.tensordot(library.scores, greedy_weights(library, UAR, params), axes=(1, 0))
+    assert np.allclose(pooled, np.tensordot(doubled.scores, greedy_weights(doubled, UAR, params), axes=(1, 0)))
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_one_others(toy):
+    library = _library(toy, [0.8] * 20)
+    first = greedy_weights(library, UAR, GreedyParams(bags=5, seed=1))
+    assert np.array_equal(first, greedy_weights(library, UAR, GreedyParams(bags=5, seed=1)))
+    assert not np.array_equal(first, greedy_weights(library, UAR, GreedyParams(bags=5, seed=2)))
+    assert first.sum() == pytest.approx(1)
+
+
+def test_each_step_is_the_best_addition_and_the_answer_the_best_prefix(toy):
+    library = _library(toy, np.linspace(0.3, 1.1, 9), items=200)
+    path = greedy_path(library, UAR, GreedyParams(bags=0, steps=12, patience=12, start=2))
+    running = np.zeros_like(library.scores[:, 0])
+    for step, member in enumerate(path.chosen):
+        values = [uar(library.label, (running + library.scores[:, m]).argmax(0), 4) for m in range(9)]
+        if step >= 2:
+            assert values[member] == pytest.approx(max(values))
+        assert path.objective[step] == pytest.approx(values[member])
+        running = running + library.scores[:, member]
+    assert path.objective[path.length - 1] == pytest.approx(max(path.objective))
+    assert len(path.chosen) == 12
+
+
+def test_it_stops_when_nothing_is_gained(toy):
+    library = _library(toy, [40.0, 40.0, 0.0])
+    path = greedy_path(library, UAR, GreedyParams(bags=0, steps=50, patience=4))
+    assert len(path.chosen) == 5  # the first reaches 1, four more gain nothing
+
+
+def test_equal_objectives_are_parted_by_likelihood_then_by_id():
+    label = np.array([0, 1, 0, 1])
+    sure = np.log(np.where(np.eye(2)[label] == 1, 0.9, 0.1))
+    shy = np.log(np.where(np.eye(2)[label] == 1, 0.6, 0.4))
+    logp = np.stack([shy, sure]).astype(np.float32)
+    group = np.arange(4)
+    assert greedy_weights(_candidates(logp, label, group, ids=["a", "b"]), UAR, PLAIN).tolist() == [0, 1]
+    same = np.stack([sure, sure[:, ::1] + 1e-9]).astype(np.float64)
+    both = _candidates(same.astype(np.float32), label, group, ids=["z", "a"])
+    assert greedy_weights(both, UAR, PLAIN).tolist() == [0, 1]
+
+
+def test_fast_scores_equal_slow_ones(toy):
+    library = _library(toy, [0.5, 1.0, 1.5], items=150)
+    running = library.scores[:, 1] * 2
+    repeats = np.random.default_rng(0).integers(0, 3, 150)
+    slow = [uar(np.repeat(library.label, repeats), np.repeat((running + library.scores[:, m]).argmax(0), repeats), 4) for m in range(3)]
+    assert np.allclose(score_candidates(library, running, UAR, repeats.astype(float)), slow)
+    assert (answers(library.scores, running) == (running[:, None] + library.scores).argmax(0)).all()
+
+
+def test_missing_predictions_count_neither_for_nor_against(toy):
+    generator = np.random.default_rng(0)
+    label = generator.integers(0, 4, 200)
+    logp = log_softmax(np.stack([toy.logits(label, 1.0, generator), toy.logits(label, 40.0, generator)])).astype(np.float32)
+    present = np.ones((2, 200), bool)
+    present[1, ::2] = False
+    weights = greedy_weights(_candidates(logp, label, np.arange(200) % 9, present=present), UAR, PLAIN)
+    assert (weights > 0).all(), "the perfect member answers one half, the other one is needed for the rest"
+
+
+def test_small_weights_are_dropped_but_never_all():
+    assert prune(np.array([0.005, 0.495, 0.5]), 0.01).tolist() == pytest.approx([0, 0.495 / 0.995, 0.5 / 0.995])
+    assert prune(np.full(200, 0.005), 0.01).sum() == pytest.approx(1)
+
+
+def test_an_empty_library_is_refused(toy):
+    with pytest.raises(DataError, match="nothing to select"):
+        greedy_path(Candidates(np.zeros((4, 0, 5), np.float32), np.zeros((0, 5), bool), np.zeros(5, int), np.zeros(5, int), np.ones(5), []), UAR, PLAIN)
+
+
+@pytest.mark.slow
+def test_a_challenge_sized_library(toy):
+    generator = np.random.default_rng(0)
+    label = generator.integers(0, 8, 25_000)
+    logp = log_softmax(generator.normal(size=(200, 25_000, 8)).astype(np.float32) + 0.5 * np.eye(8, dtype=np.float32)[label])
+    library = _candidates(logp, label, np.arange(25_000) % 500)
+    start = time.monotonic()
+    weights = greedy_weights(library, Objective("macro_f1"), GreedyParams(bags=2))
+    print(f"two bags: {time.monotonic() - start:.1f} s")
+    assert weights.sum() == pytest.approx(1)
