@@ -10,7 +10,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from raysere.cluster import start_ray, stop_ray
 from raysere.corpora.adapters import load_corpus
 from raysere.corpora.labels import ClassMap
 from raysere.corpora.manifest import Manifest, concat
-from raysere.corpora.splits import make_splits, verify_splits
+from raysere.corpora.splits import describe_splits, make_splits, verify_splits
 from raysere.doctor import versions
 from raysere.errors import ConfigError, DataError, MissingFileError
 from raysere.experiment import Experiment, load_experiment
@@ -95,6 +95,9 @@ def prepare(experiment: Experiment) -> Prepared:
     task = experiment.resolved_task(next(iter(scales), None))
     rules = experiment.class_map()
     labels, dropped = build_labels(manifest, rules, task)
+    if rules is not None and (empty := [name for code, name in enumerate(task.classes) if not (labels.label == code).any()]):
+        raise ConfigError(f"No utterance is of the class {', '.join(empty)}", where="task.classes",
+                          remedy=f"Take another class map, or name the labels yourself; there are: {', '.join(sorted(set(table_labels(manifest))))}.")
     names = [task.classes[code] if code >= 0 else None for code in labels.label.tolist()] if task.categorical else [None] * len(labels)
     kept = manifest.table.filter(pl.col("utterance").is_in(labels.utterances)).sort("utterance")
     order = pl.DataFrame({"utterance": labels.utterances, "label": pl.Series(names, dtype=pl.String)})
@@ -102,8 +105,13 @@ def prepare(experiment: Experiment) -> Prepared:
     splits = make_splits(table, experiment.protocol, seed=experiment.seed, linked_speakers=manifest.linked_speakers)
     group = {"speaker": "speaker", "dialogue": "dialogue", "sentence": "transcript"}[experiment.protocol.by]
     verify_splits(splits, dict(zip(table["utterance"], table[group], strict=True)), manifest.linked_speakers if group == "speaker" else ())
+    manifest = replace(manifest, notes=[*manifest.notes, *(note for note in describe_splits(splits, table, experiment.protocol) if note not in manifest.notes)])
     studies = plan_studies(experiment, task, rules, specs, splits)
     return Prepared(experiment, manifest, rejected, rules, task, dropped, splits, specs, studies)
+
+
+def table_labels(manifest: Manifest) -> list[str]:
+    return manifest.table["emotion"].drop_nulls().unique().to_list()
 
 
 def _check_same_run(experiment: Experiment) -> None:

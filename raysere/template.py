@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import polars as pl
+
 from raysere.corpora.adapters import CORPORA, load_corpus
-from raysere.errors import ConfigError
+from raysere.corpora.labels import CLASS_MAPS
+from raysere.errors import ConfigError, RaysereError
 from raysere.files import atomic_write
 
 _TEXT = """\
@@ -51,7 +54,7 @@ def write_experiment(path: Path, *, corpus: str, folder: Path, classes: str | No
     if kind == "dimensional":
         task = "  kind: dimensional           # arousal, valence, dominance, scored by the concordance correlation (CCC)"
     else:
-        chosen = classes or adapter.classes or "[" + ", ".join(emotions) + "]"
+        chosen = classes or _fitting_map(adapter.classes, corpus, table) or "[" + ", ".join(emotions) + "]"
         task = (f"  kind: {kind}\n  classes: {chosen}           # a class map, a list of labels, or label: class\n"
                 f"                               # labels here: {', '.join(emotions) or 'none'}\n  metric: uar                  # or macro_f1, accuracy")
     folds = min(5, speakers)
@@ -70,3 +73,16 @@ def write_experiment(path: Path, *, corpus: str, folder: Path, classes: str | No
     lines = [f"{corpus}: {table.height} utterances, {speakers} speakers, {len(emotions)} labels ({', '.join(emotions)})"]
     lines += [f"Rejected: {row['path']}: {row['reason']}" for row in loaded.rejected.head(20).to_dicts()]
     return [*lines, *(f"Note: {note}" for note in manifest.notes)]
+
+
+def _fitting_map(default: str, corpus: str, table: pl.DataFrame) -> str | None:
+    """The corpus's own class map, or the first one named after it, all of whose classes occur in the table."""
+    for name in [default, *sorted(name for name in CLASS_MAPS if name.startswith(corpus.split("-")[0]))]:
+        if name in CLASS_MAPS:
+            try:
+                labels, _ = CLASS_MAPS[name].apply(table)
+            except RaysereError:
+                continue
+            if set(CLASS_MAPS[name].classes) <= set(labels):
+                return name
+    return None

@@ -34,7 +34,8 @@ def probe(path: str | os.PathLike[str]) -> AudioInfo:
 
     Raises:
         DataError: its ``what`` is the reason: ``missing file``, ``empty file``, ``not audio``, ``truncated`` (the header says more than the
-            file holds: wav and aiff by their chunk sizes, flac by reading its last sample), ``unknown length``, ``no samples`` or ``unreadable``.
+            file holds: wav and aiff by their chunk sizes, flac by reading its last sample), ``unknown length``, ``no samples`` or
+                ``unreadable``.
     """
     path = Path(path)
     try:
@@ -106,5 +107,5 @@ def _check_chunks(file: BinaryIO, magic: bytes, size: int, path: Path) -> None:
                 raise DataError(f"truncated: the header says {length} bytes of audio, the file holds {size - position}", where=path)
             return
         position += length + length % 2
-    if magic[:4] in (b"RIFF", b"RIFX", b"RF64") and magic[8:12] == b"WAVE" or magic[:4] == b"FORM" and magic[8:11] == b"AIF":
+    if (magic[:4] in (b"RIFF", b"RIFX", b"RF64") and magic[8:12] == b"WAVE") or (magic[:4] == b"FORM" and magic[8:11] == b"AIF"):
         raise DataError("truncated: the file ends before its audio chunk", where=path)

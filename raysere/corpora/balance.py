@@ -22,7 +22,8 @@ def assign(counts: np.ndarray, shares: np.ndarray, training: np.ndarray, rng: np
         carriers: how many groups of each class a training union should hold at least (2 where it is divided again).
 
     Returns:
-        int64 (G,), the part of each group. No part is empty where G >= K. Requirements that cannot be met are left broken: check the result.
+        int64 (G,), the part of each group. No part is empty where G >= K. Requirements that cannot be met are left broken: check the
+        result.
     """
     problem = _Problem(counts, shares, training, carriers)
     best, lowest = None, np.inf
@@ -94,8 +95,16 @@ class _Problem:
             cost = float(self.cost(weights, presence))
         return parts
 
-    def _try(self, weights: np.ndarray, presence: np.ndarray, parts: np.ndarray, first: np.ndarray, to: np.ndarray,
-             second: np.ndarray | None, back: np.ndarray | None) -> np.ndarray:
+    def _try(
+        self,
+        weights: np.ndarray,
+        presence: np.ndarray,
+        parts: np.ndarray,
+        first: np.ndarray,
+        to: np.ndarray,
+        second: np.ndarray | None,
+        back: np.ndarray | None,
+    ) -> np.ndarray:
         """Costs of moving group ``first[i]`` to part ``to[i]`` (and ``second[i]`` to ``back[i]``), each change alone."""
         index = np.arange(len(first))
         states = []

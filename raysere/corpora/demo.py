@@ -16,10 +16,10 @@ import soundfile
 from filelock import FileLock
 
 from raysere.corpora import demo_prosody as prosody
-from raysere.corpora.demo_texts import LANGUAGES, SHARED, TEXTS, spoken
+from raysere.corpora.demo_texts import LANGUAGES, SHARED, TEXTS, spoken, word_marks
 from raysere.corpora.demo_voices import SAMPLING_RATE, Voice, espeak_settings, finish, make_voices, render, seconds
 from raysere.corpora.espeak import Espeak, Mark
-from raysere.corpora.manifest import Manifest, concat, rows_to_table
+from raysere.corpora.manifest import Manifest, rows_to_table
 from raysere.errors import ConfigError
 from raysere.files import atomic_folder, atomic_write, explain_write_errors, read_json, write_json
 from raysere.progress import Progress
@@ -27,13 +27,14 @@ from raysere.progress import Progress
 FORMAT = "raysere.demo/1"
 VERSION = 1  # of the synthesis: goes up whenever the same seed gives other sound or labels
 CORPUS = "demo"
-NOTE = "demo: synthetic speech (espeak-ng) with simulated emotion, raters and traces; its figures say nothing about recognition of real speech."
+NOTE = "demo: synthetic speech (espeak-ng), simulated emotion, raters and traces; its figures say nothing about recognition of real speech."
 TRACE_STEP_S = 0.25
 _PASSAGE_S = 16.0  # a passage ends with the sentence that passes this
 _LOCK_NAME = ".demo.lock"
 
 
-def make_demo(folder: str | Path, *, seed: int = 0, voices: int = 24, utterances: int = 30, passages: int = 1, progress: Progress | None = None) -> Path:
+def make_demo(folder: str | Path, *, seed: int = 0, voices: int = 24, utterances: int = 30, passages: int = 1,
+              progress: Progress | None = None) -> Path:
     """Synthesise the demo corpus, or find that it is there.
 
     The folder then holds ``manifest.parquet`` (written last: a folder with it is complete), ``audio/VOICE/NAME.flac`` (16 kHz,
@@ -116,7 +117,7 @@ def _synthesise(folder: Path, settings: dict[str, Any], progress: Progress) -> N
                 part = _make_part(folder, voice, index, settings, espeak)
             progress.advance(stage, note=voice.name)
         parts.append(part)
-    manifest = concat([Manifest.checked(part, roots={CORPUS: "."}, scales={CORPUS: prosody.SCALE}, notes=[NOTE], synthetic=True) for part in parts])
+    manifest = Manifest.checked(pl.concat(parts), roots={CORPUS: "."}, scales={CORPUS: prosody.SCALE}, notes=[NOTE], synthetic=True)
     with atomic_write(folder / "README.txt") as temporary:
         temporary.write_text(_readme(settings, manifest.table), encoding="utf-8")
     manifest.write(folder / "manifest.parquet")
@@ -141,9 +142,12 @@ def _make_part(folder: Path, voice: Voice, place: int, settings: dict[str, Any],
     seed, count = settings["seed"], settings["utterances"]
     deck = np.random.default_rng([seed, 2, place]).permutation([(place + index) % len(prosody.EMOTIONS) for index in range(count)])
     with atomic_folder(_part_file(folder, voice).parent) as temporary:
-        rows = [_utterance(temporary, voice, f"u{index:03d}", prosody.EMOTIONS[emotion], np.random.default_rng([seed, 3, place, index]), espeak)
-                for index, emotion in enumerate(deck)]
-        rows += [_passage(temporary, voice, f"p{index:02d}", np.random.default_rng([seed, 4, place, index]), espeak) for index in range(settings["passages"])]
+        rows = []
+        for index, emotion in enumerate(deck):
+            rng = np.random.default_rng([seed, 3, place, index])
+            rows.append(_utterance(temporary, voice, f"u{index:03d}", prosody.EMOTIONS[emotion], rng, espeak))
+        for index in range(settings["passages"]):
+            rows.append(_passage(temporary, voice, f"p{index:02d}", np.random.default_rng([seed, 4, place, index]), espeak))
         part = rows_to_table(rows)
         part.write_parquet(temporary / "rows.parquet")
     return part
@@ -158,7 +162,8 @@ def _utterance(folder: Path, voice: Voice, name: str, emotion: str, rng: np.rand
     offset = int(before * SAMPLING_RATE) / SAMPLING_RATE
     votes = prosody.draw_votes(emotion, drawn, carried, rng)
     means = {name: round(float(np.mean([vote[name] for vote in votes])), 3) for name in prosody.ATTRIBUTES}  # type: ignore[misc]
-    return {**row, **means, "emotion": emotion, "votes": votes, "transcript": text, "words": _shift(words, offset), "phones": _shift(phones, offset)}
+    return {**row, **means, "emotion": emotion, "votes": votes, "transcript": text, "words": _shift(words, offset),
+            "phones": _shift(phones, offset)}
 
 
 def _passage(folder: Path, voice: Voice, name: str, rng: np.random.Generator, espeak: Espeak) -> dict[str, Any]:
@@ -195,12 +200,8 @@ def _sentence(voice: Voice, carried: str | None, drawn: prosody.Prosody, rng: np
     """Dry sound, transcript, and words and phones with times in s from its start."""
     text, tokens = spoken(voice.language, str(rng.choice(TEXTS[voice.language][carried or SHARED])))
     speech = espeak.say(text, language=voice.language, variant=voice.variant, **espeak_settings(voice, drawn))
-    words = []
-    for label, first, last in tokens:  # espeak-ng's words lie inside ours: Mandarin comes character by character
-        inside = [word for word in speech.words if first <= word.position < last]
-        if inside:
-            words.append(_span(voice, Mark(label, inside[0].start, inside[-1].end, first)))
-    return render(speech, voice, drawn), text, words, [_span(voice, phone) for phone in speech.phones]
+    return (render(speech, voice, drawn), text, [_span(voice, word) for word in word_marks(tokens, speech)],
+            [_span(voice, phone) for phone in speech.phones])
 
 
 def _span(voice: Voice, mark: Mark) -> dict[str, Any]:
@@ -208,26 +209,29 @@ def _span(voice: Voice, mark: Mark) -> dict[str, Any]:
 
 
 def _shift(spans: list[dict[str, Any]], offset: float) -> list[dict[str, Any]]:
-    return [{"label": one["label"], "start_s": round(one["start_s"] + offset, 4), "end_s": round(one["end_s"] + offset, 4)} for one in spans]
+    return [{**one, "start_s": round(one["start_s"] + offset, 4), "end_s": round(one["end_s"] + offset, 4)} for one in spans]
 
 
 def _write(folder: Path, voice: Voice, name: str, pieces: list[np.ndarray], rng: np.random.Generator) -> dict[str, Any]:
     samples = finish(np.concatenate(pieces), voice, rng)
     with explain_write_errors(folder):
         soundfile.write(folder / f"{name}.flac", samples, SAMPLING_RATE, format="FLAC", subtype="PCM_16")
-    return {"utterance": f"{CORPUS}/{voice.name}/{name}", "corpus": CORPUS, "language": voice.language, "path": f"audio/{voice.name}/{name}.flac",
-            "duration_s": len(samples) / SAMPLING_RATE, "sampling_rate": SAMPLING_RATE, "speaker": f"{CORPUS}/{voice.name}", "sex": voice.sex, "split": voice.split}
+    return {"utterance": f"{CORPUS}/{voice.name}/{name}", "corpus": CORPUS, "language": voice.language,
+            "path": f"audio/{voice.name}/{name}.flac", "duration_s": len(samples) / SAMPLING_RATE, "sampling_rate": SAMPLING_RATE,
+            "speaker": f"{CORPUS}/{voice.name}", "sex": voice.sex, "split": voice.split}
 
 
 def _readme(settings: dict[str, Any], table: pl.DataFrame) -> str:
     short = table.filter(pl.col("emotion").is_not_null())
+    minutes = sum(short["duration_s"]) / 60
+    rest = sum(table["duration_s"]) / 60 - minutes
     return f"""SYNTHETIC SPEECH
 
 Nobody spoke this corpus. It was made by raysere with the speech synthesiser espeak-ng (seed {settings['seed']}, version {VERSION}).
 Emotion, raters and traces are simulated. Use it to try the software; its figures say nothing about real speech.
 
-{short.height} utterances ({short['duration_s'].sum() / 60:.1f} min) and {table.height - short.height} passages \
-({(table['duration_s'].sum() - short['duration_s'].sum()) / 60:.1f} min) of {table['speaker'].n_unique()} voices; languages: {', '.join(LANGUAGES)}.
+{short.height} utterances ({minutes:.1f} min) and {table.height - short.height} passages ({rest:.1f} min) of {settings['voices']} voices;
+languages: {', '.join(LANGUAGES)}.
 
 manifest.parquet   a row an utterance: path, speaker, sex, split, emotion, votes of simulated raters, arousal, valence,
                    dominance (1 to 7, means of the votes), transcript, words and phones with times; passages have traces

@@ -20,7 +20,8 @@ RATERS = tuple(f"R{number:02d}" for number in range(1, 11))
 MEANS = {"anger": np.array([0.5, 0.5, 0.6, 1.3, -0.4, 1.2]), "happiness": np.array([0.6, 1.1, 1.1, 0.4, -0.4, 0.2]),
          "neutral": np.zeros(6), "sadness": np.array([-1.0, -0.6, -0.9, -0.9, 0.9, -0.8])}
 SPREAD = 0.88
-AFFECT = {"anger": (5.3, 2.3, 5.3), "happiness": (5.0, 5.6, 4.6), "neutral": (3.6, 4.1, 4.1), "sadness": (2.5, 2.5, 2.8)}  # A, V, D on 1 to 7
+# Class means of arousal, valence, dominance on 1 to 7.
+AFFECT = {"anger": (5.3, 2.3, 5.3), "happiness": (5.0, 5.6, 4.6), "neutral": (3.6, 4.1, 4.1), "sadness": (2.5, 2.5, 2.8)}
 # What a deviation of the cues from the class mean does to arousal, valence and dominance.
 RESPONSE = np.array([[0.30, 0.20, 0.20, 0.35, -0.15, 0.25], [0.05, 0.20, 0.25, -0.05, 0.0, -0.15], [0.10, -0.10, 0.05, 0.30, -0.20, 0.25]])
 WORD_VALENCE = {"anger": -0.5, "happiness": 0.5, "neutral": 0.0, "sadness": -0.5}
@@ -66,13 +67,15 @@ def draw_words(emotion: str, rng: np.random.Generator) -> str | None:
 
 def draw_votes(emotion: str, prosody: Prosody, words: str | None, rng: np.random.Generator) -> list[dict[str, object]]:
     """Three to five raters who hear the cues, read the words, and know neither for certain; attributes in steps of 0.5 on 1 to 7."""
-    score = np.array([-0.25 * np.sum((prosody.cues - MEANS[other]) ** 2) + 1.5 * (other == emotion) + 0.6 * (other == words) for other in EMOTIONS])
+    heard_as = [-0.25 * np.sum((prosody.cues - MEANS[other]) ** 2) for other in EMOTIONS]
+    score = np.array([fit + 1.5 * (other == emotion) + 0.6 * (other == words) for fit, other in zip(heard_as, EMOTIONS, strict=True)])
     chance = np.exp(score - score.max())
     chance /= chance.sum()
     votes: list[dict[str, object]] = []
     for rater in sorted(rng.choice(len(RATERS), size=int(rng.integers(3, 6)), replace=False)):
         heard = np.clip(prosody.affect + rater_bias(int(rater)) + 0.6 * rng.standard_normal(3), *SCALE)
-        votes.append({"rater": RATERS[rater], "emotion": str(rng.choice(EMOTIONS, p=chance)), **dict(zip(ATTRIBUTES, (np.round(2 * heard) / 2).tolist(), strict=True))})
+        attributes = dict(zip(ATTRIBUTES, (np.round(2 * heard) / 2).tolist(), strict=True))
+        votes.append({"rater": RATERS[rater], "emotion": str(rng.choice(EMOTIONS, p=chance)), **attributes})
     return votes
 
 
@@ -88,7 +91,7 @@ def draw_traces(times: np.ndarray, affect: np.ndarray, rng: np.random.Generator,
     follow = 1 - np.exp(-step / 0.8)
     traces: list[dict[str, object]] = []
     for rater in sorted(rng.choice(len(RATERS), size=raters, replace=False)):
-        late = int(round(rng.uniform(0.4, 1.2) / step))
+        late = round(rng.uniform(0.4, 1.2) / step)
         heard = affect[np.maximum(np.arange(len(times)) - late, 0)]
         centre, gain = sum(SCALE) / 2, rng.uniform(0.8, 1.15)
         value, wander = heard[0].copy(), np.zeros(3)
@@ -96,7 +99,8 @@ def draw_traces(times: np.ndarray, affect: np.ndarray, rng: np.random.Generator,
             value += follow * (heard[index] - value)
             wander += -0.1 * wander + 0.1 * rng.standard_normal(3)
             shown = np.clip(centre + gain * (value - centre) + rater_bias(int(rater)) + wander, *SCALE)
-            traces += [{"rater": RATERS[rater], "attribute": name, "time_s": float(time), "value": round(float(shown[k]), 3)} for k, name in enumerate(ATTRIBUTES)]
+            traces += [{"rater": RATERS[rater], "attribute": name, "time_s": float(time), "value": round(float(one), 3)}
+                       for name, one in zip(ATTRIBUTES, shown, strict=True)]
     return traces
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from raysere.corpora.espeak import Mark, Speech
+
 SHARED: Final = "shared"
 
 TEXTS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
@@ -37,20 +39,21 @@ TEXTS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     },
     "cmn": {
         SHARED: (
-            "信 在 厨房 的 桌子 上。", "他们 七 点 到 这里。", "她 把 包 放 在 门 旁边。", "我们 现在 去 车站。", "公共汽车 停 在 房子 前面。", "他 早上 跟 我 说 了 这 件 事。",
-            "晚饭 后 我 给 你 打 电话。", "我 哥哥 明天 来。", "从 这里 可以 看到 河。", "孩子 们 在 花园 里。"),
+            "信 在 厨房 的 桌子 上。", "他们 七 点 到 这里。", "她 把 包 放 在 门 旁边。", "我们 现在 去 车站。",
+            "公共汽车 停 在 房子 前面。", "他 早上 跟 我 说 了 这 件 事。", "晚饭 后 我 给 你 打 电话。", "我 哥哥 明天 来。",
+            "从 这里 可以 看到 河。", "孩子 们 在 花园 里。"),
         "anger": (
-            "别 再 骗 我 了，我 受够 了。", "这 太 不 公平 了，你 知道。", "马上 从 我 房间 滚 出去。", "我 最 讨厌 你 对 我 大喊。", "你 怎么 敢 看 我 的 信。", "你 又 弄 坏 了，真 气人。",
-            "这个 愚蠢 的 规定 气死 我 了。"),
+            "别 再 骗 我 了，我 受够 了。", "这 太 不 公平 了，你 知道。", "马上 从 我 房间 滚 出去。", "我 最 讨厌 你 对 我 大喊。",
+            "你 怎么 敢 看 我 的 信。", "你 又 弄 坏 了，真 气人。", "这个 愚蠢 的 规定 气死 我 了。"),
         "happiness": (
-            "真 是 太 惊喜 了，谢谢 你。", "你 来 了 我 真 高兴。", "我们 赢 了，太 棒 了。", "我 爱 这 首 歌，真 好听。", "太 好 了，今天 开始 放假。", "这 是 今年 最 好 的 消息。",
-            "谢谢，我 今天 很 快乐。"),
+            "真 是 太 惊喜 了，谢谢 你。", "你 来 了 我 真 高兴。", "我们 赢 了，太 棒 了。", "我 爱 这 首 歌，真 好听。",
+            "太 好 了，今天 开始 放假。", "这 是 今年 最 好 的 消息。", "谢谢，我 今天 很 快乐。"),
         "neutral": (
-            "会议 十 点 在 四 号 房间 开始。", "报告 有 十二 页 和 一 张 表。", "请 在 表格 上 写 名字。", "火车 从 二 号 站台 出发。", "商店 六 点 关门。", "表格 要 签 两 次 名。",
-            "文件 在 第二 个 文件夹 里。"),
+            "会议 十 点 在 四 号 房间 开始。", "报告 有 十二 页 和 一 张 表。", "请 在 表格 上 写 名字。", "火车 从 二 号 站台 出发。",
+            "商店 六 点 关门。", "表格 要 签 两 次 名。", "文件 在 第二 个 文件夹 里。"),
         "sadness": (
-            "她 去世 以后 我 很 想念 她。", "空 房子 里 我 很 孤独。", "大火 让 我们 失去 一切。", "他 离开 我，再 也 没 回来。", "今天 我 一直 在 哭。", "永远 告别 让 人 心痛。",
-            "我 的 老 狗 昨晚 死 了。"),
+            "她 去世 以后 我 很 想念 她。", "空 房子 里 我 很 孤独。", "大火 让 我们 失去 一切。", "他 离开 我，再 也 没 回来。",
+            "今天 我 一直 在 哭。", "永远 告别 让 人 心痛。", "我 的 老 狗 昨晚 死 了。"),
     },
     "ru": {
         SHARED: (
@@ -93,3 +96,31 @@ def spoken(language: str, sentence: str) -> tuple[str, list[tuple[str, int, int]
         words += [(match.group(), len(text) + match.start(), len(text) + match.end()) for match in _WORD.finditer(piece)]
         text += piece
     return text, words
+
+
+def word_marks(tokens: list[tuple[str, int, int]], speech: Speech) -> list[Mark]:
+    """When each of our words is spoken.
+
+    espeak-ng tells Mandarin character by character, which we join, and speaks some short words as one ("on the", "I am"), which
+    we divide at the phone that their letters suggest; all other times are exact.
+    """
+    groups: list[tuple[list[tuple[str, int, int]], list[Mark]]] = []
+    for token in tokens:
+        inside = [word for word in speech.words if token[1] <= word.position < token[2]]
+        if inside or not groups:
+            groups.append(([token], inside))
+        else:
+            groups[-1][0].append(token)
+    marks = []
+    for joined, words in groups:
+        if not words:
+            continue
+        phones = [phone for phone in speech.phones if words[0].start <= phone.start and phone.end <= words[-1].end]
+        letters, spoken_letters, first = sum(len(label) for label, _, _ in joined), 0, 0
+        for index, (label, position, _) in enumerate(joined):
+            spoken_letters += len(label)
+            left = len(joined) - index - 1
+            last = max(first + 1, min(round(len(phones) * spoken_letters / letters), len(phones) - left)) if left else len(phones)
+            marks.append(Mark(label, phones[first].start, phones[last - 1].end, position))
+            first = last
+    return marks

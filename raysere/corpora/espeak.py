@@ -44,7 +44,7 @@ _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 
 @dataclass(frozen=True)
 class Mark:
-    """A word or a phone: label (phones in IPA), first sample, and the sample after the last. ``position`` is the 0-based character of the text."""
+    """A word or a phone (in IPA): first sample, the sample after the last, and the 0-based character of the text that it belongs to."""
 
     label: str
     start: int
@@ -76,7 +76,8 @@ class Espeak:
             private = self._folder / library.name
             shutil.copyfile(library, private)
             self._library: Any = ctypes.CDLL(str(private))
-            self.sampling_rate = int(self._library.espeak_Initialize(_SYNCHRONOUS, 0, os.fsencode(self._data), _PHONEME_EVENTS | _PHONEME_IPA | _DONT_EXIT))
+            options = _PHONEME_EVENTS | _PHONEME_IPA | _DONT_EXIT
+            self.sampling_rate = int(self._library.espeak_Initialize(_SYNCHRONOUS, 0, os.fsencode(self._data), options))
         except OSError as error:
             self._remove()
             if isinstance(error, EnvironmentFault):
@@ -114,7 +115,8 @@ class Espeak:
         """The voice variants ("f1", "m3") that the installed data have."""
         return sorted(file.name for file in (self._data / "voices" / "!v").iterdir())
 
-    def say(self, text: str, *, language: str, variant: str, rate: int, pitch: int, pitch_range: int, word_gap: int = 0, volume: int = 60) -> Speech:
+    def say(self, text: str, *, language: str, variant: str, rate: int, pitch: int, pitch_range: int, word_gap: int = 0,
+            volume: int = 60) -> Speech:
         """Synthesise one text.
 
         Args:
@@ -133,17 +135,19 @@ class Espeak:
         if variant not in self.voices():
             raise UnknownNameError("espeak-ng voice variant", variant, self.voices())
         if self._library.espeak_SetVoiceByName(f"{language}+{variant}".encode()) != 0:
-            raise UnknownNameError("espeak-ng language", language, sorted(file.name for file in (self._data / "lang").rglob("*") if file.is_file()))
+            languages = sorted(file.name for file in (self._data / "lang").rglob("*") if file.is_file())
+            raise UnknownNameError("espeak-ng language", language, languages)
         for name, value in (("rate", rate), ("volume", volume), ("pitch", pitch), ("pitch_range", pitch_range), ("word_gap", word_gap)):
             self._library.espeak_SetParameter(_PARAMETERS[name], int(value), 0)
         self._library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # breath noise comes from the C library's rand()
         self._chunks, self._events = [], []
         encoded = text.encode()
-        status = self._library.espeak_Synth(encoded, ctypes.c_size_t(len(encoded) + 1), ctypes.c_uint(0), 1, ctypes.c_uint(0), ctypes.c_uint(_UTF8), None, None)
-        if status != 0 or not self._chunks:
-            raise DataError(f"espeak-ng spoke nothing (status {status})", where=repr(text))
-        samples = np.concatenate(self._chunks)
+        whole = (ctypes.c_size_t(len(encoded) + 1), ctypes.c_uint(0), 1, ctypes.c_uint(0), ctypes.c_uint(_UTF8))
+        status = self._library.espeak_Synth(encoded, *whole, None, None)
+        samples = np.concatenate([np.zeros(0, np.int16), *self._chunks])
         words, phones = _marks(text, self._events, len(samples))
+        if status != 0 or not phones:
+            raise DataError(f"espeak-ng spoke nothing (status {status})", where=repr(text))
         return Speech(samples, self.sampling_rate, words, phones)
 
     def _receive(self, samples: Any, count: int, events: Any) -> int:
@@ -162,7 +166,7 @@ class Espeak:
 
 
 def _marks(text: str, events: list[tuple[int, int, int, int, str]], length: int) -> tuple[list[Mark], list[Mark]]:
-    """Events are points; a phone lasts until the next phone event (pauses have one of their own, without label), a word from its first phone to the end of its last."""
+    """Events are points: a phone lasts until the next phone event (pauses have one without label), a word until its last phone ends."""
     phones: list[Mark] = []
     spans: list[list[int]] = []  # a word: position, characters, index of its first phone
     points = [(sample, position, label) for kind, position, _, sample, label in events if kind == _PHONEME]
@@ -186,7 +190,8 @@ def _locate() -> tuple[Path, Path]:
     try:
         import espeakng_loader
     except ImportError as error:
-        raise EnvironmentFault("The demo corpus is synthesised with espeak-ng, which is not installed", remedy=f"Install it: {REMEDY}.") from error
+        what = "The demo corpus is synthesised with espeak-ng, which is not installed"
+        raise EnvironmentFault(what, remedy=f"Install it: {REMEDY}.") from error
     library, data = Path(espeakng_loader.get_library_path()), Path(espeakng_loader.__file__).parent / "espeak-ng-data"
     if not library.is_file() or not data.is_dir():
         raise EnvironmentFault("The installed espeakng-loader is incomplete", where=library.parent, remedy=f"Install it again: {REMEDY}.")
@@ -199,7 +204,8 @@ def _short_path(data: Path, folder: Path) -> Path:
         return data
     short = folder / data.name
     if len(os.fsencode(short)) > _LONGEST_DATA_PATH:
-        raise EnvironmentFault("The path of the temporary folder is too long for espeak-ng", where=folder, remedy="Set TMPDIR to a folder with a short path.")
+        raise EnvironmentFault("The path of the temporary folder is too long for espeak-ng", where=folder,
+                               remedy="Set TMPDIR to a folder with a short path.")
     try:
         short.symlink_to(data, target_is_directory=True)
     except OSError:  # links need a privilege on some systems

@@ -56,39 +56,73 @@ class Manifest:
     __hash__ = None  # type: ignore[assignment]
 
     @classmethod
-    def checked(cls, table: pl.DataFrame, *, roots: Mapping[str, str] | None = None, scales: Mapping[str, Sequence[float]] | None = None,
-                linked_speakers: Iterable[Iterable[str]] = (), notes: Iterable[str] = (), synthetic: bool = False,
-                channels: Mapping[str, int] | None = None, where: object = None) -> Manifest:
+    def checked(
+        cls,
+        table: pl.DataFrame,
+        *,
+        roots: Mapping[str, str] | None = None,
+        scales: Mapping[str, Sequence[float]] | None = None,
+        linked_speakers: Iterable[Iterable[str]] = (),
+        notes: Iterable[str] = (),
+        synthetic: bool = False,
+        channels: Mapping[str, int] | None = None,
+        where: object = None,
+    ) -> Manifest:
         """A manifest of a table whose columns may be in any order; nullable ones may be missing.
 
         Raises:
-            DataError: names the first 20 problems with row number (of the table as given, from 0), column, value, reason and remedy, and their count.
+            DataError: names the first 20 problems with row number (of the table as given, from 0), column, value, reason and remedy, and
+                their count.
         """
         plain = {corpus: (float(low), float(high)) for corpus, (low, high) in (scales or {}).items()}
         conformed, problems = conform(table)
         problems = problems or validate(conformed, plain)
         if problems:
             ids = conformed["utterance"].to_list()
-            lines = "\n".join(f"  {problem}{f' ({ids[problem.row]})' if problem.row is not None and problem.column != 'utterance' else ''}" for problem in problems[:_SHOWN])
+            lines = "\n".join(
+                f"  {problem}{f' ({ids[problem.row]})' if problem.row is not None and problem.column != 'utterance' else ''}"
+                for problem in problems[:_SHOWN]
+            )
             more = f"\n  ... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-            raise DataError(f"The manifest has {len(problems)} problem{'s' if len(problems) > 1 else ''}:\n{lines}{more}\n", where=where,
-                            remedy="Correct these rows and load it again.")
+            raise DataError(
+                f"The manifest has {len(problems)} problem{'s' if len(problems) > 1 else ''}:\n{lines}{more}\n",
+                where=where,
+                remedy="Correct these rows and load it again.",
+            )
         links = sorted(sorted(set(group)) for group in linked_speakers)
-        return cls(conformed.sort("utterance"), dict(roots or {}), plain, [group for group in links if len(group) > 1], list(dict.fromkeys(notes)), synthetic,
-                   {speaker: int(channel) for speaker, channel in sorted((channels or {}).items())})
+        return cls(
+            conformed.sort("utterance"),
+            dict(roots or {}),
+            plain,
+            [group for group in links if len(group) > 1],
+            list(dict.fromkeys(notes)),
+            synthetic,
+            {speaker: int(channel) for speaker, channel in sorted((channels or {}).items())},
+        )
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex characters: hash of the canonical table, scales, linked speakers and channels. Independent of roots, notes and row order."""
+        """16 hex characters: hash of the canonical table, scales, linked speakers and channels. Independent of roots, notes and row
+        order."""
         buffer = io.BytesIO()
         self.table.write_ndjson(buffer)
-        return digest({"format": FORMAT, "table": digest(buffer.getvalue(), 64), "scales": {key: list(value) for key, value in self.scales.items()},
-                       "linked_speakers": self.linked_speakers, **({"channels": self.channels} if self.channels else {})})
+        return digest(
+            {
+                "format": FORMAT,
+                "table": digest(buffer.getvalue(), 64),
+                "scales": {key: list(value) for key, value in self.scales.items()},
+                "linked_speakers": self.linked_speakers,
+                **({"channels": self.channels} if self.channels else {}),
+            }
+        )
 
     def path(self, row: Mapping[str, Any]) -> Path:
         """The audio file of a row (a dict with at least corpus and path). Raises DataError where there is none."""
         if row["path"] is None:
-            raise DataError(f"The utterance {row.get('utterance')!r} has no audio", remedy="Use text, or features of your own (`table:`), for this corpus.")
+            raise DataError(
+                f"The utterance {row.get('utterance')!r} has no audio",
+                remedy="Use text, or features of your own (`table:`), for this corpus.",
+            )
         return self.root(row["corpus"]) / row["path"]
 
     def root(self, corpus: str) -> Path:
@@ -101,15 +135,29 @@ class Manifest:
         """The same manifest with another (smaller, changed) table, checked again; links to speakers that are gone are dropped."""
         speakers = set(table["speaker"].to_list())
         corpora = set(table["corpus"].to_list())
-        return Manifest.checked(table, roots=self.roots, scales={key: value for key, value in self.scales.items() if key in corpora},
-                                linked_speakers=[[s for s in group if s in speakers] for group in self.linked_speakers], notes=self.notes, synthetic=self.synthetic,
-                                channels={key: value for key, value in self.channels.items() if key in speakers})
+        return Manifest.checked(
+            table,
+            roots=self.roots,
+            scales={key: value for key, value in self.scales.items() if key in corpora},
+            linked_speakers=[[s for s in group if s in speakers] for group in self.linked_speakers],
+            notes=self.notes,
+            synthetic=self.synthetic,
+            channels={key: value for key, value in self.channels.items() if key in speakers},
+        )
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write one parquet file (zstd); the rest stands as JSON in its key-value metadata under ``raysere``. Appears whole or not at all."""
-        rest = {"format": FORMAT, "roots": self.roots, "scales": {key: list(value) for key, value in self.scales.items()},
-                "linked_speakers": self.linked_speakers, "notes": self.notes, "synthetic": self.synthetic, "channels": self.channels,
-                "fingerprint": self.fingerprint}
+        """Write one parquet file (zstd); the rest stands as JSON in its key-value metadata under ``raysere``. Appears whole or not at
+        all."""
+        rest = {
+            "format": FORMAT,
+            "roots": self.roots,
+            "scales": {key: list(value) for key, value in self.scales.items()},
+            "linked_speakers": self.linked_speakers,
+            "notes": self.notes,
+            "synthetic": self.synthetic,
+            "channels": self.channels,
+            "fingerprint": self.fingerprint,
+        }
         with atomic_write(path) as temporary:
             self.table.write_parquet(temporary, compression="zstd", metadata={"raysere": json.dumps(rest, ensure_ascii=False)})
 
@@ -132,13 +180,26 @@ class Manifest:
             rest = json.loads(metadata.get("raysere", ""))
             known = rest["format"] == FORMAT
         except (ValueError, TypeError, KeyError) as error:
-            raise DataError("This parquet file is no manifest: its metadata lacks the key 'raysere'", where=path,
-                            remedy="A table of your own is read by the corpus 'table'.") from error
+            raise DataError(
+                "This parquet file is no manifest: its metadata lacks the key 'raysere'",
+                where=path,
+                remedy="A table of your own is read by the corpus 'table'.",
+            ) from error
         if not known:
-            raise DataError(f"This manifest has the format {rest['format']!r}", where=path, choices=[FORMAT], remedy="Update raysere to read it.")
+            raise DataError(
+                f"This manifest has the format {rest['format']!r}", where=path, choices=[FORMAT], remedy="Update raysere to read it."
+            )
         roots = {corpus: str((path.parent / root).resolve()) if not os.path.isabs(root) else root for corpus, root in rest["roots"].items()}
-        return cls.checked(table, roots=roots, scales=rest["scales"], linked_speakers=rest["linked_speakers"], notes=rest["notes"],
-                           synthetic=rest["synthetic"], channels=rest.get("channels"), where=path)
+        return cls.checked(
+            table,
+            roots=roots,
+            scales=rest["scales"],
+            linked_speakers=rest["linked_speakers"],
+            notes=rest["notes"],
+            synthetic=rest["synthetic"],
+            channels=rest.get("channels"),
+            where=path,
+        )
 
 
 def rows_to_table(rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
@@ -158,7 +219,10 @@ def rows_to_table(rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
             columns[column] = series
     if problems:
         lines = "\n".join(f"  {problem}" for problem in problems[:_SHOWN])
-        raise DataError(f"{len(problems)} value{'s do' if len(problems) > 1 else ' does'} not fit the manifest:\n{lines}\n", remedy="Correct these values and load it again.")
+        raise DataError(
+            f"{len(problems)} value{'s do' if len(problems) > 1 else ' does'} not fit the manifest:\n{lines}\n",
+            remedy="Correct these values and load it again.",
+        )
     return pl.DataFrame(columns)
 
 
@@ -170,14 +234,21 @@ def concat(manifests: Sequence[Manifest]) -> Manifest:
     """
     if not manifests:
         raise DataError("There is no manifest to join")
-    roots: dict[str, str] = {}
-    scales: dict[str, tuple[float, float]] = {}
+    roots: dict[str, Any] = {}
+    scales: dict[str, Any] = {}
     for manifest in manifests:
         for what, joined, new in (("roots", roots, manifest.roots), ("scales", scales, manifest.scales)):
             for corpus, value in new.items():
                 if joined.setdefault(corpus, value) != value:
-                    raise DataError(f"The corpus {corpus!r} has two {what}: {joined[corpus]} and {value}", remedy="Give one of them another `name`.")
-    return Manifest.checked(pl.concat([manifest.table for manifest in manifests]), roots=roots, scales=scales,
-                            linked_speakers=[group for manifest in manifests for group in manifest.linked_speakers],
-                            notes=[note for manifest in manifests for note in manifest.notes], synthetic=any(manifest.synthetic for manifest in manifests),
-                            channels={speaker: channel for manifest in manifests for speaker, channel in manifest.channels.items()})
+                    raise DataError(
+                        f"The corpus {corpus!r} has two {what}: {joined[corpus]} and {value}", remedy="Give one of them another `name`."
+                    )
+    return Manifest.checked(
+        pl.concat([manifest.table for manifest in manifests]),
+        roots=roots,
+        scales=scales,
+        linked_speakers=[group for manifest in manifests for group in manifest.linked_speakers],
+        notes=[note for manifest in manifests for note in manifest.notes],
+        synthetic=any(manifest.synthetic for manifest in manifests),
+        channels={speaker: channel for manifest in manifests for speaker, channel in manifest.channels.items()},
+    )

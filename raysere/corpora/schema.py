@@ -23,7 +23,9 @@ SCHEMA: dict[str, pl.DataType] = {
     "sex": pl.String(),
     "split": pl.Enum(SPLIT_NAMES),
     "emotion": pl.String(),
-    "votes": pl.List(pl.Struct({"rater": pl.String, "emotion": pl.String, "arousal": pl.Float32, "valence": pl.Float32, "dominance": pl.Float32})),
+    "votes": pl.List(
+        pl.Struct({"rater": pl.String, "emotion": pl.String, "arousal": pl.Float32, "valence": pl.Float32, "dominance": pl.Float32})
+    ),
     "arousal": pl.Float32(),
     "valence": pl.Float32(),
     "dominance": pl.Float32(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Literal
 
@@ -11,11 +11,11 @@ import polars as pl
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from raysere.corpora.balance import assign
+from raysere.corpora.grouping import Grouped
 from raysere.errors import DataError
 
 SPLIT_SCHEMA = {"outer": pl.Int32, "utterance": pl.String, "role": pl.String, "fold": pl.Int32}
 LOSO = "leave_one_speaker_out"
-_NAMES = {"speaker": "speaker", "dialogue": "dialogue", "transcript": "sentence"}
 
 
 def _texts(value: object) -> object:
@@ -32,9 +32,12 @@ class Protocol(BaseModel):
     """How utterances are divided.
 
     Attributes:
-        kind: ``holdout`` (train, dev and test; the corpus's own where it has them), ``out_of_fold`` (folds; rows that the corpus marks as test stay
-            outside) or ``nested`` (each outer fold is the test set once and the rest is divided into inner folds; the corpus's own split is not used).
-        by: what never crosses a border: ``speaker``, ``dialogue``, or ``sentence`` (utterances of one transcript). With the latter two, speakers recur.
+        kind: ``holdout`` (train, dev and test; the corpus's own where it has them), ``out_of_fold`` (folds; rows that the corpus marks as
+            test stay
+            outside) or ``nested`` (each outer fold is the test set once and the rest is divided into inner folds; the corpus's own split
+            is not used).
+        by: what never crosses a border: ``speaker``, ``dialogue``, or ``sentence`` (utterances of one transcript). With the latter two,
+            speakers recur.
         outer: outer folds of ``nested``: a number, ``leave_one_speaker_out``, or lists of speakers.
         inner: inner folds of ``nested``: a number or ``leave_one_speaker_out``.
         folds: folds of ``out_of_fold``: a number, ``leave_one_speaker_out``, or lists of speakers.
@@ -67,21 +70,25 @@ def make_splits(table: pl.DataFrame, protocol: Protocol, seed: int, linked_speak
     """Divide utterances; the answer depends on the content of ``table`` and the seed, not on the order of the rows.
 
     Args:
-        table: columns utterance, speaker, label (the class; all null where there are no classes, then only sizes are balanced), optionally split (the
-            corpus's own), and dialogue or transcript where the protocol divides by them. Rows whose split is ``unlabelled``, and rows without a
+        table: columns utterance, speaker, label (the class; all null where there are no classes, then only sizes are balanced), optionally
+            split (the
+            corpus's own), and dialogue or transcript where the protocol divides by them. Rows whose split is ``unlabelled``, and rows
+            without a
             label while others have one, take no part.
         protocol: see :class:`Protocol`.
         seed: any whole number of at least 0.
         linked_speakers: groups of speakers that are kept together.
 
     Returns:
-        Columns outer (i32), utterance (str), role (``pool`` or ``test``), fold (i32 or null), sorted by outer and utterance. For outer o and fold f:
+        Columns outer (i32), utterance (str), role (``pool`` or ``test``), fold (i32 or null), sorted by outer and utterance. For outer o
+        and fold f:
         dev = rows of o with fold == f; train = rows of o with role pool and fold != f, a null fold being always trained on.
 
     Raises:
-        DataError: a group in two parts, one group or one class only, fewer groups than folds, a class missing from a training part, no dev rows.
+        DataError: a group in two parts, one group or one class only, fewer groups than folds, a class missing from a training part, no dev
+            rows.
     """
-    data = _Data(table, protocol, linked_speakers)
+    data = Grouped(table, protocol.by, linked_speakers)
     if protocol.kind == "holdout":
         parts = [_holdout(data, protocol, seed)]
     elif protocol.kind == "out_of_fold":
@@ -96,9 +103,24 @@ def make_splits(table: pl.DataFrame, protocol: Protocol, seed: int, linked_speak
         parts = []
         for number in range(outer.max() + 1):
             pool = data.rows(outer != number)
-            parts.append((np.where(outer == number, "test", "pool"), _folds(data, pool, protocol.inner, seed, number + 1, where=f" of outer fold {number}")))
-    frames = [pl.DataFrame({"outer": [number] * len(data), "utterance": data.utterances, "role": role.tolist(),
-                            "fold": [None if one < 0 else int(one) for one in fold]}, schema=SPLIT_SCHEMA) for number, (role, fold) in enumerate(parts)]
+            parts.append(
+                (
+                    np.where(outer == number, "test", "pool"),
+                    _folds(data, pool, protocol.inner, seed, number + 1, where=f" of outer fold {number}"),
+                )
+            )
+    frames = [
+        pl.DataFrame(
+            {
+                "outer": [number] * len(data),
+                "utterance": data.utterances,
+                "role": role.tolist(),
+                "fold": [None if one < 0 else int(one) for one in fold],
+            },
+            schema=SPLIT_SCHEMA,
+        )
+        for number, (role, fold) in enumerate(parts)
+    ]
     return pl.concat(frames).sort("outer", "utterance")
 
 
@@ -107,7 +129,8 @@ def verify_splits(splits: pl.DataFrame, speakers: Mapping[str, str] | pl.DataFra
 
     Args:
         splits: as :func:`make_splits` returns them.
-        speakers: utterance to speaker, as a mapping or a table with these two columns. For splits by dialogue or sentence give those instead.
+        speakers: utterance to speaker, as a mapping or a table with these two columns. For splits by dialogue or sentence give those
+            instead.
         linked_speakers: count as one.
 
     Raises:
@@ -129,18 +152,33 @@ def verify_splits(splits: pl.DataFrame, speakers: Mapping[str, str] | pl.DataFra
         places[outer, head.get(speaker, speaker)].add((role, fold))
     crossing = sorted(f"{speaker} (outer {outer})" for (outer, speaker), found in places.items() if len(found) > 1)
     if crossing:
-        raise DataError(f"{len(crossing)} speakers are in two parts of the splits: {', '.join(crossing[:10])}", remedy="Make the splits again.")
+        raise DataError(
+            f"{len(crossing)} speakers are in two parts of the splits: {', '.join(crossing[:10])}", remedy="Make the splits again."
+        )
 
 
 def describe_splits(splits: pl.DataFrame, table: pl.DataFrame, protocol: Protocol) -> list[str]:
-    """What the user must know of these splits: speakers that recur (by dialogue or sentence), classes that a dev fold or the test rows lack."""
+    """What the user must know of these splits: speakers that recur (by dialogue or sentence), classes that a dev fold or the test rows
+    lack."""
     notes = []
     joined = splits.join(table.select("utterance", "speaker", pl.col("label").cast(pl.String)), on="utterance", how="left")
     if protocol.by != "speaker":
-        many = joined.group_by("outer", "speaker").agg(pl.struct("role", "fold").n_unique().alias("parts")).filter(pl.col("parts") > 1)["speaker"].n_unique()
-        notes.append(f"Split by {protocol.by}: {many} of {joined['speaker'].n_unique()} speakers are in more than one part, so the figures are not speaker-independent.")
+        many = (
+            joined.group_by("outer", "speaker")
+            .agg(pl.struct("role", "fold").n_unique().alias("parts"))
+            .filter(pl.col("parts") > 1)["speaker"]
+            .n_unique()
+        )
+        notes.append(
+            f"Split by {protocol.by}: {many} of {joined['speaker'].n_unique()} speakers are in more than one part, "
+            "so the figures are not speaker-independent."
+        )
     classes = set(joined["label"].drop_nulls().to_list())
-    parts = joined.filter((pl.col("role") == "test") | pl.col("fold").is_not_null()).group_by("outer", "role", "fold").agg(pl.col("label").unique())
+    parts = (
+        joined.filter((pl.col("role") == "test") | pl.col("fold").is_not_null())
+        .group_by("outer", "role", "fold")
+        .agg(pl.col("label").unique())
+    )
     for outer, role, fold, found in parts.sort("outer", "role", "fold").iter_rows():
         absent = sorted(classes - set(found))
         if absent:
@@ -149,120 +187,45 @@ def describe_splits(splits: pl.DataFrame, table: pl.DataFrame, protocol: Protoco
     return notes
 
 
-class _Data:
-    """The rows that take part, sorted by utterance, with groups and classes as numbers."""
-
-    def __init__(self, table: pl.DataFrame, protocol: Protocol, linked: Sequence[Sequence[str]]) -> None:
-        column = {"speaker": "speaker", "dialogue": "dialogue", "sentence": "transcript"}[protocol.by]
-        absent = [name for name in dict.fromkeys(("utterance", "speaker", "label", column)) if name not in table.columns]
-        if absent:
-            raise DataError(f"The table to split lacks {', '.join(absent)}", choices=table.columns)
-        if "split" not in table.columns:
-            table = table.with_columns(split=pl.lit(None, dtype=pl.String))
-        table = table.with_columns(pl.col("split").cast(pl.String), pl.col("label").cast(pl.String)).filter(pl.col("split").ne_missing("unlabelled")).sort("utterance")
-        self.labelled = table["label"].null_count() < table.height
-        table = table.filter(pl.col("label").is_not_null()) if self.labelled else table.with_columns(label=pl.lit(""))
-        if table.height == 0:
-            raise DataError("There is no utterance to split")
-        if table["utterance"].n_unique() < table.height:
-            raise DataError("The table to split holds an utterance twice", where=table.filter(pl.col("utterance").is_duplicated())["utterance"][0])
-        if table[column].null_count():
-            raise DataError(f"{table[column].null_count()} of {table.height} utterances have no {column}", remedy=f"The protocol divides by {protocol.by}; choose another `by`.")
-        self.name = _NAMES[column]
-        self.utterances: list[str] = table["utterance"].to_list()
-        self.split = np.array([one or "" for one in table["split"].to_list()])
-        keys = [" ".join(str(key).casefold().split()) for key in table[column].to_list()] if protocol.by == "sentence" else [str(key) for key in table[column].to_list()]
-        head = _joined(linked) if protocol.by == "speaker" else {}
-        groups = [head.get(key, key) for key in keys]
-        self.group_names = sorted(set(groups))
-        number = {name: index for index, name in enumerate(self.group_names)}
-        self.group = np.array([number[name] for name in groups], np.int64)
-        self.members: dict[str, int] = dict(zip(keys, self.group.tolist(), strict=True))
-        self.classes = sorted(set(table["label"].to_list()))
-        code = {name: index for index, name in enumerate(self.classes)}
-        self.label = np.array([code[name] for name in table["label"].to_list()], np.int64)
-        if self.labelled and len(self.classes) < 2:
-            raise DataError(f"All {len(self)} utterances have the class {self.classes[0]!r}: there is nothing to tell apart",
-                            remedy="Check the class map and the corpus's labels; two classes are the least.")
-
-    def __len__(self) -> int:
-        return len(self.utterances)
-
-    def rows(self, mask: np.ndarray) -> np.ndarray:
-        return np.flatnonzero(mask)
-
-    def counts(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Groups among the rows (numbers), and their class counts (groups, classes); classes without rows are left out."""
-        groups, place = np.unique(self.group[rows], return_inverse=True)
-        counts = np.zeros((len(groups), len(self.classes)), np.int64)
-        np.add.at(counts, (place, self.label[rows]), 1)
-        return groups, counts[:, counts.sum(0) > 0]
-
-    def apart(self, parts: Mapping[str, np.ndarray]) -> None:
-        """DataError where a group is in two of the named parts."""
-        places: defaultdict[int, dict[str, int]] = defaultdict(dict)
-        for part, rows in parts.items():
-            for group, count in Counter(self.group[rows].tolist()).items():
-                places[group][part] = count
-        crossing = [f"{self.group_names[group]} ({', '.join(f'{count} in {part}' for part, count in found.items())})" for group, found in sorted(places.items()) if len(found) > 1]
-        if crossing:
-            raise DataError(f"{len(crossing)} of {len(self.group_names)} {self.name}s are in two parts of the corpus's own split: {'; '.join(crossing[:10])}",
-                            remedy="Divide by another unit (`by: dialogue`), choose the protocol nested (it does not use that split), or correct the column split.")
-
-    def trainable(self, rows: np.ndarray, part: str, of: np.ndarray) -> list[str]:
-        """Complaints about a training part that lacks a class which ``of`` has."""
-        absent = np.setdiff1d(np.unique(self.label[of]), np.unique(self.label[rows]))
-        complaints = []
-        for code in absent.tolist():
-            hit = of[self.label[of] == code]
-            owners = [self.group_names[group] for group in np.unique(self.group[hit])]
-            shown = ", ".join(owners[:5]) + (", ..." if len(owners) > 5 else "")
-            complaints.append(f"{part} has no {self.classes[code]!r} (its {len(hit)} utterances are of {len(owners)} {self.name}{'s' if len(owners) > 1 else ''}: {shown})")
-        return complaints
-
-
-def _joined(linked: Sequence[Sequence[str]]) -> dict[str, str]:
-    """Speaker to the first of all that it is linked to, directly or through others."""
-    head: dict[str, str] = {}
-
-    def find(one: str) -> str:
-        while head.setdefault(one, one) != one:
-            one = head[one]
-        return one
-
-    for group in linked:
-        for other in group[1:]:
-            first, second = sorted((find(group[0]), find(other)))
-            head[second] = first
-    return {one: find(one) for one in list(head)}
-
-
-def _folds(data: _Data, pool: np.ndarray, folds: int | str | list[list[str]], seed: int, stage: int, *, carriers: int = 1, where: str = "") -> np.ndarray:
+def _folds(
+    data: Grouped, pool: np.ndarray, folds: int | str | list[list[str]], seed: int, stage: int, *, carriers: int = 1, where: str = ""
+) -> np.ndarray:
     """Fold of each row of the data, -1 outside the pool."""
     groups, counts = data.counts(pool)
     if len(groups) < 2:
         name = f", {data.group_names[groups[0]]!r}" if len(groups) else ""
-        raise DataError(f"There is only {len(groups)} {data.name}{name} to divide into folds{where}", remedy=f"Folds need two or more {data.name}s; linked speakers count as one.")
-    if folds == LOSO:
+        raise DataError(
+            f"There is only {len(groups)} {data.name}{name} to divide into folds{where}",
+            remedy=f"Folds need two or more {data.name}s; linked speakers count as one.",
+        )
+    if isinstance(folds, str):  # leave one speaker out
         part = np.arange(len(groups))
     elif isinstance(folds, int):
         if len(groups) < folds:
-            raise DataError(f"{folds} folds{where} need {folds} {data.name}s, and there are {len(groups)}",
-                            remedy=f"Ask for {len(groups)} folds or fewer; linked speakers count as one.")
+            raise DataError(
+                f"{folds} folds{where} need {folds} {data.name}s, and there are {len(groups)}",
+                remedy=f"Ask for {len(groups)} folds or fewer; linked speakers count as one.",
+            )
         part = assign(counts, np.full(folds, 1 / folds), 1 - np.eye(folds), np.random.default_rng([seed, stage]), carriers=carriers)
     else:
         part = _given(data, groups, folds)
     fold = np.full(len(data), -1, np.int64)
     fold[pool] = part[np.searchsorted(groups, data.group[pool])]
     if data.labelled:
-        complaints = [line for number in range(part.max() + 1) for line in data.trainable(data.rows((fold != number) & (fold >= 0)), f"without fold {number}, the training part{where}", pool)]
+        complaints = [
+            line
+            for number in range(part.max() + 1)
+            for line in data.trainable(data.rows((fold != number) & (fold >= 0)), f"without fold {number}, the training part{where}", pool)
+        ]
         if complaints:
-            raise DataError(f"A class is missing from a training part: {'; '.join(complaints[:10])}",
-                            remedy=f"A class needs two {data.name}s or more in the pool. Ask for other folds, or leave the class out in the class map.")
+            raise DataError(
+                f"A class is missing from a training part: {'; '.join(complaints[:10])}",
+                remedy=f"A class needs two {data.name}s or more in the pool. Ask for other folds, or leave the class out in the class map.",
+            )
     return fold
 
 
-def _given(data: _Data, groups: np.ndarray, folds: list[list[str]]) -> np.ndarray:
+def _given(data: Grouped, groups: np.ndarray, folds: list[list[str]]) -> np.ndarray:
     """Part of each group from lists of speakers, written ``emodb/03`` or, where that is clear, ``03``."""
     present = {name: group for name, group in data.members.items() if group in set(groups.tolist())}
     short: defaultdict[str, list[str]] = defaultdict(list)
@@ -274,41 +237,62 @@ def _given(data: _Data, groups: np.ndarray, folds: list[list[str]]) -> np.ndarra
         for speaker in speakers:
             names = [speaker] if speaker in present else short.get(speaker, [])
             if len(names) != 1:
-                raise DataError(f"The fold {number} names the speaker {speaker!r}, which {'could be ' + ' or '.join(sorted(names)) if names else 'has no utterances here'}", choices=sorted(present))
+                fault = f"could be {' or '.join(sorted(names))}" if names else "has no utterances here"
+                raise DataError(
+                    f"The fold {number} names the speaker {speaker!r}, which {fault}",
+                    choices=sorted(present),
+                )
             if named.setdefault(names[0], number) != number:
                 raise DataError(f"The speaker {names[0]!r} is in the folds {named[names[0]]} and {number}")
             group = present[names[0]]
             if found.setdefault(group, number) != number:
                 mates = sorted(name for name, other in present.items() if other == group)
-                raise DataError(f"The linked speakers {', '.join(mates)} are in the folds {found[group]} and {number}", remedy="They share speech: put them into one fold.")
+                raise DataError(
+                    f"The linked speakers {', '.join(mates)} are in the folds {found[group]} and {number}",
+                    remedy="They share speech: put them into one fold.",
+                )
     left = sorted(name for name in present if name not in named and present[name] not in found)
     if left:
-        raise DataError(f"{len(left)} of {len(present)} speakers are in no fold: {', '.join(left[:10])}", remedy="Every speaker belongs to one fold.")
+        raise DataError(
+            f"{len(left)} of {len(present)} speakers are in no fold: {', '.join(left[:10])}", remedy="Every speaker belongs to one fold."
+        )
     return np.array([found[group] for group in groups.tolist()])
 
 
-def _holdout(data: _Data, protocol: Protocol, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _holdout(data: Grouped, protocol: Protocol, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Roles and folds (0 for dev, -1 for train and test) by the corpus's own split, made where it is missing."""
     split = data.split.astype(object)
     own = {name: data.rows(split == name) for name in ("train", "dev", "test", "")}
     if len(own[""]) < len(data):
         data.apart({name or "no part": rows for name, rows in own.items()})
     free = own[""]
+    parts: tuple[str, ...]
+    shares: tuple[float, ...]
     parts, shares = ("train", "dev", "test"), (1 - protocol.dev_share - protocol.test_share, protocol.dev_share, protocol.test_share)
     if len(free) == 0 and len(own["dev"]) == 0:
         free, parts, shares = own["train"], ("train", "dev"), (1 - protocol.dev_share, protocol.dev_share)
     if len(free):
         groups, counts = data.counts(free)
         if len(groups) < len(parts):
-            raise DataError(f"A holdout of {' and '.join(parts)} needs {len(parts)} {data.name}s, and there {'is' if len(groups) == 1 else 'are'} {len(groups)}", remedy="Use more data or folds (`kind: out_of_fold`).")
+            raise DataError(
+                f"A holdout of {' and '.join(parts)} needs {len(parts)} {data.name}s, "
+                f"and there {'is' if len(groups) == 1 else 'are'} {len(groups)}",
+                remedy="Use more data or folds (`kind: out_of_fold`).",
+            )
         part = assign(counts, np.array(shares), np.eye(len(parts))[:1], np.random.default_rng([seed, 0]))
         split[free] = np.array(parts)[part[np.searchsorted(groups, data.group[free])]]
     train, dev = data.rows(split == "train"), data.rows(split == "dev")
     for name, rows in (("training", train), ("development", dev)):
         if len(rows) == 0:
-            raise DataError(f"The corpus's own split leaves no {name} utterance", remedy="Choose the protocol out_of_fold or nested, or correct the column split.")
+            raise DataError(
+                f"The corpus's own split leaves no {name} utterance",
+                remedy="Choose the protocol out_of_fold or nested, or correct the column split.",
+            )
     if data.labelled:
         complaints = data.trainable(train, "the training part", np.arange(len(data)))
         if complaints:
-            raise DataError(f"A class is missing from a training part: {'; '.join(complaints[:10])}", remedy="Leave the class out in the class map, or choose another protocol.")
+            raise DataError(
+                f"A class is missing from a training part: {'; '.join(complaints[:10])}",
+                remedy="Leave the class out in the class map, or choose another protocol.",
+            )
     return np.where(split == "test", "test", "pool"), np.where(split == "dev", 0, -1)

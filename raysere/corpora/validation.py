@@ -30,9 +30,16 @@ class Problem:
 
 def conform(table: pl.DataFrame) -> tuple[pl.DataFrame, list[Problem]]:
     """The table with exactly the manifest's columns and types (missing nullable columns become null), or the problems that forbid it."""
-    problems = [Problem(None, column, None, "this is no manifest column", "Remove or rename it; the columns are " + ", ".join(SCHEMA) + ".")
-                for column in table.columns if column not in SCHEMA]
-    problems += [Problem(None, column, None, "this column is missing", "Every manifest needs it.") for column in REQUIRED if column not in table.columns]
+    problems = [
+        Problem(None, column, None, "this is no manifest column", "Remove or rename it; the columns are " + ", ".join(SCHEMA) + ".")
+        for column in table.columns
+        if column not in SCHEMA
+    ]
+    problems += [
+        Problem(None, column, None, "this column is missing", "Every manifest needs it.")
+        for column in REQUIRED
+        if column not in table.columns
+    ]
     columns = {}
     for column, dtype in SCHEMA.items():
         if column not in table.columns:
@@ -46,12 +53,15 @@ def conform(table: pl.DataFrame) -> tuple[pl.DataFrame, list[Problem]]:
 
 
 def conversion_problems(column: str, values: Sequence[Any], dtype: pl.DataType) -> tuple[pl.Series, list[Problem]]:
-    """The values as a series of ``dtype``; those that do not fit become null and a problem each. Text that holds a number is taken as the number."""
+    """The values as a series of ``dtype``; those that do not fit become null and a problem each. Text that holds a number is taken as the
+    number."""
     kept: list[Any] = []
     problems = []
     for row, value in enumerate(values):
         try:
-            kept.append(value if value is None else _number(value, dtype) if dtype.is_numeric() else pl.Series([value], dtype=dtype, strict=True)[0])
+            kept.append(
+                value if value is None else _number(value, dtype) if dtype.is_numeric() else pl.Series([value], dtype=dtype, strict=True)[0]
+            )
         except (TypeError, ValueError, OverflowError, pl.exceptions.PolarsError):
             kept.append(None)
             problems.append(Problem(row, column, value, f"this is no {_type_name(dtype)}", "Correct or empty it."))
@@ -74,9 +84,16 @@ def validate(table: pl.DataFrame, scales: Mapping[str, tuple[float, float]] | No
         table: with the columns of ``SCHEMA`` (see :func:`conform`); other types give a problem a column.
         scales: corpus to (low, high): attributes must lie inside.
     """
-    problems = [Problem(None, column, None, "this column is missing", "Add it (nulls will do unless it is required).") for column in SCHEMA if column not in table.columns]
-    problems += [Problem(None, column, str(table[column].dtype), f"this column must be {_type_name(dtype)}", "Cast it.")
-                 for column, dtype in SCHEMA.items() if column in table.columns and table[column].dtype != dtype]
+    problems = [
+        Problem(None, column, None, "this column is missing", "Add it (nulls will do unless it is required).")
+        for column in SCHEMA
+        if column not in table.columns
+    ]
+    problems += [
+        Problem(None, column, str(table[column].dtype), f"this column must be {_type_name(dtype)}", "Cast it.")
+        for column, dtype in SCHEMA.items()
+        if column in table.columns and table[column].dtype != dtype
+    ]
     if problems:
         return problems
     table = table.with_row_index("_row")
@@ -95,24 +112,77 @@ def validate(table: pl.DataFrame, scales: Mapping[str, tuple[float, float]] | No
 def _rules(scales: Mapping[str, tuple[float, float]]) -> list[tuple[str, pl.Expr, str, str]]:
     """(column, expression that is true for a bad row, reason, remedy)."""
     col = pl.col
-    rules = [(column, col(column).is_null() | (col(column).str.strip_chars() == ""), "it is empty", "Every utterance needs one.") for column in REQUIRED]
+    rules = [
+        (column, col(column).is_null() | (col(column).str.strip_chars() == ""), "it is empty", "Every utterance needs one.")
+        for column in REQUIRED
+    ]
     inside = "a speaker of another corpus could be taken for this one"
     rules += [
-        ("utterance", col("utterance").is_duplicated() & col("utterance").is_not_null(), "another row has the same id", "Ids are unique; give segments of a file start_s and end_s."),
-        ("utterance", ~col("utterance").str.starts_with(pl.concat_str("corpus", pl.lit("/"))), "it does not start with 'corpus/'", "Write it as corpus/stem."),
+        (
+            "utterance",
+            col("utterance").is_duplicated() & col("utterance").is_not_null(),
+            "another row has the same id",
+            "Ids are unique; give segments of a file start_s and end_s.",
+        ),
+        (
+            "utterance",
+            ~col("utterance").str.starts_with(pl.concat_str("corpus", pl.lit("/"))),
+            "it does not start with 'corpus/'",
+            "Write it as corpus/stem.",
+        ),
         ("corpus", col("corpus").str.contains(r"[/\s]"), "a corpus name holds neither slash nor blank", "Rename it."),
-        ("language", ~col("language").str.contains(r"^[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*$"), "it is no BCP-47 tag", "Write 'de', 'it', 'cmn', or 'und' where it is not known."),
-        ("path", col("path").str.starts_with("/") | col("path").str.contains(r"^[A-Za-z]:[\\/]"), "it is absolute", "Paths are relative to the corpus root."),
+        (
+            "language",
+            ~col("language").str.contains(r"^[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*$"),
+            "it is no BCP-47 tag",
+            "Write 'de', 'it', 'cmn', or 'und' where it is not known.",
+        ),
+        (
+            "path",
+            col("path").str.starts_with("/") | col("path").str.contains(r"^[A-Za-z]:[\\/]"),
+            "it is absolute",
+            "Paths are relative to the corpus root.",
+        ),
         ("path", col("path").str.contains(r"(^|/)\.\.(/|$)"), "it leaves the corpus root", "Name a root above all files."),
         ("path", col("path") == "", "it is empty", "Null stands for no audio."),
-        ("start_s", col("start_s").is_null() != col("end_s").is_null(), "only one of start_s and end_s is set", "A segment needs both, a whole file neither."),
+        (
+            "start_s",
+            col("start_s").is_null() != col("end_s").is_null(),
+            "only one of start_s and end_s is set",
+            "A segment needs both, a whole file neither.",
+        ),
         ("start_s", ~col("start_s").is_finite() | (col("start_s") < 0), "it is no time in the file", "Times are seconds from 0."),
-        ("end_s", ~col("end_s").is_finite() | (col("end_s") <= col("start_s")), "the segment is empty or negative", "end_s must be after start_s."),
-        ("duration_s", col("path").is_not_null() & (col("duration_s").is_null() | (col("duration_s") <= 0)), "it must be above 0 s where there is audio", "Read it from the file."),
+        (
+            "end_s",
+            ~col("end_s").is_finite() | (col("end_s") <= col("start_s")),
+            "the segment is empty or negative",
+            "end_s must be after start_s.",
+        ),
+        (
+            "duration_s",
+            col("path").is_not_null() & (col("duration_s").is_null() | (col("duration_s") <= 0)),
+            "it must be above 0 s where there is audio",
+            "Read it from the file.",
+        ),
         ("duration_s", ~col("duration_s").is_finite() | (col("duration_s") < 0), "it is no duration", "Seconds, 0 or above."),
-        ("duration_s", (col("duration_s") - (col("end_s") - col("start_s"))).abs() > 1e-3, "it is not end_s - start_s", "duration_s is that of the segment."),
-        ("sampling_rate", col("path").is_not_null() & (col("sampling_rate").is_null() | (col("sampling_rate") <= 0)), "it must be above 0 Hz where there is audio", "Read it from the file."),
-        ("speaker", ~col("speaker").str.starts_with(pl.concat_str("corpus", pl.lit("/"))), f"it does not start with 'corpus/', so {inside}", "Write it as corpus/id."),
+        (
+            "duration_s",
+            (col("duration_s") - (col("end_s") - col("start_s"))).abs() > 1e-3,
+            "it is not end_s - start_s",
+            "duration_s is that of the segment.",
+        ),
+        (
+            "sampling_rate",
+            col("path").is_not_null() & (col("sampling_rate").is_null() | (col("sampling_rate") <= 0)),
+            "it must be above 0 Hz where there is audio",
+            "Read it from the file.",
+        ),
+        (
+            "speaker",
+            ~col("speaker").str.starts_with(pl.concat_str("corpus", pl.lit("/"))),
+            f"it does not start with 'corpus/', so {inside}",
+            "Write it as corpus/id.",
+        ),
         ("sex", ~col("sex").is_in(SEXES), f"it is none of {', '.join(SEXES)}", "Use one of these or null."),
         ("emotion", col("emotion").str.strip_chars() != col("emotion"), "blanks stand around it", "Strip them."),
         ("emotion", col("emotion") == "", "it is empty", "Null stands for no label."),
@@ -122,7 +192,9 @@ def _rules(scales: Mapping[str, tuple[float, float]]) -> list[tuple[str, pl.Expr
         rules.append((attribute, ~col(attribute).is_finite(), "it is not finite", "Null stands for no value."))
         for corpus, (low, high) in scales.items():
             outside = (col("corpus") == corpus) & ((col(attribute) < low) | (col(attribute) > high))
-            rules.append((attribute, outside, f"it lies outside the scale of {corpus}, {low:g} to {high:g}", "Correct the value or the scale."))
+            rules.append(
+                (attribute, outside, f"it lies outside the scale of {corpus}, {low:g} to {high:g}", "Correct the value or the scale.")
+            )
     return rules
 
 
@@ -130,29 +202,62 @@ def _alignment_problems(table: pl.DataFrame, column: str) -> list[Problem]:
     parts = table.filter(pl.col(column).list.len() > 0).select("_row", "duration_s", column).explode(column).unnest(column)
     parts = parts.with_columns(_before=pl.col("start_s").shift(1).over("_row"))
     late = pl.col("end_s") > pl.col("duration_s") + _END_SLACK_S
-    rules = (((pl.col("start_s") < 0) | (pl.col("end_s") < pl.col("start_s")) | pl.any_horizontal(pl.col("start_s", "end_s").is_null())
-              | ~pl.col("start_s").is_finite() | ~pl.col("end_s").is_finite(), "a label has no valid times", "Seconds from the utterance's start; end_s not before start_s."),
-             (pl.col("start_s") < pl.col("_before"), "labels are not in order of time", "Sort them by start_s."),
-             (late & (pl.col("duration_s") > 0), "a label ends after the utterance", "Times count from the utterance's start."))
-    return [Problem(row, column, label, reason, remedy) for bad, reason, remedy in rules
-            for row, label in parts.filter(bad.fill_null(False)).unique("_row", keep="first", maintain_order=True).select("_row", "label").iter_rows()]
+    rules = (
+        (
+            (pl.col("start_s") < 0)
+            | (pl.col("end_s") < pl.col("start_s"))
+            | pl.any_horizontal(pl.col("start_s", "end_s").is_null())
+            | ~pl.col("start_s").is_finite()
+            | ~pl.col("end_s").is_finite(),
+            "a label has no valid times",
+            "Seconds from the utterance's start; end_s not before start_s.",
+        ),
+        (pl.col("start_s") < pl.col("_before"), "labels are not in order of time", "Sort them by start_s."),
+        (late & (pl.col("duration_s") > 0), "a label ends after the utterance", "Times count from the utterance's start."),
+    )
+    return [
+        Problem(row, column, label, reason, remedy)
+        for bad, reason, remedy in rules
+        for row, label in parts.filter(bad.fill_null(False))
+        .unique("_row", keep="first", maintain_order=True)
+        .select("_row", "label")
+        .iter_rows()
+    ]
 
 
 def _vote_problems(table: pl.DataFrame) -> list[Problem]:
     parts = table.filter(pl.col("votes").list.len() > 0).select("_row", "votes").explode("votes").unnest("votes")
     bad = pl.any_horizontal(~pl.col(*ATTRIBUTES).is_finite())
-    return [Problem(row, "votes", rater, "a vote has an attribute that is not finite", "Null stands for no value.")
-            for row, rater in parts.filter(bad.fill_null(False)).unique("_row", keep="first", maintain_order=True).select("_row", "rater").iter_rows()]
+    return [
+        Problem(row, "votes", rater, "a vote has an attribute that is not finite", "Null stands for no value.")
+        for row, rater in parts.filter(bad.fill_null(False))
+        .unique("_row", keep="first", maintain_order=True)
+        .select("_row", "rater")
+        .iter_rows()
+    ]
 
 
 def _trace_problems(table: pl.DataFrame) -> list[Problem]:
     parts = table.filter(pl.col("traces").list.len() > 0).select("_row", "traces").explode("traces").unnest("traces")
     unnamed = ~pl.col("attribute").is_in(ATTRIBUTES) | pl.col("attribute").is_null()
-    broken = ~pl.col("time_s").is_finite() | (pl.col("time_s") < 0) | ~pl.col("value").is_finite() | pl.any_horizontal(pl.col("time_s", "value").is_null())
-    rules = ((unnamed, "attribute", "a trace is of no known attribute", f"Attributes are {', '.join(ATTRIBUTES)}."),
-             (broken, "time_s", "a trace point has no finite time and value", "Remove it."))
-    return [Problem(row, "traces", value, reason, remedy) for bad, shown, reason, remedy in rules
-            for row, value in parts.filter(bad.fill_null(False)).unique("_row", keep="first", maintain_order=True).select("_row", shown).iter_rows()]
+    broken = (
+        ~pl.col("time_s").is_finite()
+        | (pl.col("time_s") < 0)
+        | ~pl.col("value").is_finite()
+        | pl.any_horizontal(pl.col("time_s", "value").is_null())
+    )
+    rules = (
+        (unnamed, "attribute", "a trace is of no known attribute", f"Attributes are {', '.join(ATTRIBUTES)}."),
+        (broken, "time_s", "a trace point has no finite time and value", "Remove it."),
+    )
+    return [
+        Problem(row, "traces", value, reason, remedy)
+        for bad, shown, reason, remedy in rules
+        for row, value in parts.filter(bad.fill_null(False))
+        .unique("_row", keep="first", maintain_order=True)
+        .select("_row", shown)
+        .iter_rows()
+    ]
 
 
 def _short(value: Any) -> str:

@@ -52,7 +52,9 @@ def class_shares(label: np.ndarray, classes: int, smoothing: float = 0.0) -> np.
     return counts / counts.sum()
 
 
-def fit_calibration(logits: np.ndarray, label: np.ndarray, *, member_prior: np.ndarray | None = None, ridge: float = 1.0, biases: bool = True) -> Calibration:
+def fit_calibration(
+    logits: np.ndarray, label: np.ndarray, *, member_prior: np.ndarray | None = None, ridge: float = 1.0, biases: bool = True
+) -> Calibration:
     """Newton's method on the joint negative log-likelihood.
 
     Args:
@@ -100,19 +102,17 @@ def fit_calibration(logits: np.ndarray, label: np.ndarray, *, member_prior: np.n
         step[move] = -np.linalg.solve(inner + 1e-13 * np.trace(inner) * np.eye(len(inner)) + 1e-15 * np.eye(len(inner)), gradient[move])
         step *= min(1.0, 5.0 / max(np.abs(step).max(), 1e-300))
         slope, size = float(gradient @ step), 1.0
-        while size > 1e-10:
+        last = -slope < 1e-13 * max(1.0, abs(value))  # what is left to gain is below rounding: one full step, no search
+        while True:
             trial = theta + size * step
             trial[0] = np.clip(trial[0], _LOW, _HIGH)
             trial[1:] = np.clip(trial[1:], -50.0, 50.0)
             result = _loss(trial, z, label, centre, strength)
-            if result[0] <= value + 1e-4 * size * slope:
+            if last or size < 1e-6 or result[0] <= value + 1e-4 * size * slope:
                 break
             size /= 2
-        else:
-            break
-        done = abs(value - result[0]) < 1e-15 * max(1.0, abs(value)) and np.abs(result[1][move]).max() < 1e-9
         theta, (value, gradient, hessian) = trial, result
-        if done:
+        if last:
             break
     return Calibration(temperature=(1.0 if flat else spread) / float(theta[0]), bias=np.r_[theta[1:], 0.0])
 

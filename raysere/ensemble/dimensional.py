@@ -162,7 +162,9 @@ def _greedy_pass(standard: np.ndarray, target: np.ndarray, repeats: np.ndarray, 
 # ---- matching ------------------------------------------------------------------------------------------------------------------
 
 
-def match_variance(pooled: np.ndarray, target: np.ndarray, kappa: float, scale: tuple[float, float], *, rounds: int = 3) -> tuple[float, float]:
+def match_variance(
+    pooled: np.ndarray, target: np.ndarray, kappa: float, scale: tuple[float, float], *, rounds: int = 3
+) -> tuple[float, float]:
     """Slope and intercept of the answer, fitted on selection rows.
 
     ``a = sd_y / sd_f``, shrunk ``a <- 1 + kappa (a - 1)``, ``b = mean_y - a mean_f``. Clipping to the scale takes spread away
@@ -206,8 +208,18 @@ def expected_ccc(members: int, correlation: float, validity: float) -> tuple[flo
     return 2 * validity / (variance + 1), validity / float(np.sqrt(variance))
 
 
-def fit_attribute(values: np.ndarray, present: np.ndarray, target: np.ndarray, group: np.ndarray, ids: Sequence[str], family: str,
-                  scale: tuple[float, float], config: EnsembleConfig, *, kappa: float | None = None) -> AttributeFit:
+def fit_attribute(
+    values: np.ndarray,
+    present: np.ndarray,
+    target: np.ndarray,
+    group: np.ndarray,
+    ids: Sequence[str],
+    family: str,
+    scale: tuple[float, float],
+    config: EnsembleConfig,
+    *,
+    kappa: float | None = None,
+) -> AttributeFit:
     """Weights by ``family`` and a matched answer. ``kappa`` None: chosen by speaker folds. Raises DataError without rows or members."""
     if values.shape[0] == 0 or values.shape[1] == 0:
         raise DataError("There is nothing to fit an attribute on: no members or no rows")
@@ -227,7 +239,13 @@ def fit_attribute(values: np.ndarray, present: np.ndarray, target: np.ndarray, g
     elif family == "shrunk":
         weights = prune(shrunk_weights(standard, target), config.prune)
     else:
-        weights = greedy_ccc_weights(standard, target, group, ids, GreedyParams(config.steps, config.start, config.patience, config.gain, config.bags, config.prune, config.seed))
+        weights = greedy_ccc_weights(
+            standard,
+            target,
+            group,
+            ids,
+            GreedyParams(config.steps, config.start, config.patience, config.gain, config.bags, config.prune, config.seed),
+        )
     pooled = natural_pool(values, present, weights, mean, sd)
     answered = np.isfinite(pooled)
     fit = AttributeFit(weights, mean, sd, 1.0, 0.0, 0.0, scale, family)

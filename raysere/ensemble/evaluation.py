@@ -78,10 +78,22 @@ def evaluation_is_current(run: str | os.PathLike[str]) -> bool:
 
 def fingerprint(runs: Sequence[Run], config: EnsembleConfig) -> str:
     """Hash of all that the evaluation depends on: usable trials, splits, settings, version of the procedure."""
-    trials = [[run.name, record.trial, record.config, record.seed, record.score, record.epoch, record.epochs] for run in runs for record in usable_trials(run)]
+    trials = [
+        [run.name, record.trial, record.config, record.seed, record.score, record.epoch, record.epochs]
+        for run in runs
+        for record in usable_trials(run)
+    ]
     splits = [digest((run.folder / "splits.parquet").read_bytes()) for run in runs]
-    return digest({"code": _CODE, "trials": trials, "splits": splits, "manifests": [run.manifest.fingerprint for run in runs],
-                   "tasks": [run.task.model_dump(mode="json") for run in runs], "config": config.model_dump(mode="json")})
+    return digest(
+        {
+            "code": _CODE,
+            "trials": trials,
+            "splits": splits,
+            "manifests": [run.manifest.fingerprint for run in runs],
+            "tasks": [run.task.model_dump(mode="json") for run in runs],
+            "config": config.model_dump(mode="json"),
+        }
+    )
 
 
 # ---- the one reader of test labels ---------------------------------------------------------------------------------------------
@@ -91,8 +103,12 @@ def score_answers(runs: Sequence[Run], fitted: Fitted, config: EnsembleConfig) -
     """Score held-out answers; the content of evaluation.json (design 6) as plain values."""
     read = dev_truth if fitted.split == "out_of_fold" else test_truth
     truths = [read(runs, answers.outer, answers.utterances) for answers in fitted.answers]
-    truth = Truth(np.concatenate([one.label for one in truths]), np.concatenate([one.target for one in truths]),
-                  np.concatenate([one.speaker for one in truths]), pl.concat([one.about for one in truths]))
+    truth = Truth(
+        np.concatenate([one.label for one in truths]),
+        np.concatenate([one.target for one in truths]),
+        np.concatenate([one.speaker for one in truths]),
+        pl.concat([one.about for one in truths]),
+    )
     return _Scores(runs, fitted, config, truth).result()
 
 
@@ -124,7 +140,11 @@ class _Scores:
         return system in (self.values if metric == "ccc" else self.answer)
 
     def interval(self, system: str, metric: str) -> dict[str, float | None]:
-        return _plain(metrics.bootstrap_by_group(self.sums(system, metric), metrics.statistic_of(metric), draws=self.config.draws, seed=self.config.seed))
+        return _plain(
+            metrics.bootstrap_by_group(
+                self.sums(system, metric), metrics.statistic_of(metric), draws=self.config.draws, seed=self.config.seed
+            )
+        )
 
     def result(self) -> dict[str, Any]:
         metric, task, run = self.task.metric, self.task, self.runs[0]
@@ -136,24 +156,51 @@ class _Scores:
             found["best_single"]["members"] = best
         difference = {}
         for name in systems[1:]:
-            pair = metrics.bootstrap_difference(self.sums("ensemble", metric), self.sums(name, metric), metrics.statistic_of(metric),
-                                                draws=self.config.draws, seed=self.config.seed)
+            pair = metrics.bootstrap_difference(
+                self.sums("ensemble", metric),
+                self.sums(name, metric),
+                metrics.statistic_of(metric),
+                draws=self.config.draws,
+                seed=self.config.seed,
+            )
             difference[f"ensemble - {name}"] = _plain(pair)
         sampled = self.in_sample()
         return {
-            "format": FORMAT, "metric": metric, "split": self.fitted.split, "n_utterances": len(self.label), "n_speakers": len(np.unique(self.speaker)),
-            **{name: found.get(name) for name in SYSTEMS}, "difference": difference,
-            "by_class": self.by_class(), "by_speaker": self.by_speaker(), "other_metrics": self.other_metrics(),
-            "chance": self.chance(), "optimism": {"in_sample": sampled, "value": None if sampled is None else sampled - found["ensemble"]["value"]},
+            "format": FORMAT,
+            "metric": metric,
+            "split": self.fitted.split,
+            "n_utterances": len(self.label),
+            "n_speakers": len(np.unique(self.speaker)),
+            **{name: found.get(name) for name in SYSTEMS},
+            "difference": difference,
+            "by_class": self.by_class(),
+            "by_speaker": self.by_speaker(),
+            "other_metrics": self.other_metrics(),
+            "chance": self.chance(),
+            "optimism": {"in_sample": sampled, "value": None if sampled is None else sampled - found["ensemble"]["value"]},
             "by_group": self.by_group(),
-            "confusion": {"classes": list(task.classes), "counts": metrics.confusion(self.label, self.answer["ensemble"], len(task.classes)).tolist()}
-            if task.categorical else None,
+            "confusion": {
+                "classes": list(task.classes),
+                "counts": metrics.confusion(self.label, self.answer["ensemble"], len(task.classes)).tolist(),
+            }
+            if task.categorical
+            else None,
             "calibration": self.calibration() if task.categorical else None,
-            "members": [{"part": number, "member": member.id, "modality": member.modality, "method": member.method}
-                        for number, part in enumerate(self.fitted.parts) for member in part.members],
-            "runs": [one.name for one in self.runs], "protocol": dict(run.settings.get("protocol") or {"kind": run.kind}),
-            "interval": {"level": 0.95, "method": "percentile bootstrap over speakers", "draws": self.config.draws, "seed": self.config.seed},
-            "synthetic": any(one.synthetic for one in self.runs), "notes": self.notes(),
+            "members": [
+                {"part": number, "member": member.id, "modality": member.modality, "method": member.method}
+                for number, part in enumerate(self.fitted.parts)
+                for member in part.members
+            ],
+            "runs": [one.name for one in self.runs],
+            "protocol": dict(run.settings.get("protocol") or {"kind": run.kind}),
+            "interval": {
+                "level": 0.95,
+                "method": "percentile bootstrap over speakers",
+                "draws": self.config.draws,
+                "seed": self.config.seed,
+            },
+            "synthetic": any(one.synthetic for one in self.runs),
+            "notes": self.notes(),
         }
 
     def in_sample(self) -> float | None:
@@ -176,15 +223,26 @@ class _Scores:
             groups = self.sums("ensemble", "accuracy")
             for k, name in enumerate(self.task.classes):
                 support, said, right = counts[k].sum(), counts[:, k].sum(), counts[k, k]
-                recall = metrics.bootstrap_by_group(groups[:, [k]], _one_recall(k), draws=self.config.draws, seed=self.config.seed) if support else None
+                recall = (
+                    metrics.bootstrap_by_group(groups[:, [k]], _one_recall(k), draws=self.config.draws, seed=self.config.seed)
+                    if support
+                    else None
+                )
                 shown = _plain(recall) if recall is not None else {"value": None, "low": None, "high": None}
-                result[name] = {**shown, "recall": shown["value"], "precision": right / said if said else None,
-                                "f1": 2 * right / (support + said) if support + said else None, "n": int(support)}
+                result[name] = {
+                    **shown,
+                    "recall": shown["value"],
+                    "precision": right / said if said else None,
+                    "f1": 2 * right / (support + said) if support + said else None,
+                    "n": int(support),
+                }
         if self.task.dimensional:
             for a, name in enumerate(self.task.attributes):
                 sums = metrics.group_moments(self.values["ensemble"][:, [a]], self.target[:, [a]], self.speaker)
-                result[name] = {**_plain(metrics.bootstrap_by_group(sums, metrics.mean_ccc_of, draws=self.config.draws, seed=self.config.seed)),
-                                "n": int(np.isfinite(self.target[:, a]).sum())}
+                result[name] = {
+                    **_plain(metrics.bootstrap_by_group(sums, metrics.mean_ccc_of, draws=self.config.draws, seed=self.config.seed)),
+                    "n": int(np.isfinite(self.target[:, a]).sum()),
+                }
         return result
 
     def by_speaker(self) -> dict[str, Any]:
@@ -243,7 +301,13 @@ class _Scores:
         bins, error = [], 0.0
         for k in range(_BINS):
             here = number == k
-            entry: dict[str, Any] = {"low": k / _BINS, "high": (k + 1) / _BINS, "count": int(here.sum()), "confidence": None, "accuracy": None}
+            entry: dict[str, Any] = {
+                "low": k / _BINS,
+                "high": (k + 1) / _BINS,
+                "count": int(here.sum()),
+                "confidence": None,
+                "accuracy": None,
+            }
             if here.any():
                 entry |= {"confidence": float(confidence[here].mean()), "accuracy": float(right[here].mean())}
                 error += here.mean() * abs(entry["confidence"] - entry["accuracy"])
@@ -259,7 +323,9 @@ class _Scores:
         if len(np.unique(self.speaker)) < _FEW_SPEAKERS:
             notes.append(f"Only {len(np.unique(self.speaker))} speakers: intervals over so few are too narrow.")
         if missing := int((~self.answered).sum()):
-            notes.append(f"{missing} utterances could be answered by no member of the ensemble and count as its most likely class (or mean).")
+            notes.append(
+                f"{missing} utterances could be answered by no member of the ensemble and count as its most likely class (or mean)."
+            )
         if self.task.categorical and (absent := [name for k, name in enumerate(self.task.classes) if not (self.label == k).any()]):
             notes.append(f"No held-out utterance is of the class{'es' if len(absent) > 1 else ''} {', '.join(absent)}.")
         unpredicted = self._without_predictions()
@@ -293,8 +359,7 @@ def _one_recall(k: int):
 
 def _plain(interval: metrics.Interval) -> dict[str, float | None]:
     """Value, low and high; null where there is no interval (one speaker)."""
-    return {name: float(value) if np.isfinite(value) else None for name, value in
-            (("value", interval.value), ("low", interval.low), ("high", interval.high))}
-
-
-
+    return {
+        name: float(value) if np.isfinite(value) else None
+        for name, value in (("value", interval.value), ("low", interval.low), ("high", interval.high))
+    }

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raysere.ensemble.calibration import Calibration, class_shares, fit_calibration, nll
+from raysere.ensemble.calibration import Calibration, class_shares, fit_calibration
 from raysere.ensemble.config import ATTRIBUTE_FAMILIES, FAMILIES, EnsembleConfig
 from raysere.ensemble.dimensional import AttributeFit, fit_attribute, group_folds
 from raysere.ensemble.greedy import Candidates, GreedyParams, contributions, greedy_weights
-from raysere.ensemble.library import MemberInfo, Predictions, Selection, member_scores
+from raysere.ensemble.library import MemberInfo, Predictions, Selection
 from raysere.ensemble.objective import Objective
 from raysere.ensemble.pools import POOLS
 from raysere.ensemble.priors import decision_prior, shift_prior
@@ -22,7 +22,7 @@ from raysere.errors import DataError
 from raysere.training.task import Task
 
 #: Candidate answers (members x items x classes x steps x bags x folds) above which ``auto`` goes straight to greedy.
-AUTO_LIMIT = 2e11
+AUTO_LIMIT = 2e10
 _SE_DRAWS = 500
 
 
@@ -83,7 +83,9 @@ class Part:
         """(log-probabilities (N, K), attributes (N, A)), float64, NaN where nobody answers; K or A may be 0."""
         count = len(predictions.utterances)
         logp = self.classes.predict(predictions) if self.classes else np.zeros((count, 0))
-        values = np.stack([attribute.predict(predictions) for attribute in self.attributes], axis=1) if self.attributes else np.zeros((count, 0))
+        values = (
+            np.stack([attribute.predict(predictions) for attribute in self.attributes], axis=1) if self.attributes else np.zeros((count, 0))
+        )
         return logp, values
 
 
@@ -110,16 +112,23 @@ def fit_part(selection: Selection, task: Task, config: EnsembleConfig) -> Part:
     """
     capped = selection.top(config.top, task.metric)
     classes = fit_classes(capped, task, config) if task.categorical else None
-    attributes = tuple(fit_one_attribute(capped, number, task, config) for number in range(len(task.attributes))) if task.dimensional else ()
+    attributes = (
+        tuple(fit_one_attribute(capped, number, task, config) for number in range(len(task.attributes))) if task.dimensional else ()
+    )
     return Part(classes, attributes)
 
 
 # ---- classes -------------------------------------------------------------------------------------------------------------------
 
 
+def class_metric(task: Task) -> str:
+    """The metric of the class part: the task's, or UAR where the task is scored by its attributes."""
+    return "uar" if task.metric == "ccc" else task.metric
+
+
 def class_objective(task: Task, config: EnsembleConfig, prior: np.ndarray) -> Objective:
     """The run's metric; macro-F1 under the prior that the user says the test has, if one is said."""
-    metric = task.metric if task.metric != "ccc" else "uar"
+    metric = class_metric(task)
     stated = metric == "macro_f1" and config.prior not in ("auto", "same")
     return Objective(metric, tuple(float(share) for share in prior) if stated else None)
 
@@ -150,22 +159,30 @@ def _prepare(rows: Selection, task: Task, config: EnsembleConfig) -> _Prepared:
     found = rows.predictions
     classes = len(found.classes)
     selection_prior = class_shares(rows.label, classes, 0.5)
-    prior = decision_prior(config.prior, task.metric if task.metric != "ccc" else "uar", selection_prior, found.classes)
+    prior = decision_prior(config.prior, class_metric(task), selection_prior, found.classes)
     calibrations = []
     calibrated = np.empty_like(found.logp)
     for m, (member, here) in enumerate(zip(found.members, found.present)):
         usable = config.calibrate and np.unique(rows.label[here]).size > 1
         carried = None if member.prior is None else np.asarray(member.prior)
-        calibrations.append(fit_calibration(found.logp[m, here], rows.label[here], member_prior=carried, ridge=config.ridge) if usable else Calibration.identity(classes))
+        calibrations.append(
+            fit_calibration(found.logp[m, here], rows.label[here], member_prior=carried, ridge=config.ridge)
+            if usable
+            else Calibration.identity(classes)
+        )
         calibrated[m] = calibrations[m].apply(found.logp[m])
     ratio = prior / selection_prior
     scores = contributions(calibrated, found.present, ratio, log_pool=config.pool == "log")
     _, group = np.unique(rows.speaker, return_inverse=True)
-    candidates = Candidates(scores, found.present, rows.label, group, ratio[rows.label], [member.id for member in found.members], config.pool == "log")
+    candidates = Candidates(
+        scores, found.present, rows.label, group, ratio[rows.label], [member.id for member in found.members], config.pool == "log"
+    )
     return _Prepared(calibrations, candidates, selection_prior, prior)
 
 
-def _weigh(prepared: _Prepared, rows: Selection, family: str, task: Task, config: EnsembleConfig, choice: tuple[tuple[str, float], ...] = ()) -> ClassFit:
+def _weigh(
+    prepared: _Prepared, rows: Selection, family: str, task: Task, config: EnsembleConfig, choice: tuple[tuple[str, float], ...] = ()
+) -> ClassFit:
     objective = class_objective(task, config, prepared.prior)
     members = rows.predictions.members
     if family == "average":
@@ -175,8 +192,16 @@ def _weigh(prepared: _Prepared, rows: Selection, family: str, task: Task, config
     else:
         weights = greedy_weights(prepared.candidates, objective, greedy_params(config))
     kept = np.flatnonzero(weights > 0)
-    return ClassFit(tuple(members[m] for m in kept), weights[kept] / weights[kept].sum(), tuple(prepared.calibrations[m] for m in kept), config.pool,
-                    prepared.selection_prior, prepared.prior, family, choice)
+    return ClassFit(
+        tuple(members[m] for m in kept),
+        weights[kept] / weights[kept].sum(),
+        tuple(prepared.calibrations[m] for m in kept),
+        config.pool,
+        prepared.selection_prior,
+        prepared.prior,
+        family,
+        choice,
+    )
 
 
 def greedy_params(config: EnsembleConfig) -> GreedyParams:
@@ -202,7 +227,9 @@ def _choose_class_family(rows: Selection, task: Task, config: EnsembleConfig) ->
         for family in FAMILIES:
             answers[family][held] = decide(_weigh(prepared, inner, family, task, config).predict(apart), prepared.prior)
     names, group = np.unique(rows.speaker, return_inverse=True)
-    objective = class_objective(task, config, decision_prior(config.prior, task.metric, class_shares(rows.label, classes, 0.5), rows.predictions.classes))
+    objective = class_objective(
+        task, config, decision_prior(config.prior, class_metric(task), class_shares(rows.label, classes, 0.5), rows.predictions.classes)
+    )
     sums = {family: _group_counts(rows.label, answer, group, len(names), classes) for family, answer in answers.items()}
     return one_standard_error(sums, objective, config.seed)
 
@@ -262,8 +289,16 @@ def fit_one_attribute(selection: Selection, index: int, task: Task, config: Ense
 
 def _attribute(rows: Selection, index: int, family: str, task: Task, config: EnsembleConfig) -> AttributeFit:
     found = rows.predictions
-    return fit_attribute(found.values[:, :, index].astype(np.float64), found.present, rows.target[:, index], rows.speaker, [member.id for member in found.members], family,
-                         task.scale, config)
+    return fit_attribute(
+        found.values[:, :, index].astype(np.float64),
+        found.present,
+        rows.target[:, index],
+        rows.speaker,
+        [member.id for member in found.members],
+        family,
+        task.scale,
+        config,
+    )
 
 
 def _choose_attribute_family(rows: Selection, index: int, task: Task, config: EnsembleConfig) -> tuple[str, tuple[tuple[str, float], ...]]:
@@ -278,55 +313,12 @@ def _choose_attribute_family(rows: Selection, index: int, task: Task, config: En
         held = fold == number
         inner, apart = rows.part(~held), rows.predictions.take_rows(held)
         for family in ATTRIBUTE_FAMILIES:
-            held_out[family][held] = _attribute(inner, index, family, task, config).predict(apart.values[:, :, index].astype(np.float64), apart.present)
+            held_out[family][held] = _attribute(inner, index, family, task, config).predict(
+                apart.values[:, :, index].astype(np.float64), apart.present
+            )
     fallback = float(target.mean())
-    sums = {family: group_moments(np.where(np.isfinite(value), value, fallback)[:, None], target[:, None], rows.speaker) for family, value in held_out.items()}
+    sums = {
+        family: group_moments(np.where(np.isfinite(value), value, fallback)[:, None], target[:, None], rows.speaker)
+        for family, value in held_out.items()
+    }
     return one_standard_error(sums, mean_ccc_of, config.seed)
-
-
-# ---- what ensembles are compared with ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Baselines:
-    """The recipes everybody uses, on the same library and the same selection rows, uncalibrated as they are usually run."""
-
-    best: MemberInfo
-    members: tuple[MemberInfo, ...]
-    prior: np.ndarray  # class shares of the selection rows: the answer where a recipe has none
-    middle: np.ndarray  # mean attributes of the selection rows, for the same purpose
-
-    def best_single(self, predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
-        """The member with the best selection score: (answer int (N,), attributes (N, A))."""
-        return self._pool(predictions.aligned((self.best,)), "linear")
-
-    def average(self, predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
-        """Plain mean of probabilities and of attributes over the library."""
-        return self._pool(predictions.aligned(self.members), "linear")
-
-    def majority_vote(self, predictions: Predictions) -> np.ndarray:
-        """Plurality of the members' labels (N,); ties by the mean probability."""
-        return self._pool(predictions.aligned(self.members), "vote")[0]
-
-    def _pool(self, found: Predictions, pool: str) -> tuple[np.ndarray, np.ndarray]:
-        equal = np.ones(len(found.members))
-        answer = decide(POOLS[pool](found.logp, equal, found.present), self.prior) if found.classes else np.zeros(len(found.utterances), np.int64)
-        number = found.present.sum(0)[:, None]
-        total = np.where(found.present[..., None], found.values, 0.0).astype(np.float64).sum(0)
-        return answer, np.where(number > 0, total / np.maximum(number, 1), self.middle)
-
-
-def fit_baselines(selection: Selection, task: Task, config: EnsembleConfig) -> Baselines:
-    """Choose the best single member, and the library of the plain recipes, on selection rows."""
-    capped = selection.top(config.top, task.metric)
-    scores, members = member_scores(capped, task.metric), capped.predictions.members
-    best = min(range(len(members)), key=lambda m: (-scores[m], _raw_nll(capped, m) if task.categorical else 0.0, members[m].id))
-    labelled = capped.label[capped.label >= 0]
-    prior = class_shares(labelled, len(task.classes), 0.5) if task.categorical else np.zeros(0)
-    middle = np.nan_to_num(np.nanmean(capped.target, axis=0)) if task.attributes else np.zeros(0)
-    return Baselines(members[best], members, prior, middle)
-
-
-def _raw_nll(selection: Selection, member: int) -> float:
-    here = selection.predictions.present[member] & (selection.label >= 0)
-    return nll(selection.predictions.logp[member, here], selection.label[here]) if here.any() else np.inf

@@ -43,8 +43,15 @@ class Candidates:
     log_pool: bool = False
 
     def part(self, members: np.ndarray, items: np.ndarray) -> Candidates:
-        return Candidates(np.ascontiguousarray(self.scores[:, members][:, :, items]), self.present[np.ix_(members, items)], self.label[items],
-                          self.group[items], self.item_weights[items], [self.ids[m] for m in members], self.log_pool)
+        return Candidates(
+            np.ascontiguousarray(self.scores[:, members][:, :, items]),
+            self.present[np.ix_(members, items)],
+            self.label[items],
+            self.group[items],
+            self.item_weights[items],
+            [self.ids[m] for m in members],
+            self.log_pool,
+        )
 
 
 @dataclass(frozen=True)
@@ -138,7 +145,10 @@ def greedy_path(candidates: Candidates, objective: Objective, params: GreedyPara
         tied = [m for m in allowed if values[m] >= top - _TIE]
         if len(tied) == 1:
             return tied[0]
-        return min(tied, key=lambda m: (_nll(candidates, running + candidates.scores[:, m], size + candidates.present[m], weights), candidates.ids[m]))
+        return min(
+            tied,
+            key=lambda m: (_nll(candidates, running + candidates.scores[:, m], size + candidates.present[m], weights), candidates.ids[m]),
+        )
 
     single = score_candidates(candidates, running, objective, repeats)
     nothing, none_yet = np.zeros_like(running), np.zeros_like(size)
@@ -149,7 +159,11 @@ def greedy_path(candidates: Candidates, objective: Objective, params: GreedyPara
     for step in range(params.steps):
         if step < min(params.start, members):
             member = order[step]
-            value = score_candidates(candidates.part(np.array([member]), np.arange(items)), running, objective, repeats)[0] if step else single[member]
+            value = (
+                score_candidates(candidates.part(np.array([member]), np.arange(items)), running, objective, repeats)[0]
+                if step
+                else single[member]
+            )
         else:
             values = score_candidates(candidates, running, objective, repeats)
             member = best_of(values, range(members))

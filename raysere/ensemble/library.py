@@ -61,18 +61,36 @@ class Predictions:
 
     def __post_init__(self) -> None:
         shape = (len(self.members), len(self.utterances))
-        if self.present.shape != shape or self.logp.shape != (*shape, len(self.classes)) or self.values.shape != (*shape, len(self.attributes)):
-            raise DataError(f"Predictions of shapes {self.logp.shape}, {self.values.shape}, {self.present.shape} do not belong to {shape[0]} members and {shape[1]} utterances")
+        if (
+            self.present.shape != shape
+            or self.logp.shape != (*shape, len(self.classes))
+            or self.values.shape != (*shape, len(self.attributes))
+        ):
+            raise DataError(
+                f"Predictions of shapes {self.logp.shape}, {self.values.shape}, {self.present.shape} do not belong to {shape[0]} members and {shape[1]} utterances"
+            )
         if len({member.id for member in self.members}) != len(self.members):
             raise DataError("A member stands in the library twice")
 
     def take_members(self, numbers: Sequence[int] | np.ndarray) -> Predictions:
         index = np.asarray(numbers, dtype=np.int64)
-        return replace(self, members=tuple(self.members[m] for m in index), logp=self.logp[index], values=self.values[index], present=self.present[index])
+        return replace(
+            self,
+            members=tuple(self.members[m] for m in index),
+            logp=self.logp[index],
+            values=self.values[index],
+            present=self.present[index],
+        )
 
     def take_rows(self, rows: np.ndarray) -> Predictions:
         index = np.flatnonzero(rows) if rows.dtype == bool else rows
-        return replace(self, utterances=tuple(self.utterances[n] for n in index), logp=self.logp[:, index], values=self.values[:, index], present=self.present[:, index])
+        return replace(
+            self,
+            utterances=tuple(self.utterances[n] for n in index),
+            logp=self.logp[:, index],
+            values=self.values[:, index],
+            present=self.present[:, index],
+        )
 
     def aligned(self, members: Sequence[MemberInfo]) -> Predictions:
         """The same rows with these members in this order; a member that is not here is absent everywhere."""
@@ -81,8 +99,13 @@ class Predictions:
         index = np.maximum(found, 0)
         present = self.present[index] & (found >= 0)[:, None] if len(self.members) else np.zeros((len(members), len(self.utterances)), bool)
         if not len(self.members):
-            return replace(self, members=tuple(members), logp=np.zeros((len(members), *self.logp.shape[1:]), np.float32),
-                           values=np.zeros((len(members), *self.values.shape[1:]), np.float32), present=present)
+            return replace(
+                self,
+                members=tuple(members),
+                logp=np.zeros((len(members), *self.logp.shape[1:]), np.float32),
+                values=np.zeros((len(members), *self.values.shape[1:]), np.float32),
+                present=present,
+            )
         return replace(self, members=tuple(members), logp=self.logp[index], values=self.values[index], present=present)
 
 
@@ -112,10 +135,15 @@ class Selection:
         if len(pairs) != len(set(self.speaker.tolist())) and not self.speakers_recur:
             folds = {speaker: sorted(fold for name, fold in pairs if name == speaker) for speaker, _ in pairs}
             speaker, where = next((speaker, where) for speaker, where in sorted(folds.items()) if len(where) > 1)
-            raise DataError(f"The speaker {speaker!r} stands in the folds {', '.join(map(str, where))}", remedy="Folds must not share a speaker; split again by speaker.")
+            raise DataError(
+                f"The speaker {speaker!r} stands in the folds {', '.join(map(str, where))}",
+                remedy="Folds must not share a speaker; split again by speaker.",
+            )
 
     def part(self, rows: np.ndarray) -> Selection:
-        return Selection(self.predictions.take_rows(rows), self.label[rows], self.target[rows], self.speaker[rows], self.fold[rows], self.speakers_recur)
+        return Selection(
+            self.predictions.take_rows(rows), self.label[rows], self.target[rows], self.speaker[rows], self.fold[rows], self.speakers_recur
+        )
 
     def take_members(self, numbers: Sequence[int] | np.ndarray) -> Selection:
         return replace(self, predictions=self.predictions.take_members(numbers))
@@ -157,7 +185,9 @@ def load_selection(runs: Sequence[Run], outer: int = 0) -> Selection:
     truth = dev_truth(runs, outer, predictions.utterances)
     folds = pl.concat([run.rows(outer, "pool") for run in runs]).unique(subset="utterance", maintain_order=True)
     joined = pl.DataFrame({"utterance": predictions.utterances}).join(folds, on="utterance", how="left", maintain_order="left")
-    return Selection(predictions, truth.label, truth.target, truth.speaker, joined["fold"].fill_null(0).cast(pl.Int64).to_numpy(), runs[0].speakers_recur)
+    return Selection(
+        predictions, truth.label, truth.target, truth.speaker, joined["fold"].fill_null(0).cast(pl.Int64).to_numpy(), runs[0].speakers_recur
+    )
 
 
 def load_predictions(runs: Sequence[Run], outer: int, part: Literal["dev", "test"]) -> Predictions:
@@ -176,9 +206,18 @@ def load_predictions(runs: Sequence[Run], outer: int, part: Literal["dev", "test
             tables.append(_check_rows(table, rows, task, record, folds=part == "dev" and run.kind != "holdout"))
             members.append(_member(run, record))
     if not members:
-        raise DataError("There is no finished trial to make an ensemble of", where=runs[0].folder, remedy="Run the search first: `raysere run` or `raysere tune`.")
+        of = f" of outer fold {outer}" if runs[0].kind == "nested" else ""
+        raise DataError(
+            f"There is no finished trial{of} to make an ensemble of",
+            where=runs[0].folder,
+            remedy="Run the search first: `raysere run` or `raysere tune`.",
+        )
     if len({member.id for member in members}) != len(members):
-        raise DataError("Two runs have the same name, so their trials cannot be told apart", where=", ".join(str(run.folder) for run in runs), remedy="Rename one in its experiment.yaml.")
+        raise DataError(
+            "Two runs have the same name, so their trials cannot be told apart",
+            where=", ".join(str(run.folder) for run in runs),
+            remedy="Rename one in its experiment.yaml.",
+        )
     utterances = sorted(set().union(*[table["utterance"].to_list() for table in tables]))
     if not utterances and part == "dev":
         raise DataError("The trials hold no development predictions", where=runs[0].folder)
@@ -195,7 +234,15 @@ def _member(run: Run, record: Record) -> MemberInfo:
     if isinstance(prior, dict):
         prior = [prior.get(name) for name in run.task.classes]
     fits = prior is not None and len(prior) == len(run.task.classes) and all(share is not None and share > 0 for share in prior)
-    return MemberInfo(record.trial, run.name, record.modality, record.method, record.study, tuple(float(share) for share in prior) if fits else None, record)
+    return MemberInfo(
+        record.trial,
+        run.name,
+        record.modality,
+        record.method,
+        record.study,
+        tuple(float(share) for share in prior) if fits else None,
+        record,
+    )
 
 
 def _check_rows(table: pl.DataFrame, rows: pl.DataFrame, task: Task, record: Record, *, folds: bool) -> pl.DataFrame:
@@ -210,14 +257,28 @@ def _check_rows(table: pl.DataFrame, rows: pl.DataFrame, task: Task, record: Rec
     joined = table.join(rows, on="utterance", how="left", suffix="_split", maintain_order="left")
     known = table["utterance"].is_in(rows["utterance"].to_list())
     if not known.all():
-        raise DataError(f"{record.trial} predicts {int((~known).sum())} utterances that the splits do not have in this part, such as {table['utterance'].filter(~known)[0]}",
-                        where=path, remedy="The splits of a run must not change after its search.")
+        raise DataError(
+            f"{record.trial} predicts {int((~known).sum())} utterances that the splits do not have in this part, such as {table['utterance'].filter(~known)[0]}",
+            where=path,
+            remedy="The splits of a run must not change after its search.",
+        )
     if folds and joined["fold"].cast(pl.Int64).ne_missing(joined["fold_split"].cast(pl.Int64)).any():
-        raise DataError(f"{record.trial} was trained on other folds than the run's splits", where=path, remedy="Its rows may have been training rows: search again.")
+        raise DataError(
+            f"{record.trial} was trained on other folds than the run's splits",
+            where=path,
+            remedy="Its rows may have been training rows: search again.",
+        )
     return table.select("utterance", *wanted)
 
 
-def _stack(members: list[MemberInfo], tables: list[pl.DataFrame], utterances: list[str], classes: tuple[str, ...], attributes: tuple[str, ...], part: Literal["dev", "test"]) -> Predictions:
+def _stack(
+    members: list[MemberInfo],
+    tables: list[pl.DataFrame],
+    utterances: list[str],
+    classes: tuple[str, ...],
+    attributes: tuple[str, ...],
+    part: Literal["dev", "test"],
+) -> Predictions:
     order = pl.DataFrame({"utterance": utterances}, schema={"utterance": pl.String})
     logp = np.zeros((len(members), len(utterances), len(classes)), np.float32)
     values = np.zeros((len(members), len(utterances), len(attributes)), np.float32)

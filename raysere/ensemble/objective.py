@@ -52,4 +52,8 @@ def confusion_counts(label: np.ndarray, predicted: np.ndarray, classes: int, wei
     candidates = predicted.shape[0]
     flat = (np.arange(candidates, dtype=np.int64)[:, None] * classes + label[None, :]) * classes + predicted
     repeated = None if weights is None else np.broadcast_to(weights, predicted.shape).ravel()
-    return np.bincount(flat.ravel(), weights=repeated, minlength=candidates * classes**2).astype(np.float64).reshape(candidates, classes, classes)
+    return (
+        np.bincount(flat.ravel(), weights=repeated, minlength=candidates * classes**2)
+        .astype(np.float64)
+        .reshape(candidates, classes, classes)
+    )

@@ -42,8 +42,14 @@ class Ensemble:
     def modalities(self) -> list[str]:
         return sorted({modality for entry in self.bundle.members.values() for modality in entry["modality"].split("+")})
 
-    def predict(self, files: Sequence[str | os.PathLike[str]] | None = None, texts: Sequence[str | None] | None = None,
-                speakers: Sequence[str | None] | None = None, *, contributions: bool = False) -> pl.DataFrame:
+    def predict(
+        self,
+        files: Sequence[str | os.PathLike[str]] | None = None,
+        texts: Sequence[str | None] | None = None,
+        speakers: Sequence[str | None] | None = None,
+        *,
+        contributions: bool = False,
+    ) -> pl.DataFrame:
         """Predict audio files with or without their transcripts, or texts alone.
 
         Args:
@@ -73,7 +79,10 @@ class Ensemble:
     def member_predictions(self, views: dict[str, FeatureView], count: int, speakers: Sequence[str]) -> Predictions:
         """Stacked predictions of all members from views (by feature key) of the same ``count`` items in the same order."""
         task = self.task
-        infos = tuple(MemberInfo(entry["trial"], entry["run"], entry["modality"], entry["method"], entry["study"]) for entry in self.bundle.members.values())
+        infos = tuple(
+            MemberInfo(entry["trial"], entry["run"], entry["modality"], entry["method"], entry["study"])
+            for entry in self.bundle.members.values()
+        )
         logp = np.zeros((len(infos), count, len(task.classes)), np.float32)
         values = np.zeros((len(infos), count, len(task.attributes) if task.dimensional else 0), np.float32)
         present = np.zeros((len(infos), count), bool)
@@ -91,7 +100,16 @@ class Ensemble:
                 logp[m, rows] = log_softmax(found.logits.numpy().astype(np.float32))
             if task.dimensional:
                 values[m, rows] = np.clip(found.attributes.numpy() * (high - low) + low, low, high)
-        return Predictions(infos, tuple(str(n) for n in range(count)), task.classes, task.attributes if task.dimensional else (), logp, values, present, "new")
+        return Predictions(
+            infos,
+            tuple(str(n) for n in range(count)),
+            task.classes,
+            task.attributes if task.dimensional else (),
+            logp,
+            values,
+            present,
+            "new",
+        )
 
     def answer(self, predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
         """(probabilities (N, K), attributes (N, A)) float64; NaN where nobody could answer."""
@@ -148,32 +166,57 @@ class Ensemble:
                 spec = self.bundle.specs[key]
                 per_layer = {number: len(spec.stats(number)) for number in spec.numbers}
                 stats = set(per_layer.values())
-                streams[stream] = StreamShape(spec.modality, {number: spec.width(number) for number in spec.numbers}, stats.pop() if len(stats) == 1 else 1,
-                                              spec.granularity, spec.kind, per_layer)
+                streams[stream] = StreamShape(
+                    spec.modality,
+                    {number: spec.width(number) for number in spec.numbers},
+                    stats.pop() if len(stats) == 1 else 1,
+                    spec.granularity,
+                    spec.kind,
+                    per_layer,
+                )
             method = METHODS.get(entry["method"])()
             try:
-                self._predictors[name] = load_predictor(method, entry["resolved"] or entry["params"], Shapes(self.task, streams), load_file(self.bundle.weights[name]), device=self.device)
+                self._predictors[name] = load_predictor(
+                    method,
+                    entry["resolved"] or entry["params"],
+                    Shapes(self.task, streams),
+                    load_file(self.bundle.weights[name]),
+                    device=self.device,
+                )
             except (KeyError, RuntimeError, ValueError) as error:
                 if isinstance(error, RaysereError):
                     raise
                 raise DataError(f"The member {name} does not fit its method in this version: {error}", where=self.bundle.folder) from error
         return self._predictors[name]
 
-    def _frame(self, predictions: Predictions, paths: list[str | None], words: list[str | None], failures: list[dict[str, str]], contributions: bool) -> pl.DataFrame:
+    def _frame(
+        self,
+        predictions: Predictions,
+        paths: list[str | None],
+        words: list[str | None],
+        failures: list[dict[str, str]],
+        contributions: bool,
+    ) -> pl.DataFrame:
         task = self.task
         p, values = self.answer(predictions)
-        answered = (np.isfinite(p).all(1) if task.categorical else np.ones(len(paths), bool)) & (np.isfinite(values).all(1) if task.dimensional else True)
+        answered = (np.isfinite(p).all(1) if task.categorical else np.ones(len(paths), bool)) & (
+            np.isfinite(values).all(1) if task.dimensional else True
+        )
         columns: dict[str, Any] = {"file": pl.Series(paths, dtype=pl.String), "text": pl.Series(words, dtype=pl.String)}
         for k, name in enumerate(task.classes):
             columns[f"p.{name}"] = [float(p[n, k]) if answered[n] else None for n in range(len(paths))]
         if task.categorical:
-            columns["predicted"] = pl.Series([task.classes[int(p[n].argmax())] if answered[n] else None for n in range(len(paths))], dtype=pl.String)
+            columns["predicted"] = pl.Series(
+                [task.classes[int(p[n].argmax())] if answered[n] else None for n in range(len(paths))], dtype=pl.String
+            )
             columns["confidence"] = [float(p[n].max()) if answered[n] else None for n in range(len(paths))]
         for a, name in enumerate(task.attributes if task.dimensional else ()):
             columns[name] = [float(values[n, a]) if answered[n] else None for n in range(len(paths))]
         number = predictions.present.sum(0)
         columns["members"] = [int(count) for count in number]
-        columns["note"] = pl.Series([self._note(predictions, n, failures[n]) if answered[n] else None for n in range(len(paths))], dtype=pl.String)
+        columns["note"] = pl.Series(
+            [self._note(predictions, n, failures[n]) if answered[n] else None for n in range(len(paths))], dtype=pl.String
+        )
         columns["error"] = pl.Series([None if answered[n] else _reasons(failures[n].values()) for n in range(len(paths))], dtype=pl.String)
         if contributions:
             columns["contributions"] = self._shares(predictions)
@@ -191,8 +234,14 @@ class Ensemble:
     def _shares(self, predictions: Predictions) -> list[list[dict[str, Any]]]:
         ids, shares, p = contributions_of(self.bundle.parts, predictions)
         modality = {name: entry["modality"] for name, entry in self.bundle.members.items()}
-        return [[{"member": name, "modality": modality[name], "share": float(shares[m, n]), "p": p[m, n].tolist()} for m, name in enumerate(ids) if shares[m, n] > 0]
-                for n in range(len(predictions.utterances))]
+        return [
+            [
+                {"member": name, "modality": modality[name], "share": float(shares[m, n]), "p": p[m, n].tolist()}
+                for m, name in enumerate(ids)
+                if shares[m, n] > 0
+            ]
+            for n in range(len(predictions.utterances))
+        ]
 
 
 def _reasons(reasons: Any) -> str:
@@ -214,5 +263,3 @@ def _spread(view: FeatureView, places: list[int], count: int) -> FeatureView:
                 rows[place] = stream.layers[number][position][stream.mask[position]].numpy()
         layers[number] = rows
     return FeatureView.from_arrays(view.spec, [str(n) for n in range(count)], layers)
-
-

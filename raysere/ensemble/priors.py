@@ -22,7 +22,9 @@ def decision_prior(choice: str | tuple[float, ...], metric: str, selection: np.n
     """
     if not isinstance(choice, str):
         if len(choice) != len(classes):
-            raise ConfigError(f"The prior has {len(choice)} numbers, but there are {len(classes)} classes", where="ensemble.prior", choices=classes)
+            raise ConfigError(
+                f"The prior has {len(choice)} numbers, but there are {len(classes)} classes", where="ensemble.prior", choices=classes
+            )
         return np.asarray(choice, np.float64) / sum(choice)
     if choice == "auto":
         power = {"uar": 0.0, "macro_f1": 0.5}.get(metric, 1.0)

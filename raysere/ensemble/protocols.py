@@ -12,8 +12,9 @@ import numpy as np
 
 from raysere.ensemble.config import EnsembleConfig
 from raysere.ensemble.dimensional import group_folds
-from raysere.ensemble.fit import Part, decide, fit_baselines, fit_part
+from raysere.ensemble.fit import Part, decide, fit_part
 from raysere.ensemble.library import MemberInfo, Predictions, Selection, load_predictions, load_selection
+from raysere.ensemble.recipes import fit_baselines
 from raysere.ensemble.runs import Run
 from raysere.errors import DataError
 from raysere.training.task import Task
@@ -88,8 +89,10 @@ def fit_runs(runs: Sequence[Run], config: EnsembleConfig) -> Fitted:
     else:
         found = cross_fit(selection, first.task, config, outer)
         split = "out_of_fold"
-        notes.append("There are no test rows: the ensemble was cross-fitted over held-out folds. The search itself saw the development score of all folds, "
-                     "so the members (not the ensembling) may be scored a little too high; the nested protocol takes that away.")
+        notes.append(
+            "There are no test rows: the ensemble was cross-fitted over held-out folds. The search itself saw the development score of all folds, "
+            "so the members (not the ensembling) may be scored a little too high; the nested protocol takes that away."
+        )
     found.in_sample = [in_sample(part, selection, first.task)]
     return Fitted([part], [found], split, notes)
 
@@ -109,9 +112,16 @@ def cross_fit(selection: Selection, task: Task, config: EnsembleConfig, outer: i
     def join(arrays: list[np.ndarray]) -> np.ndarray:
         return np.concatenate(arrays)[place]
 
-    return Answers(outer, selection.predictions.utterances, {name: join([piece.answer[name] for piece in pieces]) for name in pieces[0].answer},
-                   {name: join([piece.values[name] for piece in pieces]) for name in pieces[0].values}, join([piece.natural for piece in pieces]),
-                   join([piece.logp for piece in pieces]), join([piece.answered for piece in pieces]), [member for piece in pieces for member in piece.best])
+    return Answers(
+        outer,
+        selection.predictions.utterances,
+        {name: join([piece.answer[name] for piece in pieces]) for name in pieces[0].answer},
+        {name: join([piece.values[name] for piece in pieces]) for name in pieces[0].values},
+        join([piece.natural for piece in pieces]),
+        join([piece.logp for piece in pieces]),
+        join([piece.answered for piece in pieces]),
+        [member for piece in pieces for member in piece.best],
+    )
 
 
 def cross_fit_groups(selection: Selection, config: EnsembleConfig) -> np.ndarray:
@@ -121,14 +131,24 @@ def cross_fit_groups(selection: Selection, config: EnsembleConfig) -> np.ndarray
         return np.searchsorted(folds, selection.fold) % MAX_GROUPS
     groups = group_folds(selection.speaker, config.inner_folds, config.seed)
     if len(np.unique(groups)) < 2:
-        raise DataError("One speaker only: nothing can be held out to score an ensemble on", remedy="Use a corpus with several speakers, or test rows.")
+        raise DataError(
+            "One speaker only: nothing can be held out to score an ensemble on", remedy="Use a corpus with several speakers, or test rows."
+        )
     return groups
 
 
 def _unlabelled(predictions: Predictions) -> Predictions:
     """Mark rows as held out, so that nothing can be fitted on them by mistake."""
-    return Predictions(predictions.members, predictions.utterances, predictions.classes, predictions.attributes, predictions.logp, predictions.values,
-                       predictions.present, "test")
+    return Predictions(
+        predictions.members,
+        predictions.utterances,
+        predictions.classes,
+        predictions.attributes,
+        predictions.logp,
+        predictions.values,
+        predictions.present,
+        "test",
+    )
 
 
 def answer_rows(part: Part, selection: Selection, held: Predictions, task: Task, config: EnsembleConfig, outer: int) -> Answers:
@@ -141,14 +161,27 @@ def answer_rows(part: Part, selection: Selection, held: Predictions, task: Task,
     answered = np.zeros(count, bool)
     natural = np.zeros((count, 0))
     if part.classes is not None:
-        answer = {"ensemble": decide(logp, part.classes.prior), "best_single": best[0], "average": average[0], "majority_vote": recipes.majority_vote(held)}
+        answer = {
+            "ensemble": decide(logp, part.classes.prior),
+            "best_single": best[0],
+            "average": average[0],
+            "majority_vote": recipes.majority_vote(held),
+        }
         answered |= np.isfinite(logp).all(1)
         natural = part.classes.natural(held)
     filled = np.where(np.isfinite(values), values, recipes.middle)
     if values.shape[1]:
         answered |= np.isfinite(values).any(1)
-    return Answers(outer, held.utterances, answer, {"ensemble": filled, "best_single": best[1], "average": average[1]} if task.dimensional else {},
-                   natural, logp, answered, [recipes.best])
+    return Answers(
+        outer,
+        held.utterances,
+        answer,
+        {"ensemble": filled, "best_single": best[1], "average": average[1]} if task.dimensional else {},
+        natural,
+        logp,
+        answered,
+        [recipes.best],
+    )
 
 
 def in_sample(part: Part, selection: Selection, task: Task) -> tuple[Selection, np.ndarray, np.ndarray]:

@@ -18,7 +18,8 @@ from raysere.corpora.manifest import Manifest
 from raysere.ensemble.config import EnsembleConfig
 from raysere.errors import ConfigError, DataError, MissingFileError
 from raysere.files import read_yaml
-from raysere.training.task import Task
+from raysere.training.data import build_labels
+from raysere.training.task import Labels, Task
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +41,9 @@ class Run:
         try:
             task = Task.model_validate(settings["task"])
         except ValidationError as error:
-            raise ConfigError(f"The task of this run cannot be read: {error.errors()[0]['msg']}", where=folder / "experiment.yaml") from error
+            raise ConfigError(
+                f"The task of this run cannot be read: {error.errors()[0]['msg']}", where=folder / "experiment.yaml"
+            ) from error
         for name in ("splits.parquet", "manifest.parquet"):
             if not (folder / name).is_file():
                 raise MissingFileError(f"There is no {name}", where=folder, remedy="A run is a folder that `raysere run` wrote.")
@@ -71,11 +74,19 @@ class Run:
             return EnsembleConfig.model_validate(block if block.get("seed") else {**block, "seed": int(self.settings.get("seed") or 0)})
         except ValidationError as error:
             first = error.errors()[0]
-            raise ConfigError(f"ensemble.{'.'.join(map(str, first['loc']))}: {first['msg']}", where=self.folder / "experiment.yaml") from error
+            raise ConfigError(
+                f"ensemble.{'.'.join(map(str, first['loc']))}: {first['msg']}", where=self.folder / "experiment.yaml"
+            ) from error
 
     @cached_property
     def manifest(self) -> Manifest:
         return Manifest.read(self.folder / "manifest.parquet")
+
+    @cached_property
+    def _labels(self) -> Labels:
+        """All labels of the manifest; only ``_truth`` takes rows of them."""
+        rules = self.settings.get("class_map")
+        return build_labels(self.manifest, None if rules is None else class_map(rules), self.task)[0]
 
     @property
     def synthetic(self) -> bool:
@@ -103,19 +114,36 @@ def check_same(runs: Sequence[Run]) -> None:
     first = runs[0]
     for run in runs[1:]:
         if set(run.task.classes) != set(first.task.classes):
-            raise DataError(f"{run.name} has the classes {', '.join(run.task.classes)}; {first.name} has {', '.join(first.task.classes)}", where=run.folder,
-                            remedy="Only runs with the same classes make one ensemble.")
-        if (run.task.kind, run.task.attributes, run.task.metric, run.kind) != (first.task.kind, first.task.attributes, first.task.metric, first.kind):
-            raise DataError(f"{run.name} and {first.name} differ in task, metric or protocol", where=run.folder, remedy="Search them for the same task.")
+            raise DataError(
+                f"{run.name} has the classes {', '.join(run.task.classes)}; {first.name} has {', '.join(first.task.classes)}",
+                where=run.folder,
+                remedy="Only runs with the same classes make one ensemble.",
+            )
+        if (run.task.kind, run.task.attributes, run.task.metric, run.kind) != (
+            first.task.kind,
+            first.task.attributes,
+            first.task.metric,
+            first.kind,
+        ):
+            raise DataError(
+                f"{run.name} and {first.name} differ in task, metric or protocol", where=run.folder, remedy="Search them for the same task."
+            )
         if run.task.dimensional and run.task.scale != first.task.scale:
             raise DataError(f"{run.name} rates attributes on {run.task.scale}, {first.name} on {first.task.scale}", where=run.folder)
         both = first.splits.join(run.splits, on=["outer", "utterance"], how="inner", suffix="_other")
         if not both.height:
-            raise DataError(f"{run.name} and {first.name} have no utterance in common", where=run.folder, remedy="Members must have answered the same utterances.")
+            raise DataError(
+                f"{run.name} and {first.name} have no utterance in common",
+                where=run.folder,
+                remedy="Members must have answered the same utterances.",
+            )
         moved = both.filter((pl.col("role") != pl.col("role_other")) | pl.col("fold").ne_missing(pl.col("fold_other")))
         if moved.height:
-            raise DataError(f"{run.name} and {first.name} split {moved.height} utterances differently, such as {moved['utterance'][0]}", where=run.folder,
-                            remedy="A member must not have trained on what another one is scored on: run both with the same corpora, protocol and seed.")
+            raise DataError(
+                f"{run.name} and {first.name} split {moved.height} utterances differently, such as {moved['utterance'][0]}",
+                where=run.folder,
+                remedy="A member must not have trained on what another one is scored on: run both with the same corpora, protocol and seed.",
+            )
 
 
 def dev_truth(runs: Sequence[Run], outer: int, utterances: Sequence[str]) -> Truth:
@@ -143,34 +171,39 @@ def _truth(runs: Sequence[Run], utterances: Sequence[str]) -> Truth:
     label = np.full(count, -1, np.int64)
     target = np.full((count, len(task.attributes)), np.nan)
     speaker, known = np.full(count, "", dtype=object), np.zeros(count, bool)
-    about = None
     order = pl.DataFrame({"utterance": list(utterances)}, schema={"utterance": pl.String})
+    about: pl.DataFrame | None = None
     for run in runs:
-        table = order.join(run.manifest.table, on="utterance", how="left", maintain_order="left", validate="1:1")
-        here = table["speaker"].is_not_null().to_numpy()
+        labels = run._labels
+        numbered = pl.DataFrame({"utterance": labels.utterances, "row": np.arange(len(labels))})
+        row = order.join(numbered, on="utterance", how="left", maintain_order="left", validate="1:1")["row"].fill_null(-1).to_numpy()
+        here = row >= 0
         same_person = {name: group[0] for group in run.manifest.linked_speakers for name in group}
-        names = np.array([same_person.get(name, name) for name in table["speaker"].to_list()], dtype=object)
-        codes = _codes(run, table, here) if task.categorical else label
-        values = np.stack([table[name].cast(pl.Float64).fill_null(float("nan")).to_numpy() for name in task.attributes], axis=1) if task.attributes else target
+        people = np.array([same_person.get(name, name) for name in labels.speakers], dtype=object)
+        names = np.where(here, people[labels.speaker[row]], "")
+        turn = np.array(
+            [task.classes.index(name) for name in run.task.classes] + [-1], np.int64
+        )  # this run's class numbers to the first one's
+        codes = np.where(here, turn[labels.label[row]], -1)
         if (clash := known & here & ((codes != label) | (names != speaker))).any():
-            raise DataError(f"{run.name} and {runs[0].name} disagree about {int(clash.sum())} utterances, such as {utterances[int(np.argmax(clash))]}", where=run.folder,
-                            remedy="Take runs of the same corpus and class map.")
+            example = utterances[int(np.argmax(clash))]
+            raise DataError(
+                f"{run.name} and {runs[0].name} disagree about {int(clash.sum())} utterances, such as {example}",
+                where=run.folder,
+                remedy="Take runs of the same corpus and class map.",
+            )
         new = here & ~known
-        label[new], target[new], speaker[new] = codes[new], values[new], names[new]
+        label[new], speaker[new] = codes[new], names[new]
+        if labels.attributes is not None:
+            target[new] = labels.attributes[row][new]
         known |= here
-        part = table.select("corpus", "language", "sex", "duration_s")
+        part = order.join(
+            run.manifest.table.select("utterance", "corpus", "language", "sex"), on="utterance", how="left", maintain_order="left"
+        ).drop("utterance")
         about = part if about is None else about.with_columns(pl.coalesce(about[name], part[name]).alias(name) for name in part.columns)
     if not known.all():
-        raise DataError(f"{int((~known).sum())} utterances are in no manifest, such as {utterances[int(np.argmin(known))]}", where=runs[0].folder)
+        raise DataError(
+            f"{int((~known).sum())} utterances are in no manifest, such as {utterances[int(np.argmin(known))]}", where=runs[0].folder
+        )
     assert about is not None
     return Truth(label, target, speaker.astype(str), about)
-
-
-def _codes(run: Run, table: pl.DataFrame, here: np.ndarray) -> np.ndarray:
-    rules = run.settings.get("class_map")
-    found = table.filter(pl.Series(here))
-    names = class_map(rules).apply(found)[0] if rules is not None else found["emotion"].to_list()
-    numbers = {name: number for number, name in enumerate(run.task.classes)}
-    codes = np.full(table.height, -1, np.int64)
-    codes[here] = [numbers.get(name, -1) for name in names]
-    return codes

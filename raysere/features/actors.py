@@ -20,7 +20,10 @@ _BARREN = 20  # deaths in a row without one finished task: the machine is at fau
 
 
 class Tasks:
-    """Work in tasks of about ``SHARD_S`` seconds, sized by the speed seen so far; smaller towards the end, so that workers end together."""
+    """Work in tasks of about ``SHARD_S`` seconds, sized by the speed seen so far.
+
+    They get smaller towards the end, so that workers end together, but no smaller than a second, as every task makes a shard.
+    """
 
     def __init__(self, works: list[Work], workers: int) -> None:
         self.fresh = deque(sorted(works, key=lambda work: (-work.seconds, work.content)))
@@ -39,7 +42,8 @@ class Tasks:
             return self.again.popleft()
         if not self.fresh:
             return None
-        limit = min(20.0 if self.speed is None else self.speed * SHARD_S, self.left / (2 * self.workers))
+        share = self.left / (2 * self.workers)
+        limit = min(20.0, share) if self.speed is None else self.speed * max(1.0, min(SHARD_S, share / self.speed))
         task = [self.fresh.popleft()]
         total = task[0].seconds
         while self.fresh and len(task) < SHARD_ITEMS and total + self.fresh[0].seconds <= limit:
@@ -95,7 +99,7 @@ def run_actors(
     device = ("cuda" if total.get("GPU", 0) >= 1 else "cpu") if device == "auto" else device
     on_gpu = device.startswith("cuda")
     count = min(actors or max(1, int(total.get("GPU" if on_gpu else "CPU", 1))), len(works))
-    remote = ray.remote(num_cpus=1, num_gpus=1 if on_gpu else 0, max_restarts=0, scheduling_strategy="SPREAD")(Encoder)
+    remote: Any = ray.remote(num_cpus=1, num_gpus=1 if on_gpu else 0, max_restarts=0, scheduling_strategy="SPREAD")(Encoder)
 
     opening: dict[Any, Any] = {}
     running: dict[Any, tuple[Any, list[Work]]] = {}

@@ -29,8 +29,16 @@ _KERNEL_LIMIT = 50_000_000  # products of rates without a common factor would ne
 Channel = Literal["mix"] | int | None
 
 
-def read_audio(path: str | os.PathLike[str], start_s: float | None = None, end_s: float | None = None, sampling_rate: int | None = 16000, *,
-               channel: Channel = None, min_s: float = 0.0, max_s: float = float("inf")) -> np.ndarray:
+def read_audio(
+    path: str | os.PathLike[str],
+    start_s: float | None = None,
+    end_s: float | None = None,
+    sampling_rate: int | None = 16000,
+    *,
+    channel: Channel = None,
+    min_s: float = 0.0,
+    max_s: float = float("inf"),
+) -> np.ndarray:
     """Read a clip or a segment of it.
 
     Args:
@@ -38,7 +46,8 @@ def read_audio(path: str | os.PathLike[str], start_s: float | None = None, end_s
         start_s, end_s: segment in seconds; None is the start and the end of the file.
         sampling_rate: rate to resample to in Hz; None keeps the file's own.
         channel: a channel number (from 0; a mono file has only its one, whatever the number), ``"mix"`` for the mean, or None: the first
-            channel where all are the same, else the mean. Name a number where the channels are different microphones: their mean comb-filters the voice.
+            channel where all are the same, else the mean. Name a number where the channels are different microphones: their mean
+            comb-filters the voice.
         min_s, max_s: bounds of the segment's length in seconds.
 
     Returns:
@@ -114,7 +123,9 @@ def _resampler(source: int, target: int) -> torch.nn.Module:
     require_torchaudio()
     from torchaudio.transforms import Resample
 
-    return Resample(source, target, resampling_method="sinc_interp_kaiser", lowpass_filter_width=64, rolloff=0.9475937167399596, beta=14.769656459379492)
+    return Resample(
+        source, target, resampling_method="sinc_interp_kaiser", lowpass_filter_width=64, rolloff=0.9475937167399596, beta=14.769656459379492
+    )
 
 
 def content_hash(path: str | os.PathLike[str], start_s: float | None = None, end_s: float | None = None, channel: Channel = None) -> str:

@@ -22,8 +22,8 @@ from raysere.files import atomic_write, digest
 if TYPE_CHECKING:
     from raysere.corpora.manifest import Manifest
 
-HASHES = {"path": pl.String, "size": pl.Int64, "mtime_ns": pl.Int64, "hash": pl.String}
-MAP = {"utterance": pl.String, "path": pl.String, "start_s": pl.Float64, "end_s": pl.Float64, "content": pl.String}
+HASHES: dict[str, Any] = {"path": pl.String, "size": pl.Int64, "mtime_ns": pl.Int64, "hash": pl.String}
+MAP: dict[str, Any] = {"utterance": pl.String, "path": pl.String, "start_s": pl.Float64, "end_s": pl.Float64, "content": pl.String}
 CHARACTERS_PER_S = 15.0  # of read speech: what a text costs in seconds when nothing was heard
 
 
@@ -167,13 +167,15 @@ def text_contents(table: pl.DataFrame, spec: FeatureSpec) -> Contents:
 def content_map(table: pl.DataFrame, found: Contents) -> pl.DataFrame:
     """Rows of the ``utterances.parquet`` of a key: which content each audio row had when it was extracted last."""
     return (
-        table.select("utterance", "path", "start_s", "end_s").with_columns(pl.Series("content", found.content, dtype=pl.String)).cast(MAP)
+        table.select("utterance", "path", "start_s", "end_s")
+        .with_columns(pl.Series("content", found.content, dtype=pl.String))
+        .cast(pl.Schema(MAP))
     )
 
 
 def merge_map(old: pl.DataFrame | None, new: pl.DataFrame) -> pl.DataFrame:
     """The old map with the new rows in place of those with the same utterance, path and segment."""
-    parts = [new] if old is None else [old.select(list(MAP)).cast(MAP), new]
+    parts = [new] if old is None else [old.select(list(MAP)).cast(pl.Schema(MAP)), new]
     return (
         pl.concat(parts)
         .unique(["utterance", "path", "start_s", "end_s"], keep="last", maintain_order=True)

@@ -6,6 +6,7 @@ No Ray in here: :mod:`raysere.features.extract` runs it in actors or in the call
 from __future__ import annotations
 
 import itertools
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -84,14 +85,12 @@ class Encoder:
 
     def open(self) -> Encoder:
         """Load the backbone. Raises ConfigError where it is not the one of the spec (its weights or code changed since)."""
-        if self.threads is not None:
-            import torch
-
-            torch.set_num_threads(self.threads)
         if self.backbone is None:
             from raysere.features.backbones import open_backbone
 
             self.backbone = open_backbone(self.spec.backbone, device=self.device, **self.spec.options)
+        if self.threads is not None and "torch" in sys.modules:  # a backbone without torch need not pay for its import
+            sys.modules["torch"].set_num_threads(self.threads)
         if self.backbone.info.identity != self.spec.identity:
             raise ConfigError(
                 f"The backbone {self.spec.backbone!r} is not the one that these features were described with",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -146,9 +147,7 @@ def measure(
     None when none of them can be encoded. Loading the backbone does not count, nor does the first item, which warms up,
     unless it took half of the time.
     """
-    import torch
-
-    before = torch.get_num_threads()
+    before = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None
     try:
         encoder = Encoder(spec, None, device=device, threads=threads, batch_s=batch_s, backbone=backbone).open()
         started, speech, spent = time.monotonic(), 0.0, 0.0
@@ -161,7 +160,10 @@ def measure(
                 break
         return speech / spent if speech and spent else None
     finally:
-        torch.set_num_threads(before)
+        if "torch" in sys.modules:
+            import torch
+
+            torch.set_num_threads(before or available_cores())
 
 
 def spread(works: Iterable[Work], count: int = 50) -> list[Work]:

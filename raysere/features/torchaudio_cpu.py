@@ -59,8 +59,10 @@ def repair_torchaudio(package: Path | None = None) -> str:
     moved = _move(package / "lib", package / UNUSED)
     if not moved:
         return f"There was nothing to move in {package / 'lib'}."
-    return (f"Moved {', '.join(moved)} from {package / 'lib'} to {package / UNUSED}: torchaudio now runs on torch alone. "
-            "To undo it, move them back or reinstall torchaudio.")
+    return (
+        f"Moved {', '.join(moved)} from {package / 'lib'} to {package / UNUSED}: torchaudio now runs on torch alone. "
+        "To undo it, move them back or reinstall torchaudio."
+    )
 
 
 def undo_repair_torchaudio(package: Path | None = None) -> str:
@@ -87,8 +89,11 @@ def _move(source: Path, target: Path) -> list[str]:
         for library in libraries:
             os.replace(library, target / library.name)
     except OSError as error:
-        raise EnvironmentFault(f"torchaudio's libraries cannot be moved: {error.strerror}", where=source,
-                               remedy="Run it as the owner of this Python environment.") from error
+        raise EnvironmentFault(
+            f"torchaudio's libraries cannot be moved: {error.strerror}",
+            where=source,
+            remedy="Run it as the owner of this Python environment.",
+        ) from error
     return [library.name for library in libraries]
 
 

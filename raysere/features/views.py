@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from torch import BoolTensor, Tensor
+from torch import Tensor
 
 from raysere.errors import ConfigError, DataError
 from raysere.features.residency import RESIDENT
@@ -30,7 +30,7 @@ class Stream:
     """
 
     layers: dict[int, Tensor]
-    mask: BoolTensor
+    mask: Tensor  # bool
     stats: int
     granularity: Literal["utterance", "chunk", "frame"]
     kind: Literal["dense", "counts"] = "dense"
@@ -60,7 +60,7 @@ class FeatureView:
         self._numbers: dict[str, int] | None = None
 
     @classmethod
-    def from_arrays(cls, spec: FeatureSpec, utterances: Sequence[str], layers: dict[int, Sequence[np.ndarray | None]]) -> FeatureView:
+    def from_arrays(cls, spec: FeatureSpec, utterances: Sequence[str], layers: Mapping[int, Sequence[np.ndarray | None]]) -> FeatureView:
         """A view of arrays in memory: ``layers[number][i]`` is (rows, width) of utterance i, or None where it is absent."""
         if not layers:
             raise DataError("A view needs at least one layer")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from raysere.errors import ConfigError
 from raysere.training import losses
+from raysere.training.dropout import Dropout, dropout
 from raysere.training.method import Batch, LoopParams, Method, Prediction, Shapes, Step, StreamShape
 from raysere.training.pooling import AttentiveStatistics, masked_mean, masked_mean_std, pooled_dim
 from raysere.training.samplers import balanced_at
@@ -113,7 +114,7 @@ class PooledModel(nn.Module):
         self.names = list(shapes.streams)
         self.pools = nn.ModuleList([StreamPool(shapes.streams[name], layers[name], params) for name in self.names])
         width = sum(pool.out for pool in self.pools)
-        self.first = nn.Dropout(params.dropout)
+        self.first = Dropout(params.dropout)
         blocks = []
         for _ in range(params.depth):
             blocks.append(nn.Sequential(nn.Linear(width, params.hidden), nn.LayerNorm(params.hidden)))
@@ -137,7 +138,7 @@ class PooledModel(nn.Module):
             x = block(x)
             if mixing is not None and number == len(self.blocks) - 1:
                 x = losses.mix(x, *mixing)
-            x = nn.functional.dropout(torch.relu(x), self.dropout, self.training)
+            x = dropout(torch.relu(x), self.dropout, self.training)
         return losses.mix(x, *mixing) if mixing is not None and not len(self.blocks) else x
 
     def layer_weights(self) -> dict[str, dict[int, float]]:

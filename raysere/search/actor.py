@@ -54,8 +54,7 @@ class LedgerCallback(Callback):
         if proposal is None:
             return
         try:
-            lines = (trial.get_error() or RuntimeError("the worker process died")).args
-            self.board.give_up(proposal, f"The worker process died at each of {proposal.failures} attempts: {' '.join(str(line) for line in lines)[:2000]}")
+            self.board.give_up(proposal, f"The worker process died at each of {proposal.failures} attempts: {_last_lines(trial.error_file)}")
         except Exception as fault:
             self.board.fail(fault)
 
@@ -64,6 +63,15 @@ class LedgerCallback(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its configuration; nothing of it is ever read back
+
+
+def _last_lines(path: str | None, count: int = 12) -> str:
+    """The end of Tune's error file, in one line of text."""
+    try:
+        lines = Path(path or "").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    except OSError:
+        return "no reason is known"
+    return " | ".join(line.strip() for line in lines[-count:] if line.strip())
 
 
 class Whole(Stopper):

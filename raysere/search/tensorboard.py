@@ -89,8 +89,8 @@ def write_events(folder: Path, record: Record, confusion: np.ndarray | None, cla
     """Write one event file into ``folder``."""
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
-    from tensorboard.plugins.hparams.summary import session_end_pb, session_start_pb
     from tensorboard.plugins.hparams.api_pb2 import STATUS_FAILURE, STATUS_SUCCESS
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
     now = time.time()
@@ -100,7 +100,15 @@ def write_events(folder: Path, record: Record, confusion: np.ndarray | None, cla
         writer.add_event(Event(wall_time=now, step=step, summary=summary))
 
     try:
-        add(0, session_start_pb(hparams(record), group_name=record.trial, start_time_secs=now - record.seconds))
+        start = SessionStartInfo(group_name=record.trial, start_time_secs=now - record.seconds)
+        for name, value in hparams(record).items():
+            if isinstance(value, bool):  # before number: a truth value is one
+                start.hparams[name].bool_value = value
+            elif isinstance(value, str):
+                start.hparams[name].string_value = value
+            else:
+                start.hparams[name].number_value = value
+        add(0, _hparams_summary("_hparams_/session_start_info", HParamsPluginData(session_start_info=start)))
         for row in record.rows().iter_rows(named=True):
             values = [Summary.Value(tag=tag(name), simple_value=float(value)) for name, value in row.items() if name != "epoch" and value is not None]
             if values:
@@ -111,10 +119,19 @@ def write_events(folder: Path, record: Record, confusion: np.ndarray | None, cla
             png, (height, width) = confusion_image(confusion, classes, title=f"{record.trial}: development, epoch {record.epoch}")
             image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png)
             add(record.epoch or 0, Summary(value=[Summary.Value(tag="confusion", image=image)]))
-        add(0, session_end_pb(STATUS_SUCCESS if record.scored else STATUS_FAILURE, end_time_secs=now))
+        end = SessionEndInfo(status=STATUS_SUCCESS if record.scored else STATUS_FAILURE, end_time_secs=now)
+        add(0, _hparams_summary("_hparams_/session_end_info", HParamsPluginData(session_end_info=end)))
         writer.flush()
     finally:
         writer.close()
+
+
+def _hparams_summary(name: str, data: Any) -> Any:
+    """What ``tensorboard.plugins.hparams.summary`` makes; that module wants TensorFlow."""
+    from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+
+    plugin = SummaryMetadata.PluginData(plugin_name="hparams", content=data.SerializeToString())
+    return Summary(value=[Summary.Value(tag=name, metadata=SummaryMetadata(plugin_data=plugin))])
 
 
 def tag(name: str) -> str:

@@ -123,6 +123,7 @@ def _warm_up(count: int, trial: Mapping[str, float]) -> list[Any]:
     import ray
 
     def load() -> None:
+        import raysere.search.actor  # noqa: F401, I001  # Tune, and with it pyarrow, before torch: the other way round aborts the process now and then
         import raysere.methods.pooled  # noqa: F401
         import raysere.training.loop  # noqa: F401
 
@@ -148,7 +149,7 @@ def _tune(board: Board, trial: Mapping[str, float], slots: int, warm: list[Any])
             tune_config=TuneConfig(search_alg=searcher, scheduler=LaneHalving(searcher), num_samples=-1, reuse_actors=True, max_concurrent_trials=slots,
                                    trial_name_creator=_trial_name, trial_dirname_creator=_trial_folder),
             run_config=tune.RunConfig(name="tune", storage_path=str(board.run_dir / "search"), verbose=0, callbacks=[LedgerCallback(board, searcher)], stop=Whole(board),
-                                      failure_config=tune.FailureConfig(max_failures=0)),
+                                      failure_config=tune.FailureConfig(max_failures=0), checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False)),
         )
         if warm:
             ray.wait(warm, num_returns=len(warm), timeout=60)

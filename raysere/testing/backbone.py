@@ -1,4 +1,4 @@
-"""Conformance of a backbone: what the extraction, the store and the methods rely on. Ships with the package, for backbones of others too."""
+"""Conformance of a backbone: what the extraction, the store and the methods rely on. Ships with the package, for others' backbones too."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ TEXTS = ("I never said that she took the money!", "Yes.", "Und was machen wir je
 def check_backbone(backbone: Backbone, items: Sequence[Item] | None = None, *, tolerance: float = 1e-4) -> None:
     """Assert that a backbone keeps its contract.
 
-    Checked: the description; one array per item and layer, float32, C-contiguous, finite, of the promised width, one row where rows are utterances
-    and equally many rows in all frame layers; layers in the order asked for; the same output twice and for each item in whatever company; inputs left as
-    they are; an item of the shortest allowed length; a layer that is not there and an item without content refused with raysere's errors.
+    Checked: the description; one array per item and layer, float32, C-contiguous, finite, of the promised width, one row where rows are
+    utterances and equally many rows in all frame layers; layers in the order asked for; the same output twice and for each item in
+    whatever company; inputs left as they are; an item of the shortest allowed length; a layer that is not there and an item without
+    content refused with raysere's errors.
 
     Args:
         items: at least two items of different lengths; default: synthetic voices, or sentences in four languages.
@@ -38,7 +39,9 @@ def check_backbone(backbone: Backbone, items: Sequence[Item] | None = None, *, t
         assert wave is None or np.array_equal(item.wave, wave), f"{info.name} changed the samples of {item.utterance}"
 
     again = backbone.encode([items[0]], layers)[0]
-    assert all(np.array_equal(first, second) for first, second in zip(single[0], again, strict=True)), f"{info.name} gives other values the second time"
+    assert all(np.array_equal(first, second) for first, second in zip(single[0], again, strict=True)), (
+        f"{info.name} gives other values the second time"
+    )
     reverse = backbone.encode([items[0]], layers[::-1])[0][::-1]
     last = backbone.encode([items[0]], layers[-1:])[0]
     for layer in layers:
@@ -55,7 +58,7 @@ def check_backbone(backbone: Backbone, items: Sequence[Item] | None = None, *, t
 
 
 def sample_items(modality: str, sampling_rate: int | None = 16000, *, min_s: float = 0.1, seed: int = 0) -> list[Item]:
-    """Four items: harmonic tones with a moving pitch, syllables and noise, the last of the shortest length; or sentences in four languages."""
+    """Four items: tones with a moving pitch, syllables and noise, the last of the shortest length; or sentences in four languages."""
     if modality == "text":
         return [Item(f"check/text{i}", text=text) for i, text in enumerate(TEXTS)]
     rate = sampling_rate or 16000
@@ -74,8 +77,12 @@ def _check_info(backbone: Backbone) -> None:
     assert info.layers, f"{info.name} has no layers"
     assert info.identity, f"{info.name} has no identity: features of other weights would share its key"
     assert len({layer.name for layer in info.layers}) == len(info.layers), f"{info.name} has two layers of one name"
-    assert all(layer.dim > 0 and layer.rows in ("frame", "utterance") for layer in info.layers), f"{info.name} has a layer without a width or a kind of row"
-    assert info.modality in ("audio", "text") and info.kind in ("dense", "counts") and info.batching in ("single", "padded"), f"{info.name} has an unknown kind"
+    assert all(layer.dim > 0 and layer.rows in ("frame", "utterance") for layer in info.layers), (
+        f"{info.name} has a layer without a width or a kind of row"
+    )
+    assert info.modality in ("audio", "text"), f"{info.name} has the unknown modality {info.modality!r}"
+    assert info.kind in ("dense", "counts"), f"{info.name} is of the unknown kind {info.kind!r}"
+    assert info.batching in ("single", "padded"), f"{info.name} has the unknown batching {info.batching!r}"
     assert info.modality == "audio" or info.sampling_rate is None, f"{info.name} reads text and asks for a sampling rate"
     assert info.frame_s is None or info.frame_s > 0, f"{info.name} has frames of no length"
     assert 0 <= info.min_s < info.max_s, f"{info.name} takes no length of audio"
@@ -89,8 +96,9 @@ def _check_output(backbone: Backbone, output: list[list[np.ndarray]], layers: li
         for number, array in zip(layers, rows, strict=True):
             layer = info.layers[number]
             where = f"{info.name}, layer {number} ({layer.name})"
-            assert isinstance(array, np.ndarray) and array.dtype == np.float32, f"{where}: not a float32 array"
-            assert array.ndim == 2 and array.shape[1] == layer.dim and len(array), f"{where}: shape {array.shape}, promised (rows, {layer.dim})"
+            assert getattr(array, "dtype", None) == np.float32, f"{where}: not a float32 array"
+            assert array.shape == (array.shape[0], layer.dim), f"{where}: shape {array.shape}, promised (rows, {layer.dim})"
+            assert len(array), f"{where}: no rows"
             assert np.isfinite(array).all(), f"{where}: values that are not finite"
             assert array.flags.c_contiguous, f"{where}: not C-contiguous"
             assert info.kind == "dense" or (array >= 0).all(), f"{where}: negative counts"
@@ -104,7 +112,10 @@ def _check_output(backbone: Backbone, output: list[list[np.ndarray]], layers: li
 
 def _check_refusals(backbone: Backbone, item: Item, layers: list[int]) -> None:
     name = backbone.info.name
-    for what, bad, wanted in (("a layer that is not there", item, [len(layers)]), ("an item without content", replace(item, utterance="check/nothing", wave=None, text=None), layers)):
+    for what, bad, wanted in (
+        ("a layer that is not there", item, [len(layers)]),
+        ("an item without content", replace(item, utterance="check/nothing", wave=None, text=None), layers),
+    ):
         try:
             backbone.encode([bad], wanted)
         except RaysereError:

@@ -135,7 +135,7 @@ class Trainer:
         with self._seeded(_START, fold.number):
             self.method.start(state.model, self.data, train, seed_of(self.seed, fold.number, _START))
         state.parameters = [p for p in state.model.parameters() if p.requires_grad]
-        state.optimiser = _adamw(state.model, params.lr, params.weight_decay)
+        state.optimiser = torch.optim.AdamW(state.parameters, lr=params.lr, weight_decay=params.weight_decay, fused=True)
         state.generator = fold_generator(self.seed, fold.number)
         state.sampler = Sampler(params.sampler, torch.from_numpy(labels.label[train]), params.batch)
         state.cuts = state.sampler.cuts()
@@ -145,10 +145,19 @@ class Trainer:
 
     @contextlib.contextmanager
     def _seeded(self, purpose: int, *parts: int) -> Iterator[None]:
-        devices = [self.device.index or torch.cuda.current_device()] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed_of(self.seed, purpose, *parts))
+        """Torch's global generators follow from the trial's seed inside, and are as before outside."""
+        seed, cuda = seed_of(self.seed, purpose, *parts), self.device.type == "cuda"
+        before = torch.default_generator.get_state(), torch.cuda.get_rng_state(self.device) if cuda else None
+        torch.default_generator.manual_seed(seed)  # not torch.manual_seed: it asks every kind of device, at a millisecond each
+        if cuda:
+            with torch.cuda.device(self.device):
+                torch.cuda.manual_seed(seed)
+        try:
             yield
+        finally:
+            torch.default_generator.set_state(before[0])
+            if cuda:
+                torch.cuda.set_rng_state(before[1], self.device)
 
     # ---- training
 
@@ -196,15 +205,15 @@ class Trainer:
         for size in state.cuts:
             end = begin + size
             lr = params.lr * _schedule(state.step, self.total, params.warmup, params.schedule)
-            for group in optimiser.param_groups:
-                group["lr"] = lr
+            optimiser.param_groups[0]["lr"] = lr
             here = rows[begin:end]
             batch = Batch(here, {name: stream.batch(here) for name, stream in state.streams.items()}, *_slice(columns, begin, end))
             with cast:
                 terms = method.losses(model, batch, Step(state.step, self.total, number, state.generator))
             values = list(terms.values())
             loss = values[0] if len(values) == 1 else torch.stack([value.float() for value in values]).sum()
-            optimiser.zero_grad(set_to_none=True)
+            for parameter in state.parameters:
+                parameter.grad = None
             loss.backward()
             _clip(state.parameters, params.clip)
             optimiser.step()
@@ -355,13 +364,6 @@ def _slice(columns: dict[str, Tensor | None], begin: int, end: int) -> tuple[Ten
     return tuple(None if values is None else values[begin:end] for values in columns.values())
 
 
-def _adamw(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW in one fused call a step; biases, norms and single vectors are not decayed."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [{"params": [p for p in trained if p.dim() > 1], "weight_decay": weight_decay}, {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0}]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, fused=True)
-
-
 def _schedule(step: int, total: int, warmup: float, kind: str) -> float:
     """Factor of the learning rate: linear warm-up, then constant, or half a cosine down to 0 at the last step."""
     rise = max(1, round(total * warmup))
@@ -371,9 +373,11 @@ def _schedule(step: int, total: int, warmup: float, kind: str) -> float:
 
 
 def _clip(parameters: list[Tensor], limit: float) -> None:
-    """Scale all gradients so that their norm is at most ``limit``; no wait for the device."""
+    """Scale all gradients so that their norm is at most ``limit``, without waiting for a GPU."""
     gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = torch.stack(torch._foreach_norm(gradients)).norm()
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    if norm.device.type == "cpu" and float(norm) <= limit:
+        return
     torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp_max(1.0))
 
 

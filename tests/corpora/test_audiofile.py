@@ -28,10 +28,21 @@ def _reason(path: Path) -> str:
     return caught.value.what
 
 
-@pytest.mark.parametrize(("suffix", "kind"), [
-    (".wav", {"format": "WAV", "subtype": "PCM_16"}), (".wav", {"format": "WAV", "subtype": "FLOAT"}), (".wav", {"format": "WAVEX"}),
-    (".wav", {"format": "RF64"}), (".wav", {"format": "WAV", "endian": "BIG"}), (".flac", {"format": "FLAC"}), (".ogg", {"format": "OGG", "subtype": "VORBIS"}),
-    (".opus", {"format": "OGG", "subtype": "OPUS"}), (".aiff", {"format": "AIFF"}), (".au", {"format": "AU"})])
+@pytest.mark.parametrize(
+    ("suffix", "kind"),
+    [
+        (".wav", {"format": "WAV", "subtype": "PCM_16"}),
+        (".wav", {"format": "WAV", "subtype": "FLOAT"}),
+        (".wav", {"format": "WAVEX"}),
+        (".wav", {"format": "RF64"}),
+        (".wav", {"format": "WAV", "endian": "BIG"}),
+        (".flac", {"format": "FLAC"}),
+        (".ogg", {"format": "OGG", "subtype": "VORBIS"}),
+        (".opus", {"format": "OGG", "subtype": "OPUS"}),
+        (".aiff", {"format": "AIFF"}),
+        (".au", {"format": "AU"}),
+    ],
+)
 def test_formats(tmp_path: Path, suffix: str, kind: dict[str, str]) -> None:
     info = probe(_write(tmp_path / f"a{suffix}", **kind))
     assert info == AudioInfo(3 * RATE, RATE, 1)
@@ -73,7 +84,9 @@ def test_header_without_samples(tmp_path: Path) -> None:
     assert _reason(tmp_path / "a.wav").startswith("no samples")
 
 
-@pytest.mark.parametrize("kind", [{"format": "WAV"}, {"format": "RF64"}, {"format": "AIFF"}, {"format": "WAV", "endian": "BIG"}, {"format": "FLAC"}])
+@pytest.mark.parametrize(
+    "kind", [{"format": "WAV"}, {"format": "RF64"}, {"format": "AIFF"}, {"format": "WAV", "endian": "BIG"}, {"format": "FLAC"}]
+)
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.99])
 def test_truncated(tmp_path: Path, kind: dict[str, str], share: float) -> None:
     path = _write(tmp_path / "a.wav", **kind)
@@ -92,7 +105,7 @@ def test_wav_written_into_a_pipe_is_whole(tmp_path: Path, size: int) -> None:
     path = _write(tmp_path / "a.wav", format="WAV", subtype="PCM_16")
     content = bytearray(path.read_bytes())
     place = content.index(b"data") + 4
-    content[place:place + 4] = size.to_bytes(4, "little")
+    content[place : place + 4] = size.to_bytes(4, "little")
     path.write_bytes(content)
     assert probe(path).frames == 3 * RATE
 

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,7 @@ def test_manifest(manifest: Manifest) -> None:
     assert set(table["language"]) == {"en", "cmn", "ru"}
     assert set(short["emotion"]) == set(prosody.EMOTIONS)
     assert short.group_by("speaker").agg(pl.col("emotion").n_unique())["emotion"].to_list() == [4] * 9
-    assert short["duration_s"].is_between(0.9, 6).all()
+    assert short["duration_s"].is_between(0.9, 5.5).all()
     assert long["duration_s"].is_between(15, 22).all()
     assert short["dialogue"].is_null().all()
     assert short["traces"].is_null().all()
@@ -87,7 +88,7 @@ def test_words_and_phones_lie_in_the_clip_in_order(manifest: Manifest) -> None:
             times = [(span["start_s"], span["end_s"]) for span in row[column]]
             assert times
             assert all(start < end for start, end in times)
-            assert all(later[0] >= earlier[1] - 1e-9 for earlier, later in zip(times, times[1:], strict=False))
+            assert all(later[0] >= earlier[1] - 1e-9 for earlier, later in pairwise(times))
             assert times[0][0] >= 0.08
             assert times[-1][1] <= row["duration_s"]
         assert "".join(span["label"] for span in row["words"]) == "".join(one for one in row["transcript"] if one.isalnum())
@@ -101,7 +102,7 @@ def test_times_fit_the_sound(manifest: Manifest) -> None:
     for row in manifest.table.filter(pl.col("emotion").is_null()).iter_rows(named=True):
         samples, rate = soundfile.read(manifest.path(row))
         words = row["words"]
-        for earlier, later in zip(words, words[1:], strict=False):
+        for earlier, later in pairwise(words):
             if later["start_s"] - earlier["end_s"] > 0.3:
                 middle = (later["start_s"] + earlier["end_s"]) / 2
                 between.append(np.mean(samples[int((middle - 0.02) * rate) : int((middle + 0.1) * rate)] ** 2))
@@ -120,7 +121,9 @@ def test_sound_is_16_bit_mono_and_never_clipped(manifest: Manifest) -> None:
         assert len(samples) / SAMPLING_RATE == pytest.approx(row["duration_s"])
         levels.setdefault(row["emotion"], []).append(float(20 * np.log10(np.sqrt(np.mean(samples**2)))))
     assert all(-50 < level < -12 for group in levels.values() for level in group)
-    assert max(levels["sadness"]) > min(levels["anger"])  # loudness alone does not tell them apart
+    order = ("sadness", "neutral", "happiness", "anger")  # from soft to loud: neighbours overlap, so that loudness alone does not tell
+    assert all(max(levels[softer]) > min(levels[louder]) + 1 for softer, louder in pairwise(order))
+    assert np.mean(levels["sadness"]) + 3 < np.mean(levels["anger"])
 
 
 def test_traces(manifest: Manifest) -> None:
@@ -163,15 +166,22 @@ def test_affect_follows_class_and_cues() -> None:
         assert np.allclose(affect.mean(axis=0), prosody.AFFECT[one], atol=0.15)
         loudness = np.array([each.cues[3] for each in group])
         assert np.corrcoef(loudness, affect[:, 0])[0, 1] > 0.3  # louder than its class: more aroused than its class
-    nearest = [min(prosody.EMOTIONS, key=lambda other: float(np.sum((each.cues - prosody.MEANS[other]) ** 2))) == one
-               for one, group in drawn.items() for each in group]
+    nearest = [
+        min(prosody.EMOTIONS, key=lambda other: float(np.sum((each.cues - prosody.MEANS[other]) ** 2))) == one
+        for one, group in drawn.items()
+        for each in group
+    ]
     assert 0.6 < np.mean(nearest) < 0.95  # even who knows speaker and cues exactly is often wrong
 
 
 def test_votes_disagree_now_and_then() -> None:
     rng = np.random.default_rng(0)
-    votes = [prosody.draw_votes(one, prosody.draw_prosody(one, prosody.Style(), None, rng), None, rng) for one in prosody.EMOTIONS for _ in range(100)]
-    assert 0.55 < np.mean([vote["emotion"] == prosody.EMOTIONS[index // 100] for index, group in enumerate(votes) for vote in group]) < 0.92
+    style = prosody.Style()
+    votes = [
+        prosody.draw_votes(one, prosody.draw_prosody(one, style, None, rng), None, rng) for one in prosody.EMOTIONS for _ in range(100)
+    ]
+    agree = [vote["emotion"] == prosody.EMOTIONS[index // 100] for index, group in enumerate(votes) for vote in group]
+    assert 0.55 < np.mean(agree) < 0.92
     assert all(len({vote["rater"] for vote in group}) == len(group) for group in votes)
 
 
@@ -182,15 +192,12 @@ def test_texts() -> None:
         assert len(set(sentences)) == len(sentences)
 
 
-def test_same_seed_same_corpus_and_other_seed_another(folder: Path, manifest: Manifest, tmp_path: Path) -> None:
-    again = make_demo(tmp_path / "again", **SMALL)
-    assert _bytes(again) == _bytes(folder)
-    assert Demo().load(again).manifest.fingerprint == manifest.fingerprint
+def test_another_seed_gives_another_corpus(folder: Path, tmp_path: Path) -> None:
     other = make_demo(tmp_path / "other", **{**SMALL, "seed": 4, "passages": 0})
     assert not set(_bytes(other).values()) & set(_bytes(folder).values())
 
 
-def test_a_killed_synthesis_continues_to_the_same_corpus(folder: Path, manifest: Manifest, tmp_path: Path) -> None:
+def test_a_killed_synthesis_continues_to_the_corpus_of_an_uninterrupted_one(folder: Path, manifest: Manifest, tmp_path: Path) -> None:
     target = tmp_path / "killed"
     script = f"""
 import os, signal, soundfile
@@ -223,6 +230,7 @@ def test_a_finished_folder_is_recognised_and_a_damaged_one_repaired(folder: Path
     shutil.copytree(folder, copy)
     made = []
     import raysere.corpora.demo as module
+
     inner = module._make_part
     monkeypatch.setattr(module, "_make_part", lambda *args: made.append(args[1].name) or inner(*args))
     assert make_demo(copy, **SMALL) == copy
@@ -273,5 +281,5 @@ def test_missing_espeak_is_told_with_the_remedy(tmp_path: Path, monkeypatch: pyt
 
 
 def test_does_not_import_torch_or_ray() -> None:
-    script = "import sys, raysere.corpora.demo, raysere.corpora.adapters.demo; sys.exit(bool({'torch', 'ray', 'torchaudio'} & set(sys.modules)))"
+    script = "import sys, raysere.corpora.demo, raysere.corpora.adapters.demo; sys.exit(bool({'torch', 'ray'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[2], check=False).returncode == 0

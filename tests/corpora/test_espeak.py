@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from raysere.corpora import espeak as module
 from raysere.corpora.demo_prosody import EMOTIONS
-from raysere.corpora.demo_texts import LANGUAGES, SHARED, TEXTS, spoken
+from raysere.corpora.demo_texts import LANGUAGES, SHARED, TEXTS, spoken, word_marks
 from raysere.corpora.demo_voices import FEMALE, MALE
 from raysere.corpora.espeak import Espeak
 from raysere.errors import DataError, EnvironmentFault, UnknownNameError
@@ -34,8 +35,9 @@ def test_every_word_of_every_sentence_gets_its_time() -> None:
             for sentence in (text for key in (SHARED, *EMOTIONS) for text in TEXTS[language][key]):
                 text, tokens = spoken(language, sentence)
                 speech = espeak.say(text, language=language, variant="f1", **PLAIN)
-                for word, first, last in tokens:
-                    assert any(first <= mark.position < last for mark in speech.words), (sentence, word)
+                marks = word_marks(tokens, speech)
+                assert [mark.label for mark in marks] == [token[0] for token in tokens]
+                assert all(earlier.end <= later.start < later.end for earlier, later in pairwise(marks)), sentence
                 assert len(speech.phones) > len(tokens)
                 assert speech.phones[-1].end <= len(speech.samples)
                 assert all(mark.start < mark.end for mark in speech.phones)
@@ -55,9 +57,10 @@ def test_voices_exist_and_do_not_clip_when_loud_and_high() -> None:
         assert {*FEMALE, *MALE} <= set(espeak.voices())
         for variant in (*FEMALE, *MALE):
             for pitch in (5, 95):
-                peak = np.abs(espeak.say("Hooray, the holidays begin today.", language="en", variant=variant, rate=250, pitch=pitch, pitch_range=100)
-                              .samples.astype(int)).max()
-                assert 1000 < peak < 32_700
+                speech = espeak.say(
+                    "Hooray, the holidays begin today.", language="en", variant=variant, rate=250, pitch=pitch, pitch_range=100
+                )
+                assert 1000 < np.abs(speech.samples.astype(int)).max() < 32_700
 
 
 def test_unknown_names_are_told() -> None:

@@ -37,7 +37,10 @@ def test_calm_is_kept_apart_or_merged() -> None:
     assert class_map("common4").apply(table("calm")) == ([None], {"calm": 1})
 
 
-@pytest.mark.parametrize(("corpus", "name"), [("emodb", "emodb4"), ("emodb", "emodb7"), ("emovo", "emovo7"), ("ravdess", "ravdess8"), ("urdu", "urdu4"), ("nemo", "nemo6")])
+@pytest.mark.parametrize(
+    ("corpus", "name"),
+    [("emodb", "emodb4"), ("emodb", "emodb7"), ("emovo", "emovo7"), ("ravdess", "ravdess8"), ("urdu", "urdu4"), ("nemo", "nemo6")],
+)
 def test_maps_agree_with_a_published_index(corpora_root: Path, corpus: str, name: str) -> None:
     index = pl.read_csv(corpora_root / "index.csv", infer_schema=False).filter(pl.col("corpus") == corpus)
     labels, dropped = class_map(name).apply(index)
@@ -47,7 +50,20 @@ def test_maps_agree_with_a_published_index(corpora_root: Path, corpus: str, name
 
 
 def test_every_map_round_trips_and_is_coherent() -> None:
-    assert set(CLASS_MAPS) == {"emodb4", "emodb7", "emovo7", "ravdess8", "ravdess7", "nemo6", "urdu4", "crema6", "meld7", "challenge8", "common4", "demo4"}
+    assert set(CLASS_MAPS) == {
+        "emodb4",
+        "emodb7",
+        "emovo7",
+        "ravdess8",
+        "ravdess7",
+        "nemo6",
+        "urdu4",
+        "crema6",
+        "meld7",
+        "challenge8",
+        "common4",
+        "demo4",
+    }
     for name, one in CLASS_MAPS.items():
         assert class_map(one.to_dict()) == one
         assert len(one.classes) == int(name[-1])
@@ -82,9 +98,17 @@ def test_exact_comes_before_case() -> None:
     assert class_map({"A": "upper", "a": "lower"}).apply(table("a", "A"))[0] == ["lower", "upper"]
 
 
-@pytest.mark.parametrize(("spec", "message"), [
-    (["anger"], "two or more"), ({"x": "a", "y": None}, "two or more"), ({"classes": ["a", "b"], "rules": {"x": "a"}}, "No label leads to the class b"),
-    ({"classes": ["a", "b"], "rules": {"x": "a", "y": "b", "z": "c"}}, "z -> c"), ({"classes": ["a", "b"], "rules": {"x": "a", "y": "b"}, "order": 1}, "'order'"), (7, "not 7")])
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (["anger"], "two or more"),
+        ({"x": "a", "y": None}, "two or more"),
+        ({"classes": ["a", "b"], "rules": {"x": "a"}}, "No label leads to the class b"),
+        ({"classes": ["a", "b"], "rules": {"x": "a", "y": "b", "z": "c"}}, "z -> c"),
+        ({"classes": ["a", "b"], "rules": {"x": "a", "y": "b"}, "order": 1}, "'order'"),
+        (7, "not 7"),
+    ],
+)
 def test_maps_that_cannot_be(spec: object, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         class_map(spec)  # type: ignore[arg-type]

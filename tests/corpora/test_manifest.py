@@ -16,15 +16,40 @@ from raysere.errors import DataError, MissingFileError
 
 
 def row(number: int, corpus: str = "toy", **more: Any) -> dict[str, Any]:
-    return {"utterance": f"{corpus}/u{number:03d}", "corpus": corpus, "language": "de", "path": f"wav/u{number:03d}.wav", "duration_s": 1.5, "sampling_rate": 16000,
-            "speaker": f"{corpus}/s{number % 3}", "sex": "female", "emotion": "anger", **more}
+    return {
+        "utterance": f"{corpus}/u{number:03d}",
+        "corpus": corpus,
+        "language": "de",
+        "path": f"wav/u{number:03d}.wav",
+        "duration_s": 1.5,
+        "sampling_rate": 16000,
+        "speaker": f"{corpus}/s{number % 3}",
+        "sex": "female",
+        "emotion": "anger",
+        **more,
+    }
 
 
-FULL = row(7, start_s=1.0, end_s=2.5, split="dev", arousal=2.0, valence=6.5, dominance=4.0, transcript="Grüß Gott, 世界", dialogue="toy/d1", turn=3, video="v/u007.mp4",
-           votes=[{"rater": "r1", "emotion": "anger", "arousal": 2.0, "valence": None, "dominance": None}, {"rater": "r2", "emotion": "neutral"}],
-           words=[{"label": "Grüß", "start_s": 0.0, "end_s": 0.4}, {"label": "Gott", "start_s": 0.4, "end_s": 0.9}],
-           phones=[{"label": "g", "start_s": 0.0, "end_s": 0.1}],
-           traces=[{"rater": "r1", "attribute": "arousal", "time_s": 0.0, "value": 0.5}, {"rater": "r1", "attribute": "arousal", "time_s": 0.5, "value": 0.6}])
+FULL = row(
+    7,
+    start_s=1.0,
+    end_s=2.5,
+    split="dev",
+    arousal=2.0,
+    valence=6.5,
+    dominance=4.0,
+    transcript="Grüß Gott, 世界",
+    dialogue="toy/d1",
+    turn=3,
+    video="v/u007.mp4",
+    votes=[{"rater": "r1", "emotion": "anger", "arousal": 2.0, "valence": None, "dominance": None}, {"rater": "r2", "emotion": "neutral"}],
+    words=[{"label": "Grüß", "start_s": 0.0, "end_s": 0.4}, {"label": "Gott", "start_s": 0.4, "end_s": 0.9}],
+    phones=[{"label": "g", "start_s": 0.0, "end_s": 0.1}],
+    traces=[
+        {"rater": "r1", "attribute": "arousal", "time_s": 0.0, "value": 0.5},
+        {"rater": "r1", "attribute": "arousal", "time_s": 0.5, "value": 0.6},
+    ],
+)
 
 
 def manifest(rows: list[dict[str, Any]], **more: Any) -> Manifest:
@@ -39,7 +64,9 @@ def test_columns_order_and_rows_are_canonical() -> None:
 
 
 def test_nullable_columns_may_be_missing_and_numbers_are_cast() -> None:
-    table = pl.DataFrame([{key: row(1)[key] for key in ("utterance", "corpus", "language", "speaker", "path")} | {"duration_s": 2, "sampling_rate": 8000}])
+    table = pl.DataFrame(
+        [{key: row(1)[key] for key in ("utterance", "corpus", "language", "speaker", "path")} | {"duration_s": 2, "sampling_rate": 8000}]
+    )
     checked = Manifest.checked(table)
     assert checked.table.row(0, named=True)["duration_s"] == 2.0
     assert checked.table["votes"].null_count() == 1
@@ -62,8 +89,13 @@ def test_fingerprint_knows_no_row_order(order: list[int]) -> None:
 def test_fingerprint_ignores_roots_and_notes_and_follows_content() -> None:
     base = manifest([row(1), row(2)])
     assert manifest([row(1), row(2)], roots={"toy": "/elsewhere"}, notes=["something"]) == base
-    others = [manifest([row(1), row(2, emotion="sadness")]), manifest([row(1), row(2)], scales={"toy": (1, 5)}), manifest([row(1)]),
-              manifest([row(1), row(2)], linked_speakers=[["toy/s1", "toy/s2"]]), manifest([row(1), row(2, words=FULL["words"])])]
+    others = [
+        manifest([row(1), row(2, emotion="sadness")]),
+        manifest([row(1), row(2)], scales={"toy": (1, 5)}),
+        manifest([row(1)]),
+        manifest([row(1), row(2)], linked_speakers=[["toy/s1", "toy/s2"]]),
+        manifest([row(1), row(2, words=FULL["words"])]),
+    ]
     assert len({base.fingerprint, *(other.fingerprint for other in others)}) == len(others) + 1
     assert len(base.fingerprint) == 16
 
@@ -74,7 +106,12 @@ def test_written_and_read_again(tmp_path: Path) -> None:
     after = Manifest.read(tmp_path / "manifest.parquet")
     assert after.table.equals(before.table)
     assert (after.roots, after.scales, after.linked_speakers, after.notes, after.synthetic) == (
-        {"toy": "/data/toy"}, {"toy": (1.0, 7.0)}, [["toy/s0", "toy/s1"]], ["a trap"], True)
+        {"toy": "/data/toy"},
+        {"toy": (1.0, 7.0)},
+        [["toy/s0", "toy/s1"]],
+        ["a trap"],
+        True,
+    )
     assert json.loads(pl.read_parquet_metadata(tmp_path / "manifest.parquet")["raysere"])["format"] == "raysere.manifest/1"
     assert [file.name for file in tmp_path.iterdir()] == ["manifest.parquet"]
 
@@ -86,7 +123,9 @@ def test_relative_root_counts_from_the_manifest(tmp_path: Path) -> None:
 
 
 def test_no_audio(tmp_path: Path) -> None:
-    text = manifest([row(1, path=None, duration_s=None, sampling_rate=None, transcript="hello"), row(2, path=None, duration_s=0.0, sampling_rate=None)])
+    text = manifest(
+        [row(1, path=None, duration_s=None, sampling_rate=None, transcript="hello"), row(2, path=None, duration_s=0.0, sampling_rate=None)]
+    )
     with pytest.raises(DataError, match="has no audio"):
         text.path(text.table.row(0, named=True))
     with pytest.raises(DataError, match="where the corpus 'other' lies"):
@@ -108,7 +147,10 @@ def test_files_that_are_no_manifest(tmp_path: Path) -> None:
 
 
 def test_concat() -> None:
-    one, two = manifest([row(1)], notes=["n1"]), manifest([row(2, corpus="other")], roots={"other": "/o"}, scales={"other": (0, 1)}, synthetic=True)
+    one, two = (
+        manifest([row(1)], notes=["n1"]),
+        manifest([row(2, corpus="other")], roots={"other": "/o"}, scales={"other": (0, 1)}, synthetic=True),
+    )
     both = concat([two, one])
     assert both.table["utterance"].to_list() == ["other/u002", "toy/u001"]
     assert both.roots == {"toy": "/data/toy", "other": "/o"}
@@ -129,17 +171,35 @@ def test_with_rows_drops_links_of_speakers_that_are_gone() -> None:
 
 
 BAD = [
-    ({"utterance": ""}, "utterance", "empty"), ({"utterance": "x/u001"}, "utterance", "start with"), ({"corpus": "to y"}, "corpus", "slash nor blank"),
-    ({"language": "German"}, "language", "BCP-47"), ({"language": None}, "language", "empty"), ({"path": "/abs/a.wav"}, "path", "absolute"),
-    ({"path": "a/../../b.wav"}, "path", "leaves"), ({"path": ""}, "path", "empty"), ({"start_s": 1.0}, "start_s", "only one"),
-    ({"start_s": -1.0, "end_s": 0.5}, "start_s", "no time"), ({"start_s": 1.0, "end_s": 1.0}, "end_s", "empty or negative"),
-    ({"start_s": 1.0, "end_s": 4.0}, "duration_s", "not end_s - start_s"), ({"duration_s": 0.0}, "duration_s", "above 0 s"), ({"duration_s": None}, "duration_s", "above 0 s"),
-    ({"duration_s": float("inf")}, "duration_s", "no duration"), ({"sampling_rate": 0}, "sampling_rate", "above 0 Hz"), ({"speaker": "03"}, "speaker", "start with"),
-    ({"speaker": None}, "speaker", "empty"), ({"sex": "F"}, "sex", "none of"), ({"emotion": " anger"}, "emotion", "blanks"), ({"emotion": ""}, "emotion", "empty"),
-    ({"arousal": float("nan")}, "arousal", "not finite"), ({"valence": 7.5}, "valence", "outside the scale"), ({"turn": -1}, "turn", "negative"),
-    ({"words": [{"label": "a", "start_s": 0.5, "end_s": 0.2}]}, "words", "no valid times"), ({"words": [{"label": "a", "start_s": None, "end_s": 0.2}]}, "words", "no valid times"),
+    ({"utterance": ""}, "utterance", "empty"),
+    ({"utterance": "x/u001"}, "utterance", "start with"),
+    ({"corpus": "to y"}, "corpus", "slash nor blank"),
+    ({"language": "German"}, "language", "BCP-47"),
+    ({"language": None}, "language", "empty"),
+    ({"path": "/abs/a.wav"}, "path", "absolute"),
+    ({"path": "a/../../b.wav"}, "path", "leaves"),
+    ({"path": ""}, "path", "empty"),
+    ({"start_s": 1.0}, "start_s", "only one"),
+    ({"start_s": -1.0, "end_s": 0.5}, "start_s", "no time"),
+    ({"start_s": 1.0, "end_s": 1.0}, "end_s", "empty or negative"),
+    ({"start_s": 1.0, "end_s": 4.0}, "duration_s", "not end_s - start_s"),
+    ({"duration_s": 0.0}, "duration_s", "above 0 s"),
+    ({"duration_s": None}, "duration_s", "above 0 s"),
+    ({"duration_s": float("inf")}, "duration_s", "no duration"),
+    ({"sampling_rate": 0}, "sampling_rate", "above 0 Hz"),
+    ({"speaker": "03"}, "speaker", "start with"),
+    ({"speaker": None}, "speaker", "empty"),
+    ({"sex": "F"}, "sex", "none of"),
+    ({"emotion": " anger"}, "emotion", "blanks"),
+    ({"emotion": ""}, "emotion", "empty"),
+    ({"arousal": float("nan")}, "arousal", "not finite"),
+    ({"valence": 7.5}, "valence", "outside the scale"),
+    ({"turn": -1}, "turn", "negative"),
+    ({"words": [{"label": "a", "start_s": 0.5, "end_s": 0.2}]}, "words", "no valid times"),
+    ({"words": [{"label": "a", "start_s": None, "end_s": 0.2}]}, "words", "no valid times"),
     ({"phones": [{"label": "a", "start_s": 0.5, "end_s": 0.6}, {"label": "b", "start_s": 0.1, "end_s": 0.2}]}, "phones", "order of time"),
-    ({"words": [{"label": "a", "start_s": 0.5, "end_s": 9.0}]}, "words", "after the utterance"), ({"votes": [{"rater": "r", "arousal": float("inf")}]}, "votes", "not finite"),
+    ({"words": [{"label": "a", "start_s": 0.5, "end_s": 9.0}]}, "words", "after the utterance"),
+    ({"votes": [{"rater": "r", "arousal": float("inf")}]}, "votes", "not finite"),
     ({"traces": [{"rater": "r", "attribute": "joy", "time_s": 0.0, "value": 0.0}]}, "traces", "no known attribute"),
     ({"traces": [{"rater": "r", "attribute": "arousal", "time_s": -1.0, "value": 0.0}]}, "traces", "finite time"),
 ]

@@ -19,9 +19,15 @@ from raysere.errors import DataError
 
 def table(rows: list[tuple[str, str | None]], split: list[str | None] | None = None) -> pl.DataFrame:
     """Rows of (speaker, label)."""
-    return pl.DataFrame({"utterance": [f"c/{number:04d}" for number in range(len(rows))], "speaker": [f"c/{speaker}" for speaker, _ in rows],
-                         "label": [label for _, label in rows], "split": split or [None] * len(rows)},
-                        schema={"utterance": pl.String, "speaker": pl.String, "label": pl.String, "split": pl.String})
+    return pl.DataFrame(
+        {
+            "utterance": [f"c/{number:04d}" for number in range(len(rows))],
+            "speaker": [f"c/{speaker}" for speaker, _ in rows],
+            "label": [label for _, label in rows],
+            "split": split or [None] * len(rows),
+        },
+        schema={"utterance": pl.String, "speaker": pl.String, "label": pl.String, "split": pl.String},
+    )
 
 
 def even(speakers: int, classes: str = "abc", each: int = 2) -> pl.DataFrame:
@@ -30,7 +36,10 @@ def even(speakers: int, classes: str = "abc", each: int = 2) -> pl.DataFrame:
 
 def parts(splits: pl.DataFrame, data: pl.DataFrame) -> dict[tuple[int, str, int | None], set[str]]:
     joined = splits.join(data.select("utterance", "speaker"), on="utterance")
-    return {(outer, role, fold): set(speakers) for outer, role, fold, speakers in joined.group_by("outer", "role", "fold").agg("speaker").iter_rows()}
+    return {
+        (outer, role, fold): set(speakers)
+        for outer, role, fold, speakers in joined.group_by("outer", "role", "fold").agg("speaker").iter_rows()
+    }
 
 
 @st.composite
@@ -38,7 +47,11 @@ def corpora(draw: st.DrawFn) -> tuple[pl.DataFrame, list[list[str]]]:
     speakers = draw(st.integers(6, 16))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     classes = draw(st.integers(2, 5))
-    rows = [(f"s{speaker}", label) for speaker in range(speakers) for label in rng.choice(list("abcde")[:classes], rng.integers(1, 20), p=rng.dirichlet(np.ones(classes)))]
+    rows = [
+        (f"s{speaker}", label)
+        for speaker in range(speakers)
+        for label in rng.choice(list("abcde")[:classes], rng.integers(1, 20), p=rng.dirichlet(np.ones(classes)))
+    ]
     data = table([(speaker, str(label)) for speaker, label in rows])
     links = [["c/s0", "c/s1"], ["c/s1", "c/s2"]] if draw(st.booleans()) else []
     return data, links
@@ -51,7 +64,9 @@ def heads(data: pl.DataFrame, links: list[list[str]]) -> list[str]:
 
 def carriers(data: pl.DataFrame, links: list[list[str]]) -> int:
     """The fewest groups that any class is spoken by."""
-    return min(len({head for head, label in zip(heads(data, links), data["label"], strict=True) if label == one}) for one in set(data["label"]))
+    return min(
+        len({head for head, label in zip(heads(data, links), data["label"], strict=True) if label == one}) for one in set(data["label"])
+    )
 
 
 def check_folds(splits: pl.DataFrame, data: pl.DataFrame, links: list[list[str]], folds: int) -> None:
@@ -121,8 +136,15 @@ def test_seeds_differ_and_repeat() -> None:
 def test_perfect_balance_is_found() -> None:
     rng = np.random.default_rng(0)
     pairs = [(int(a), 12 - int(a)) for a in rng.integers(1, 12, 10)]  # twenty speakers who pair up to 12 + 12
-    data = table([(f"{side}{number}", label) for number, (a, b) in enumerate(pairs) for side, counts in (("x", (a, b)), ("y", (b, a))) for label, count in zip("pq", counts, strict=True)
-                  for _ in range(count)])
+    data = table(
+        [
+            (f"{side}{number}", label)
+            for number, (a, b) in enumerate(pairs)
+            for side, counts in (("x", (a, b)), ("y", (b, a)))
+            for label, count in zip("pq", counts, strict=True)
+            for _ in range(count)
+        ]
+    )
     joined = make_splits(data, Protocol(folds=5), 0).join(data, on="utterance")
     counts = joined.group_by("fold", "label").len()["len"].to_list()
     assert max(counts) - min(counts) <= 2  # the mean is 24
@@ -130,7 +152,9 @@ def test_perfect_balance_is_found() -> None:
 
 @pytest.mark.parametrize(("corpus", "folds", "worst"), [("ravdess", 6, 0.001), ("emodb", 5, 0.4), ("nemo", 3, 0.22), ("emovo", 3, 0.001)])
 def test_balance_on_real_corpora(corpora_root: Path, corpus: str, folds: int, worst: float) -> None:
-    index = pl.read_csv(corpora_root / "index.csv", infer_schema=False).filter((pl.col("corpus") == corpus) & ~pl.col("path").str.contains("resampled"))
+    index = pl.read_csv(corpora_root / "index.csv", infer_schema=False).filter(
+        (pl.col("corpus") == corpus) & ~pl.col("path").str.contains("resampled")
+    )
     data = index.select(utterance="path", speaker="speaker", label="emotion")
     for seed in range(5):
         counts = make_splits(data, Protocol(folds=folds), seed).join(data, on="utterance").group_by("fold", "label").len()
@@ -160,9 +184,15 @@ def test_given_folds() -> None:
     assert make_splits(numbers, Protocol(folds=[[0, 1], [2, 3]]), 0)["fold"].n_unique() == 2
 
 
-@pytest.mark.parametrize(("folds", "links", "message"), [
-    ([["s0"], ["s1", "s2"]], [], r"1 of 4 speakers are in no fold: c/s3"), ([["s0", "s9"], ["s1", "s2", "s3"]], [], r"'s9', which has no utterances here.*c/s0"),
-    ([["s0", "s1"], ["s1", "s2", "s3"]], [], r"'c/s1' is in the folds 0 and 1"), ([["s0", "s1"], ["s2", "s3"]], [["c/s1", "c/s2"]], r"linked speakers c/s1, c/s2")])
+@pytest.mark.parametrize(
+    ("folds", "links", "message"),
+    [
+        ([["s0"], ["s1", "s2"]], [], r"1 of 4 speakers are in no fold: c/s3"),
+        ([["s0", "s9"], ["s1", "s2", "s3"]], [], r"'s9', which has no utterances here.*c/s0"),
+        ([["s0", "s1"], ["s1", "s2", "s3"]], [], r"'c/s1' is in the folds 0 and 1"),
+        ([["s0", "s1"], ["s2", "s3"]], [["c/s1", "c/s2"]], r"linked speakers c/s1, c/s2"),
+    ],
+)
 def test_given_folds_that_cannot_be(folds: list[list[str]], links: list[list[str]], message: str) -> None:
     with pytest.raises(DataError, match=message):
         make_splits(even(4), Protocol(folds=folds), 0, links)
@@ -177,12 +207,19 @@ def test_a_short_name_of_two_corpora_is_refused() -> None:
 def own(splits: str, speakers: str | None = None) -> pl.DataFrame:
     """One speaker a letter, three classes each; t d e u - stand for train, dev, test, unlabelled and none."""
     names = {"t": "train", "d": "dev", "e": "test", "u": "unlabelled", "-": None}
-    return table([((speakers or "abcdefghijkl")[place], label) for place in range(len(splits)) for label in "xyz"], [names[one] for one in splits for _ in range(3)])
+    return table(
+        [((speakers or "abcdefghijkl")[place], label) for place in range(len(splits)) for label in "xyz"],
+        [names[one] for one in splits for _ in range(3)],
+    )
 
 
 def test_own_split_is_used() -> None:
     data = own("ttdeu")
-    assert parts(make_splits(data, Protocol(kind="holdout"), 0), data) == {(0, "pool", None): {"c/a", "c/b"}, (0, "pool", 0): {"c/c"}, (0, "test", None): {"c/d"}}
+    assert parts(make_splits(data, Protocol(kind="holdout"), 0), data) == {
+        (0, "pool", None): {"c/a", "c/b"},
+        (0, "pool", 0): {"c/c"},
+        (0, "test", None): {"c/d"},
+    }
     folds = parts(make_splits(data, Protocol(folds=3), 0), data)
     assert folds[0, "test", None] == {"c/d"}
     assert {key[1] for key in folds} == {"pool", "test"}
@@ -215,16 +252,40 @@ def test_speaker_in_two_parts_of_the_own_split() -> None:
         make_splits(own("tde-", "abca"), Protocol(kind="holdout"), 0)
 
 
-@pytest.mark.parametrize(("data", "protocol", "message"), [
-    (even(1), {}, r"only 1 speaker, 'c/s0'"), (even(1), {"kind": "nested"}, r"only 1 speaker"), (even(1), {"kind": "holdout"}, r"needs 3 speakers, and there is 1"),
-    (even(4), {}, r"5 folds need 5 speakers, and there are 4.*4 folds or fewer"), (even(4), {"folds": "leave_one_speaker_out", "kind": "nested", "outer": 4, "inner": 4}, r"of outer fold 0 need 4 speakers, and there are 3"),
-    (even(6, "a"), {}, r"All 12 utterances have the class 'a'"), (own("tte"), {"kind": "holdout", "dev_share": 0.5, "test_share": 0.2}, None),
-    (own("de"), {"kind": "holdout"}, "no training utterance"), (own("uu"), {}, "no utterance to split"),
-    (table([("s0", "a"), ("s0", "b"), ("s1", "a"), ("s2", "a")]), {"folds": 3}, r"without fold \d, the training part has no 'b' \(its 1 utterances are of 1 speaker: c/s0\)"),
-    (table([("s0", "a"), ("s0", "b"), ("s1", "a"), ("s2", "a")]), {"folds": "leave_one_speaker_out"}, "without fold 0"),
-    (table([("s0", "a"), ("s0", "b"), ("s1", "a"), ("s1", "b"), ("s2", "a"), ("s2", "a"), ("s3", "a")]), {"kind": "nested", "outer": 2, "inner": 2}, "of outer fold 0 has no 'b'"),
-    (table([("a", "x"), ("b", "y"), ("c", "x"), ("c", "y")], ["train", "dev", "test", "test"]), {"kind": "holdout"}, "the training part has no 'y'"),
-])
+@pytest.mark.parametrize(
+    ("data", "protocol", "message"),
+    [
+        (even(1), {}, r"only 1 speaker, 'c/s0'"),
+        (even(1), {"kind": "nested"}, r"only 1 speaker"),
+        (even(1), {"kind": "holdout"}, r"needs 3 speakers, and there is 1"),
+        (even(4), {}, r"5 folds need 5 speakers, and there are 4.*4 folds or fewer"),
+        (
+            even(4),
+            {"folds": "leave_one_speaker_out", "kind": "nested", "outer": 4, "inner": 4},
+            r"of outer fold 0 need 4 speakers, and there are 3",
+        ),
+        (even(6, "a"), {}, r"All 12 utterances have the class 'a'"),
+        (own("tte"), {"kind": "holdout", "dev_share": 0.5, "test_share": 0.2}, None),
+        (own("de"), {"kind": "holdout"}, "no training utterance"),
+        (own("uu"), {}, "no utterance to split"),
+        (
+            table([("s0", "a"), ("s0", "b"), ("s1", "a"), ("s2", "a")]),
+            {"folds": 3},
+            r"without fold \d, the training part has no 'b' \(its 1 utterances are of 1 speaker: c/s0\)",
+        ),
+        (table([("s0", "a"), ("s0", "b"), ("s1", "a"), ("s2", "a")]), {"folds": "leave_one_speaker_out"}, "without fold 0"),
+        (
+            table([("s0", "a"), ("s0", "b"), ("s1", "a"), ("s1", "b"), ("s2", "a"), ("s2", "a"), ("s3", "a")]),
+            {"kind": "nested", "outer": 2, "inner": 2},
+            "of outer fold 0 has no 'b'",
+        ),
+        (
+            table([("a", "x"), ("b", "y"), ("c", "x"), ("c", "y")], ["train", "dev", "test", "test"]),
+            {"kind": "holdout"},
+            "the training part has no 'y'",
+        ),
+    ],
+)
 def test_clear_errors(data: pl.DataFrame, protocol: dict[str, Any], message: str | None) -> None:
     if message is None:
         make_splits(data, Protocol(**protocol), 0)
@@ -243,7 +304,9 @@ def test_a_class_may_be_missing_from_a_dev_fold_and_is_told() -> None:
 
 
 def test_by_dialogue_and_sentence() -> None:
-    data = even(4, "abcd", 3).with_columns(dialogue=pl.int_range(48) // 4 % 6, transcript=pl.concat_str(pl.lit(" Text "), (pl.int_range(48) % 12).cast(pl.String)))
+    data = even(4, "abcd", 3).with_columns(
+        dialogue=pl.int_range(48) // 4 % 6, transcript=pl.concat_str(pl.lit(" Text "), (pl.int_range(48) % 12).cast(pl.String))
+    )
     for by, column in (("dialogue", "dialogue"), ("sentence", "transcript")):
         protocol = Protocol(by=by, folds=3)
         splits = make_splits(data, protocol, 0)
@@ -251,7 +314,9 @@ def test_by_dialogue_and_sentence() -> None:
         with pytest.raises(DataError, match="in two parts of the splits"):
             verify_splits(splits, data)
         assert describe_splits(splits, data, protocol)[0].startswith(f"Split by {by}: 4 of 4 speakers are in more than one part")
-    spelt = data.with_columns(transcript=pl.when(pl.int_range(48) < 24).then(pl.col("transcript").str.to_uppercase()).otherwise("transcript"))
+    spelt = data.with_columns(
+        transcript=pl.when(pl.int_range(48) < 24).then(pl.col("transcript").str.to_uppercase()).otherwise("transcript")
+    )
     assert make_splits(spelt, protocol, 0).equals(splits)
     with pytest.raises(DataError, match="3 of 48 utterances have no dialogue"):
         make_splits(data.with_columns(dialogue=pl.when(pl.int_range(48) < 3).then(None).otherwise("dialogue")), Protocol(by="dialogue"), 0)
@@ -260,7 +325,9 @@ def test_by_dialogue_and_sentence() -> None:
 
 
 def test_meld_like_own_split_works_by_dialogue() -> None:
-    data = table([("Joey", "x"), ("Joey", "y"), ("Joey", "x"), ("Joey", "y"), ("Joey", "x")], ["train", "train", "dev", "dev", "test"]).with_columns(dialogue=pl.Series(["1", "1", "2", "2", "3"]))
+    data = table(
+        [("Joey", "x"), ("Joey", "y"), ("Joey", "x"), ("Joey", "y"), ("Joey", "x")], ["train", "train", "dev", "dev", "test"]
+    ).with_columns(dialogue=pl.Series(["1", "1", "2", "2", "3"]))
     with pytest.raises(DataError, match="by: dialogue"):
         make_splits(data, Protocol(kind="holdout"), 0)
     splits = make_splits(data, Protocol(kind="holdout", by="dialogue"), 0)
@@ -283,7 +350,9 @@ def test_one_speaker_with_nearly_all_of_a_class_is_no_obstacle() -> None:
 def test_many_speakers_are_quickly_divided() -> None:
     rng = np.random.default_rng(0)
     speakers = np.minimum(rng.pareto(1.0, 20000) * 50, 1500).astype(int)
-    data = table([(str(speaker), label) for speaker, label in zip(speakers, rng.choice(list("abcd"), 20000, p=[0.7, 0.2, 0.09, 0.01]), strict=True)])
+    data = table(
+        [(str(speaker), label) for speaker, label in zip(speakers, rng.choice(list("abcd"), 20000, p=[0.7, 0.2, 0.09, 0.01]), strict=True)]
+    )
     counts = make_splits(data, Protocol(folds=5), 0).join(data, on="utterance").group_by("fold", "label").len()
     assert counts.with_columns((pl.col("len") / pl.col("len").mean().over("label") - 1).abs().alias("off"))["off"].max() < 0.05
 
@@ -311,8 +380,36 @@ def test_utterance_twice() -> None:
         make_splits(pl.concat([even(6), even(6)]), Protocol(), 0)
 
 
-@pytest.mark.parametrize("wrong", [{"kind": "random"}, {"folds": 1}, {"folds": [["a"]]}, {"folds": [["a"], []]}, {"by": "dialogue", "folds": "leave_one_speaker_out"},
-                                   {"by": "sentence", "kind": "nested", "outer": [["a"], ["b"]]}, {"dev_share": 0.6, "test_share": 0.5}, {"fold": 5}, {"inner": [["a"], ["b"]]}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"kind": "random"},
+        {"folds": 1},
+        {"folds": [["a"]]},
+        {"folds": [["a"], []]},
+        {"by": "dialogue", "folds": "leave_one_speaker_out"},
+        {"by": "sentence", "kind": "nested", "outer": [["a"], ["b"]]},
+        {"dev_share": 0.6, "test_share": 0.5},
+        {"fold": 5},
+        {"inner": [["a"], ["b"]]},
+    ],
+)
 def test_protocols_that_cannot_be(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         Protocol(**wrong)
+
+
+def test_a_class_of_one_speaker_is_trained_on_even_where_the_balance_is_against_it() -> None:
+    data = pl.concat([even(8), table([("s0", "only")] * 6).with_columns(utterance=pl.concat_str(pl.lit("c/only"), pl.int_range(6)))])
+    protocol = Protocol(kind="holdout", dev_share=0.45, test_share=0.45)
+    for seed in range(5):
+        train = make_splits(data, protocol, seed).filter((pl.col("role") == "pool") & pl.col("fold").is_null())
+        assert "only" in set(data.join(train, on="utterance", how="semi")["label"])
+
+
+def test_outer_folds_leave_enough_speakers_of_a_class_for_inner_ones() -> None:
+    # the best balance of 'rare' is s0 against s1, s2 and s3; then the pool of one outer fold has it from s0 alone
+    rare = [("s0", "rare")] * 3 + [(f"s{speaker}", "rare") for speaker in (1, 2, 3)]
+    data = table([(f"s{speaker}", label) for speaker in range(8) for label in "aabb"] + rare)
+    for seed in range(5):
+        check_folds(make_splits(data, Protocol(kind="nested", outer=2, inner=2), seed), data, [], 2)

@@ -35,7 +35,9 @@ def test_the_fit_is_the_minimum_that_a_general_optimiser_finds():
     def loss(theta):
         return nll(log_softmax(theta[0] * logits + np.r_[theta[1:], 0.0]), label)
 
-    best = minimize(loss, np.r_[1.0, np.zeros(3)], method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-13, "maxiter": 20000, "maxfev": 20000})
+    best = minimize(
+        loss, np.r_[1.0, np.zeros(3)], method="Nelder-Mead", options={"xatol": 1e-9, "fatol": 1e-13, "maxiter": 20000, "maxfev": 20000}
+    )
     assert loss(np.r_[1 / fit.temperature, fit.bias[:-1]]) <= best.fun + 1e-9
     assert np.abs(np.r_[1 / fit.temperature, fit.bias[:-1]] - best.x).max() < 1e-4
 
@@ -101,7 +103,10 @@ def test_a_constant_member_becomes_the_selection_prior():
     assert np.abs(np.exp(fit.apply(np.zeros((1, 2)))) - [[0.75, 0.25]]).max() < 1e-6
 
 
-@pytest.mark.parametrize(("logits", "label"), [(np.zeros((0, 3)), np.zeros(0, int)), (np.full((2, 3), np.nan), np.array([0, 1])), (np.zeros((2, 3)), np.array([0, 3]))])
+@pytest.mark.parametrize(
+    ("logits", "label"),
+    [(np.zeros((0, 3)), np.zeros(0, int)), (np.full((2, 3), np.nan), np.array([0, 1])), (np.zeros((2, 3)), np.array([0, 3]))],
+)
 def test_what_cannot_be_calibrated_is_refused(logits, label):
     with pytest.raises(DataError):
         fit_calibration(logits, label)
@@ -156,7 +161,10 @@ def test_balanced_macro_f1_is_macro_f1_of_replicated_classes():
 
 def test_weighted_counts_are_counts_of_repeated_rows():
     label, predicted, repeats = np.array([0, 1, 1]), np.array([[0, 0, 1], [1, 1, 1]]), np.array([2, 0, 3])
-    assert (confusion_counts(label, predicted, 2, repeats.astype(float)) == confusion_counts(np.repeat(label, repeats), np.repeat(predicted, repeats, axis=1), 2)).all()
+    assert (
+        confusion_counts(label, predicted, 2, repeats.astype(float))
+        == confusion_counts(np.repeat(label, repeats), np.repeat(predicted, repeats, axis=1), 2)
+    ).all()
 
 
 def test_identity_changes_nothing():

@@ -31,8 +31,15 @@ def _candidates(logp, label, group, log_pool=False, ids=None, present=None):
 
 
 def _reorder(candidates, order):
-    return Candidates(np.ascontiguousarray(candidates.scores[:, order]), candidates.present[order], candidates.label, candidates.group, candidates.item_weights,
-                      [candidates.ids[m] for m in order], candidates.log_pool)
+    return Candidates(
+        np.ascontiguousarray(candidates.scores[:, order]),
+        candidates.present[order],
+        candidates.label,
+        candidates.group,
+        candidates.item_weights,
+        [candidates.ids[m] for m in order],
+        candidates.log_pool,
+    )
 
 
 def test_a_perfect_member_among_random_ones_gets_all_the_weight(toy):
@@ -54,7 +61,9 @@ def test_the_order_of_members_does_not_matter(toy, bags, log_pool):
 def test_copies_in_the_library_do_not_change_the_pooled_prediction(toy, bags):
     library = _library(toy, np.linspace(0.4, 1.2, 8))
     doubled = _reorder(library, np.array([0, 1, 2, 3, 4, 5, 6, 7, 7, 7, 6]))
-    doubled = Candidates(doubled.scores, doubled.present, doubled.label, doubled.group, doubled.item_weights, [*library.ids, "m007x", "m007y", "m006x"])
+    doubled = Candidates(
+        doubled.scores, doubled.present, doubled.label, doubled.group, doubled.item_weights, [*library.ids, "m007x", "m007y", "m006x"]
+    )
     params = GreedyParams(bags=bags)
     pooled = np.tensordot(library.scores, greedy_weights(library, UAR, params), axes=(1, 0))
     assert np.allclose(pooled, np.tensordot(doubled.scores, greedy_weights(doubled, UAR, params), axes=(1, 0)))
@@ -107,6 +116,8 @@ def test_fast_scores_equal_slow_ones(toy):
     slow = [uar(np.repeat(library.label, repeats), np.repeat((running + library.scores[:, m]).argmax(0), repeats), 4) for m in range(3)]
     assert np.allclose(score_candidates(library, running, UAR, repeats.astype(float)), slow)
     assert (answers(library.scores, running) == (running[:, None] + library.scores).argmax(0)).all()
+    equal = np.ones((4, 1, 2), np.float32)
+    assert answers(equal, np.zeros((4, 2), np.float32)).tolist() == [[0, 0]], "of equal classes the first, as everywhere else"
 
 
 def test_missing_predictions_count_neither_for_nor_against(toy):
@@ -119,6 +130,16 @@ def test_missing_predictions_count_neither_for_nor_against(toy):
     assert (weights > 0).all(), "the perfect member answers one half, the other one is needed for the rest"
 
 
+def test_the_likelihood_of_a_log_pool_is_that_of_the_mean_of_those_present():
+    label = np.array([0, 1])
+    logp = np.log(np.array([[[0.6, 0.4], [0.3, 0.7]], [[0.9, 0.1], [0.5, 0.5]]])).astype(np.float32)
+    present = np.array([[True, True], [True, False]])
+    path = greedy_path(_candidates(logp, label, label, log_pool=True, present=present), UAR, GreedyParams(bags=0, steps=2, start=2))
+    both = np.sqrt(np.array([0.6 * 0.9, 0.4 * 0.1]))
+    expected = -(np.log(both[0] / both.sum()) + np.log(0.7)) / 2
+    assert path.nll[1] == pytest.approx(expected, abs=1e-6)
+
+
 def test_small_weights_are_dropped_but_never_all():
     assert prune(np.array([0.005, 0.495, 0.5]), 0.01).tolist() == pytest.approx([0, 0.495 / 0.995, 0.5 / 0.995])
     assert prune(np.full(200, 0.005), 0.01).sum() == pytest.approx(1)
@@ -126,7 +147,11 @@ def test_small_weights_are_dropped_but_never_all():
 
 def test_an_empty_library_is_refused(toy):
     with pytest.raises(DataError, match="nothing to select"):
-        greedy_path(Candidates(np.zeros((4, 0, 5), np.float32), np.zeros((0, 5), bool), np.zeros(5, int), np.zeros(5, int), np.ones(5), []), UAR, PLAIN)
+        greedy_path(
+            Candidates(np.zeros((4, 0, 5), np.float32), np.zeros((0, 5), bool), np.zeros(5, int), np.zeros(5, int), np.ones(5), []),
+            UAR,
+            PLAIN,
+        )
 
 
 @pytest.mark.slow

@@ -6,7 +6,9 @@ import numpy as np
 
 from raysere.ensemble.pools import POOLS, linear, log, normal_scores, rank, row_weights, vote
 
-P = np.array([[[0.7, 0.2, 0.1], [0.3, 0.3, 0.4]], [[0.1, 0.6, 0.3], [0.2, 0.5, 0.3]], [[0.5, 0.25, 0.25], [0.4, 0.1, 0.5]]], dtype=np.float32)
+P = np.array(
+    [[[0.7, 0.2, 0.1], [0.3, 0.3, 0.4]], [[0.1, 0.6, 0.3], [0.2, 0.5, 0.3]], [[0.5, 0.25, 0.25], [0.4, 0.1, 0.5]]], dtype=np.float32
+)
 EVERY = np.ones((3, 2), bool)
 W = np.array([0.5, 0.3, 0.2])
 
@@ -38,7 +40,9 @@ def test_missing_members_are_masked_and_weights_renormalised():
 def test_vote_is_weighted_plurality_and_ties_go_to_the_mean_probability():
     assert vote(np.log(P), np.ones(3), EVERY).argmax(1).tolist() == [0, 2]
     assert vote(np.log(P), np.array([0.1, 0.8, 0.1]), EVERY).argmax(1).tolist() == [1, 1]
-    tied = vote(np.log(P[:2]), np.ones(2), EVERY[:2])  # first item: 0 against 1, mean probabilities .4 and .4; second: 2 against 1, .35 and .4
+    tied = vote(
+        np.log(P[:2]), np.ones(2), EVERY[:2]
+    )  # first item: 0 against 1, mean probabilities .4 and .4; second: 2 against 1, .35 and .4
     assert tied[1].argmax() == 1
 
 

@@ -63,8 +63,8 @@ def test_unknown_backbone_lists_the_known_ones():
 
 def test_the_key_covers_what_shapes_the_bytes_and_nothing_else():
     base = resolve({"backbone": "toy"})
-    changed = [{"layers": [0]}, {"granularity": "frame"}, {"granularity": "chunk"}, {"granularity": "chunk", "chunk_s": 2.0}, {"dtype": "float16"},
-               {"level": "rms"}, {"channel": 1}, {"channel": "mix"}, {"options": {"version": 2}}]
+    changed = [{"layers": [0]}, {"granularity": "frame"}, {"granularity": "chunk"}, {"granularity": "chunk", "chunk_s": 2.0},
+               {"dtype": "float16"}, {"level": "rms"}, {"channel": 1}, {"channel": "mix"}, {"options": {"version": 2}}]
     keys = [base.key, *(resolve({"backbone": "toy", **change}).key for change in changed)]
     assert len(set(keys)) == len(keys)
     assert all(len(key) == 16 and set(key) <= set("0123456789abcdef") for key in keys)

@@ -265,7 +265,8 @@ def test_a_folder_is_its_own_residence_and_an_address_is_fetched_once(tmp_path, 
     assert resident(str(store.root), SPEC.key) == str(store.root)
     address, local = f"file://{store.root}", tmp_path / "local"
     assert resident(address, SPEC.key, local) == str(local)
-    np.testing.assert_array_equal(FeatureStore(local).open(SPEC, manifest.table, partial=True).matrix(0), store.open(SPEC, manifest.table, partial=True).matrix(0))
+    views = [place.open(SPEC, manifest.table, partial=True) for place in (FeatureStore(local), store)]
+    np.testing.assert_array_equal(views[0].matrix(0), views[1].matrix(0))
     stamp = (local / SPEC.key / shard_name(0) / "layer-00.npy").stat().st_ino
     extract_local(manifest, SPEC, store.root)  # the store grows: only the new shard travels
     resident(address, SPEC.key, local)

@@ -34,7 +34,7 @@ def fresh_residency():
 def ragged(seed, counts, spec=FRAME):
     """Arrays per layer; a count of 0 is an absent utterance. Values are exact in float16."""
     random = np.random.default_rng(seed)
-    return {number: [random.integers(-64, 64, (count, spec.width(number))) / 8 if count else None for count in counts] for number in spec.numbers}
+    return {layer: [random.integers(-64, 64, (count, spec.width(layer))) / 8 if count else None for count in counts] for layer in spec.numbers}
 
 
 def on_disk(folder, spec, arrays, shard_of):
@@ -43,7 +43,8 @@ def on_disk(folder, spec, arrays, shard_of):
     names = [f"c{number}" for number in range(count)]
     for shard in sorted({value for value in shard_of if value is not None}):
         chosen = [number for number in range(count) if shard_of[number] == shard and arrays[spec.numbers[0]][number] is not None]
-        other = {layer: np.full((2 if spec.granularity != "utterance" else 1, spec.width(layer)), 99, spec.dtype) for layer in spec.numbers}
+        extra = 2 if spec.granularity != "utterance" else 1
+        other = {layer: np.full((extra, spec.width(layer)), 99, spec.dtype) for layer in spec.numbers}
         layers = {layer: [other[layer], *(arrays[layer][number].astype(spec.dtype) for number in chosen)] for layer in spec.numbers}
         write_shard(folder, spec, [f"other{shard}", *(names[number] for number in chosen)], layers)
     places = {name: (shard, first, rows) for name, shard, first, rows in read_index(folder).iter_rows()}
@@ -69,7 +70,8 @@ def test_batches_equal_the_arrays_however_they_are_sharded_and_kept(data, tmp_pa
     shards = data.draw(st.lists(st.integers(0, 2), min_size=len(counts), max_size=len(counts)))
     rows = data.draw(st.lists(st.integers(0, len(counts) - 1), min_size=1, max_size=12))
     arrays = ragged(data.draw(st.integers(0, 99)), counts)
-    views = [FeatureView.from_arrays(FRAME, [f"u{n}" for n in range(len(counts))], arrays), on_disk(tmp_path_factory.mktemp("key"), FRAME, arrays, shards)]
+    names = [f"u{number}" for number in range(len(counts))]
+    views = [FeatureView.from_arrays(FRAME, names, arrays), on_disk(tmp_path_factory.mktemp("key"), FRAME, arrays, shards)]
     budget = data.draw(st.sampled_from([0, 100, 1 << 30]))  # 100: one layer fits only sometimes
     RESIDENT.clear()
     RESIDENT.set_budget("cpu", budget)
@@ -143,7 +145,7 @@ def test_a_view_travels_as_paths(tmp_path):
     expected_batch = view.batch([1, 0], [1])
     sent = pickle.dumps(view)
     assert len(sent) < 3000  # two layers of 500 frames are 8000 bytes
-    assert torch.equal(pickle.loads(sent).batch([1, 0], [1]).layers[1], expected_batch.layers[1])
+    assert torch.equal(pickle.loads(sent).batch([1, 0], [1]).layers[1], expected_batch.layers[1])  # noqa: S301
 
 
 @settings(max_examples=40, deadline=None)

@@ -13,23 +13,29 @@ __all__ = ["CORPORA", "Adapter", "Loaded", "load_corpus"]
 
 _HERE = "raysere.corpora.adapters"
 
-CORPORA = Registry("corpus", "raysere.corpora", {
-    "audformat": f"{_HERE}.audformat:Audformat",
-    "biic-podcast": f"{_HERE}.biic_podcast:BiicPodcast",
-    "crema-d": f"{_HERE}.crema_d:CremaD",
-    "demo": f"{_HERE}.demo:Demo",
-    "emodb": f"{_HERE}.emodb:EmoDB",
-    "emovo": f"{_HERE}.emovo:Emovo",
-    "meld": f"{_HERE}.meld:Meld",
-    "msp-podcast": f"{_HERE}.msp_podcast:MspPodcast",
-    "nemo": f"{_HERE}.nemo:Nemo",
-    "ravdess": f"{_HERE}.ravdess:Ravdess",
-    "table": f"{_HERE}.table:Table",
-    "urdu": f"{_HERE}.urdu:Urdu",
-})
+CORPORA = Registry(
+    "corpus",
+    "raysere.corpora",
+    {
+        "audformat": f"{_HERE}.audformat:Audformat",
+        "biic-podcast": f"{_HERE}.biic_podcast:BiicPodcast",
+        "crema-d": f"{_HERE}.crema_d:CremaD",
+        "demo": f"{_HERE}.demo:Demo",
+        "emodb": f"{_HERE}.emodb:EmoDB",
+        "emovo": f"{_HERE}.emovo:Emovo",
+        "meld": f"{_HERE}.meld:Meld",
+        "msp-podcast": f"{_HERE}.msp_podcast:MspPodcast",
+        "nemo": f"{_HERE}.nemo:Nemo",
+        "ravdess": f"{_HERE}.ravdess:Ravdess",
+        "table": f"{_HERE}.table:Table",
+        "urdu": f"{_HERE}.urdu:Urdu",
+    },
+)
 
 
-def load_corpus(name: str, path: str | Path, *, columns: Mapping[str, str] | None = None, options: Mapping[str, Any] | None = None) -> Loaded:
+def load_corpus(
+    name: str, path: str | Path, *, columns: Mapping[str, str] | None = None, options: Mapping[str, Any] | None = None
+) -> Loaded:
     """Load a corpus folder by the name of its adapter.
 
     Args:

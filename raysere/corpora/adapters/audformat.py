@@ -20,14 +20,49 @@ from raysere.corpora.schema import ATTRIBUTES, SCHEMA
 from raysere.errors import ConfigError, DataError, MissingFileError
 from raysere.files import read_yaml
 
-_GUESSES = {"emotion": ("emotion",), "speaker": ("speaker", "speaker_id"), "sex": ("gender", "sex"), "transcript": ("transcription", "transcript", "text"),
-            "language": ("language",), "dialogue": ("dialogue", "dialog", "conversation"), **{attribute: (attribute,) for attribute in ATTRIBUTES}}
+_GUESSES = {
+    "emotion": ("emotion",),
+    "speaker": ("speaker", "speaker_id"),
+    "sex": ("gender", "sex"),
+    "transcript": ("transcription", "transcript", "text"),
+    "language": ("language",),
+    "dialogue": ("dialogue", "dialog", "conversation"),
+    **{attribute: (attribute,) for attribute in ATTRIBUTES},
+}
 _LABELS = ("emotion", *ATTRIBUTES)
 _SPLITS = {"train": "train", "dev": "dev", "test": "test"}
-_LANGUAGES = {"deu": "de", "ger": "de", "eng": "en", "ita": "it", "pol": "pl", "urd": "ur", "fra": "fr", "fre": "fr", "spa": "es", "rus": "ru", "por": "pt", "nld": "nl", "tur": "tr",
-              "jpn": "ja", "kor": "ko", "zho": "zh", "chi": "zh", "hin": "hi", "ara": "ar", "fas": "fa", "per": "fa", "ell": "el", "dan": "da", "swe": "sv", "fin": "fi", "ces": "cs",
-              "hun": "hu", "est": "et", "ben": "bn"}  # BCP-47 takes the two-letter code where there is one
-_TIME = re.compile(r"^(?:(\d+) days?,? ?)?(\d+):(\d+):(\d+(?:\.\d+)?)$")
+_LANGUAGES = {
+    "deu": "de",
+    "ger": "de",
+    "eng": "en",
+    "ita": "it",
+    "pol": "pl",
+    "urd": "ur",
+    "fra": "fr",
+    "fre": "fr",
+    "spa": "es",
+    "rus": "ru",
+    "por": "pt",
+    "nld": "nl",
+    "tur": "tr",
+    "jpn": "ja",
+    "kor": "ko",
+    "zho": "zh",
+    "chi": "zh",
+    "hin": "hi",
+    "ara": "ar",
+    "fas": "fa",
+    "per": "fa",
+    "ell": "el",
+    "dan": "da",
+    "swe": "sv",
+    "fin": "fi",
+    "ces": "cs",
+    "hun": "hu",
+    "est": "et",
+    "ben": "bn",
+}  # BCP-47 takes the two-letter code where there is one
+_TIME = re.compile(r"^(?:(\d+) days?,? ?)?(?:(\d+):(\d+):(\d+(?:\.\d+)?))?$")  # pandas leaves the clock out of whole days
 
 Key = tuple[str, float | None, float | None]
 
@@ -47,13 +82,17 @@ class _Table:
 
 
 class Audformat(Adapter):
-    """A folder with ``db.yaml``. Every row of a table with an emotion (or an attribute) is an utterance; speaker, sex and transcript are looked up by file.
+    """A folder with ``db.yaml``. Every row of a table with an emotion (or an attribute) is an utterance; speaker, sex and transcript are
+    looked up by file.
 
-    Columns are guessed by their id, then by their scheme: emotion, speaker, gender or sex, transcription or transcript or text, arousal, valence,
-    dominance, language. ``columns: {manifest_column: column}`` says otherwise; ``table:column`` names one of several. A table's split id gives the split.
+    Columns are guessed by their id, then by their scheme: emotion, speaker, gender or sex, transcription or transcript or text, arousal,
+    valence,
+    dominance, language. ``columns: {manifest_column: column}`` says otherwise; ``table:column`` names one of several. A table's split id
+    gives the split.
     Columns with the emotion's scheme and a rater each become votes.
 
-    Options: ``tables`` (ids; default all that hold the emotion), ``header`` (base name, default ``db``), ``name`` (corpus name, default the database's).
+    Options: ``tables`` (ids; default all that hold the emotion), ``header`` (base name, default ``db``), ``name`` (corpus name, default
+    the database's).
     """
 
     name = "audformat"
@@ -69,7 +108,9 @@ class Audformat(Adapter):
             name = re.sub(r"[/\s]+", "-", str(given["name"])) if isinstance(given, dict) and given.get("name") else None
         return super().load(path, columns=columns, name=name, **options)
 
-    def read(self, path: Path, columns: Mapping[str, str] | None = None, *, tables: Sequence[str] | None = None, header: str = "db") -> Iterator[dict[str, Any]]:
+    def read(
+        self, path: Path, columns: Mapping[str, str] | None = None, *, tables: Sequence[str] | None = None, header: str = "db"
+    ) -> Iterator[dict[str, Any]]:
         """Yield the annotated files or segments.
 
         Raises:
@@ -100,7 +141,11 @@ class Audformat(Adapter):
             self.language = _LANGUAGES.get(languages[0], languages[0])
         if meta.get("license"):
             self.note(f"{meta.get('name', 'audformat')}: licence {meta['license']}.")
-        limits = {(scheme.get("minimum"), scheme.get("maximum")) for name, scheme in (meta.get("schemes") or {}).items() if name in ATTRIBUTES and isinstance(scheme, dict)}
+        limits = {
+            (scheme.get("minimum"), scheme.get("maximum"))
+            for name, scheme in (meta.get("schemes") or {}).items()
+            if name in ATTRIBUTES and isinstance(scheme, dict)
+        }
         if len(limits) == 1:
             low, high = limits.pop()
             if low is not None and high is not None:
@@ -114,9 +159,14 @@ class Audformat(Adapter):
             if file.is_file():
                 return read_text_or_parquet(file, ","), file, first_line
         if stem.with_name(stem.name + ".pkl").is_file():
-            raise DataError(f"The table {table!r} exists only as pickle, which can run code and is not read", where=self._folder,
-                            remedy="Convert it where you trust it: audformat.Database.load(folder).save(folder, storage_format='parquet').")
-        raise MissingFileError(f"The table {table!r} has no file", where=self._folder, remedy=f"Expected {stem.name}.parquet or {stem.name}.csv.")
+            raise DataError(
+                f"The table {table!r} exists only as pickle, which can run code and is not read",
+                where=self._folder,
+                remedy="Convert it where you trust it: audformat.Database.load(folder).save(folder, storage_format='parquet').",
+            )
+        raise MissingFileError(
+            f"The table {table!r} has no file", where=self._folder, remedy=f"Expected {stem.name}.parquet or {stem.name}.csv."
+        )
 
     def _table(self, name: str, entry: dict[str, Any], meta: dict[str, Any]) -> _Table:
         data, file, first_line = self._data(name)
@@ -125,9 +175,15 @@ class Audformat(Adapter):
             raise DataError(f"The table {name!r} has no column 'file'", where=file, choices=data.columns)
         starts = [_seconds(one, file) for one in data["start"].to_list()] if segmented else [None] * data.height
         ends = [_seconds(one, file) for one in data["end"].to_list()] if segmented else [None] * data.height
-        keys: list[Key] = [(file_name, None, None) if not start and end is None else (file_name, start or 0.0, end)
-                           for file_name, start, end in zip(data["file"].cast(pl.String).to_list(), starts, ends, strict=True)]
-        columns = {column: ((spec or {}).get("scheme_id"), (spec or {}).get("rater_id")) for column, spec in (entry.get("columns") or {}).items() if column in data.columns}
+        keys: list[Key] = [
+            (file_name, None, None) if not start and end is None else (file_name, start or 0.0, end)
+            for file_name, start, end in zip(data["file"].cast(pl.String).to_list(), starts, ends, strict=True)
+        ]
+        columns = {
+            column: ((spec or {}).get("scheme_id"), (spec or {}).get("rater_id"))
+            for column, spec in (entry.get("columns") or {}).items()
+            if column in data.columns
+        }
         split = ((meta.get("splits") or {}).get(entry.get("split_id")) or {}).get("type")
         return _Table(name, columns, _SPLITS.get(str(split)), data, keys, segmented, file, first_line)
 
@@ -141,7 +197,11 @@ class Audformat(Adapter):
             table_id, _, column_id = str(source).rpartition(":")
             found = {table.name: column_id for table in every if column_id in table.columns and table_id in ("", table.name)}
             if not found:
-                raise ConfigError(f"The database has no column {source!r}", where=f"columns: {column}", choices=[f"{table.name}:{one}" for table in every for one in table.columns])
+                raise ConfigError(
+                    f"The database has no column {source!r}",
+                    where=f"columns: {column}",
+                    choices=[f"{table.name}:{one}" for table in every for one in table.columns],
+                )
             chosen[column] = found
         for column, names in _GUESSES.items():
             if column in chosen:
@@ -152,16 +212,33 @@ class Audformat(Adapter):
                 if hit is not None:
                     chosen.setdefault(column, {})[table.name] = hit
         if not set(chosen) & set(_LABELS):
-            raise DataError("No table of the database has an emotion or an attribute", where=self._folder, remedy="Name it: `columns: {emotion: table:column}`.",
-                            choices=[f"{table.name}:{one}" for table in every for one in table.columns])
+            raise DataError(
+                "No table of the database has an emotion or an attribute",
+                where=self._folder,
+                remedy="Name it: `columns: {emotion: table:column}`.",
+                choices=[f"{table.name}:{one}" for table in every for one in table.columns],
+            )
         return chosen
 
     def _rows(self, every: list[_Table], chosen: dict[str, dict[str, str]], wanted: Sequence[str] | None) -> dict[Key, dict[str, Any]]:
-        used = [table for table in every if any(table.name in chosen.get(column, {}) for column in _LABELS) and (wanted is None or table.name in wanted)]
+        used = [
+            table
+            for table in every
+            if any(table.name in chosen.get(column, {}) for column in _LABELS) and (wanted is None or table.name in wanted)
+        ]
         if not used:
-            raise ConfigError("None of the chosen tables has an emotion or an attribute", where="tables", choices=sorted({name for column in _LABELS for name in chosen.get(column, {})}))
+            raise ConfigError(
+                "None of the chosen tables has an emotion or an attribute",
+                where="tables",
+                choices=sorted({name for column in _LABELS for name in chosen.get(column, {})}),
+            )
         if len({table.segmented for table in used}) > 1:
-            raise DataError("Labels stand in tables of files and in tables of segments", where=self._folder, choices=[table.name for table in used], remedy="Choose some with the option `tables`.")
+            raise DataError(
+                "Labels stand in tables of files and in tables of segments",
+                where=self._folder,
+                choices=[table.name for table in used],
+                remedy="Choose some with the option `tables`.",
+            )
         rows: dict[Key, dict[str, Any]] = {}
         for table in used:
             for column in [*(column for column in chosen if table.name in chosen[column]), "split"]:
@@ -169,14 +246,19 @@ class Audformat(Adapter):
                 for key, value in zip(table.keys, values, strict=True):
                     row = rows.setdefault(key, {})
                     if value is not None and row.setdefault(column, value) != value:
-                        raise DataError(f"The tables say two things of {key[0]!r}: {column} is {row[column]!r} and {value!r} (table {table.name!r})", where=self._folder,
-                                        remedy="Choose tables with the option `tables`, or a column as `table:column`.")
+                        raise DataError(
+                            f"The tables say two things of {key[0]!r}: {column} is {row[column]!r} and {value!r} (table {table.name!r})",
+                            where=self._folder,
+                            remedy="Choose tables with the option `tables`, or a column as `table:column`.",
+                        )
         return {key: row for key, row in rows.items() if any(row.get(column) is not None for column in _LABELS)}
 
     def _values(self, table: _Table, column_id: str, column: str) -> list[Any]:
         return typed_column(table.data[column_id], column, column_id, table.file, table.first_line)
 
-    def _look_up(self, rows: dict[Key, dict[str, Any]], every: list[_Table], chosen: dict[str, dict[str, str]], meta: dict[str, Any]) -> None:
+    def _look_up(
+        self, rows: dict[Key, dict[str, Any]], every: list[_Table], chosen: dict[str, dict[str, str]], meta: dict[str, Any]
+    ) -> None:
         """Fill what the label tables lack: by segment or by file from other tables, then by speaker from the speaker's scheme."""
         for column, found in chosen.items():
             if column in _LABELS:
@@ -184,7 +266,11 @@ class Audformat(Adapter):
             for table in every:
                 if table.name not in found:
                     continue
-                known = {key: value for key, value in zip(table.keys, self._values(table, found[table.name], column), strict=True) if value is not None}
+                known = {
+                    key: value
+                    for key, value in zip(table.keys, self._values(table, found[table.name], column), strict=True)
+                    if value is not None
+                }
                 for key, row in rows.items():
                     value = known.get(key, known.get((key[0], None, None)))
                     if row.get(column) is None and value is not None:
@@ -236,7 +322,7 @@ def _seconds(value: Any, file: Path) -> float | None:
     match = _TIME.match(str(value).strip())
     if match:
         days, hours, minutes, seconds = match.groups()
-        return int(days or 0) * 86400 + int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+        return int(days or 0) * 86400 + int(hours or 0) * 3600 + int(minutes or 0) * 60 + float(seconds or 0)
     try:
         return float(value)
     except ValueError as error:

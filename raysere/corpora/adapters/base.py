@@ -18,7 +18,17 @@ from raysere.errors import ConfigError, DataError, MissingFileError
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".oga", ".opus", ".aiff", ".aif", ".au", ".w64", ".caf")
 REJECTED_SCHEMA = {"path": pl.String, "utterance": pl.String, "reason": pl.String, "stage": pl.String}
-_SEXES = {"f": "female", "female": "female", "w": "female", "woman": "female", "m": "male", "male": "male", "man": "male", "other": "other", "o": "other"}
+_SEXES = {
+    "f": "female",
+    "female": "female",
+    "w": "female",
+    "woman": "female",
+    "m": "male",
+    "male": "male",
+    "man": "male",
+    "other": "other",
+    "o": "other",
+}
 _SEGMENT_SLACK_S = 0.01  # annotation tools round times to centiseconds
 
 
@@ -41,13 +51,16 @@ class Adapter(abc.ABC):
     * ``path`` (str or Path) is relative to the corpus root (an absolute one must lie inside it); None without audio;
     * ``speaker`` is the corpus's own id (``"03"``): the base makes it ``"emodb/03"``. Where the corpus does not know the speaker,
       give one id a recording (``"unknown-<recording>"``); None becomes one shared ``unknown`` speaker, which never leaks but costs folds;
-    * ``utterance`` is optional: the default is the path without suffix, plus ``@start-end`` for a segment. The base puts the corpus in front;
+    * ``utterance`` is optional: the default is the path without suffix, plus ``@start-end`` for a segment. The base puts the corpus in
+      front;
     * ``emotion`` is the corpus's own label, unmapped; ``sex`` may be F, M, female, male, in any case;
-    * ``duration_s`` and ``sampling_rate`` are read from the file by the base and never taken from a table (kept only when ``path`` is None);
+    * ``duration_s`` and ``sampling_rate`` are read from the file by the base and never taken from a table (kept only when ``path`` is
+      None);
     * ``language`` and ``corpus`` default to the adapter's; ``linked`` is not a column: see :attr:`linked_speakers`;
     * ``reject`` (str) turns the row away with that reason: a listed file without audio, a name that cannot be right.
 
-    :meth:`read` may call :meth:`note` and :meth:`link`, and may set ``self.audio_root`` (where the audio does not lie under the given folder),
+    :meth:`read` may call :meth:`note` and :meth:`link`, and may set ``self.audio_root`` (where the audio does not lie under the given
+    folder),
     ``self.language``, ``self.scale`` and ``self.audio``, where they depend on the folder or on an option.
 
     Attributes:
@@ -131,15 +144,24 @@ class Adapter(abc.ABC):
         rows = self._fill_from_audio(_one_file_an_utterance(rows, rejected), root, rejected)
         if not rows:
             reasons = "; ".join(f"{row['path'] or row['utterance']}: {reason}" for row, reason in rejected[:3])
-            raise DataError(f"None of the {len(rejected)} utterances of the corpus {self.name!r} can be used", where=path,
-                            remedy=f"The first reasons: {reasons}. {self._expected()}")
+            raise DataError(
+                f"None of the {len(rejected)} utterances of the corpus {self.name!r} can be used",
+                where=path,
+                remedy=f"The first reasons: {reasons}. {self._expected()}",
+            )
         corpora = sorted({row["corpus"] for row in rows})
         speakers = {row["speaker"] for row in rows}
         links = [[s for s in (f"{corpus}/{speaker}" for speaker in group) if s in speakers] for group in self._links]
         manifest = Manifest.checked(
-            rows_to_table(rows), roots={one: str(root) for one in corpora}, scales={one: self.scale for one in corpora} if self.scale else {},
-            linked_speakers=[group for group in links if len(group) > 1], notes=self._notes, synthetic=self.synthetic,
-            channels={key: channel for speaker, channel in self.channels.items() if (key := f"{corpus}/{speaker}") in speakers}, where=path)
+            rows_to_table(rows),
+            roots={one: str(root) for one in corpora},
+            scales=dict.fromkeys(corpora, self.scale) if self.scale else {},
+            linked_speakers=[group for group in links if len(group) > 1],
+            notes=self._notes,
+            synthetic=self.synthetic,
+            channels={key: channel for speaker, channel in self.channels.items() if (key := f"{corpus}/{speaker}") in speakers},
+            where=path,
+        )
         table = [{"path": row["path"], "utterance": row["utterance"], "reason": reason, "stage": "manifest"} for row, reason in rejected]
         return Loaded(manifest, pl.DataFrame(table, schema=REJECTED_SCHEMA).sort("utterance", "path"))
 
@@ -148,26 +170,39 @@ class Adapter(abc.ABC):
 
     def _arguments(self, columns: Mapping[str, str] | None, options: dict[str, Any]) -> dict[str, Any]:
         parameters = inspect.signature(self.read).parameters
-        known = [key for key, parameter in parameters.items() if key not in ("path", "columns") and parameter.kind is not parameter.VAR_KEYWORD]
+        known = [
+            key for key, parameter in parameters.items() if key not in ("path", "columns") and parameter.kind is not parameter.VAR_KEYWORD
+        ]
         unknown = [key for key in options if key not in known]
         if unknown and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
             raise ConfigError(f"The corpus {self.name!r} has no option {', '.join(map(repr, unknown))}", choices=[*known, "name"])
         if columns and "columns" not in parameters:
-            raise ConfigError(f"The corpus {self.name!r} has a fixed layout and takes no columns", remedy="Remove `columns`, or use the corpus 'table'.")
+            raise ConfigError(
+                f"The corpus {self.name!r} has a fixed layout and takes no columns", remedy="Remove `columns`, or use the corpus 'table'."
+            )
         return {**options, **({"columns": dict(columns)} if columns else {})}
 
     def _row(self, entry: Mapping[str, Any], corpus: str, root: Path) -> tuple[dict[str, Any], str | None]:
         """The manifest row of an utterance dict, and why it is turned away, if it is."""
         unknown = set(entry) - {*SCHEMA, "reject"}
         if unknown:
-            raise DataError(f"The adapter {self.name!r} yields keys that are no manifest columns: {', '.join(sorted(unknown))}", choices=SCHEMA)
+            raise DataError(
+                f"The adapter {self.name!r} yields keys that are no manifest columns: {', '.join(sorted(unknown))}", choices=SCHEMA
+            )
         row = {column: _clean(entry.get(column)) for column in SCHEMA}
         reason = entry.get("reject")
         row["corpus"], row["language"] = row["corpus"] or corpus, row["language"] or self.language
         if row["path"] is not None:
             given = Path(row["path"])
             if given.is_absolute():  # first as written: files of a corpus are often links to another disk
-                inside = next((one.relative_to(base) for one, base in ((given, self.audio_root.absolute()), (given.resolve(), root)) if one.is_relative_to(base)), None)
+                inside = next(
+                    (
+                        one.relative_to(base)
+                        for one, base in ((given, self.audio_root.absolute()), (given.resolve(), root))
+                        if one.is_relative_to(base)
+                    ),
+                    None,
+                )
                 if inside is None:
                     reason = reason or f"the file lies outside the corpus root {root}"
                 given = inside or given
@@ -197,7 +232,7 @@ class Adapter(abc.ABC):
         kept = []
         for row in rows:
             info = infos.get(row["path"])
-            if row["path"] is None:
+            if info is None:
                 if self.audio:
                     rejected.append((row, "no audio file is named"))
                     continue
@@ -217,8 +252,11 @@ class Adapter(abc.ABC):
 
 def audio_files(root: Path, pattern: str = "**/*") -> list[Path]:
     """Files under ``root`` whose suffix libsndfile may read, in any case, sorted; hidden files (macOS's ``._x.wav``) are left out."""
-    return sorted(file for file in root.glob(pattern)
-                  if file.suffix.lower() in AUDIO_SUFFIXES and not file.name.startswith(".") and (file.is_file() or file.is_symlink()))
+    return sorted(
+        file
+        for file in root.glob(pattern)
+        if file.suffix.lower() in AUDIO_SUFFIXES and not file.name.startswith(".") and (file.is_file() or file.is_symlink())
+    )
 
 
 def find_audio(root: Path, stem: str) -> Path | None:
@@ -276,7 +314,13 @@ def _one_file_an_utterance(rows: list[dict[str, Any]], rejected: list[tuple[dict
     """Of two files with one stem (``a.wav`` and ``a.flac``) the first is kept. The same file twice is left for validation to refuse."""
     first: dict[str, str | None] = {}
     kept = []
-    for row in sorted(rows, key=lambda row: (row["utterance"], AUDIO_SUFFIXES.index(s) if (s := Path(row["path"] or "").suffix.lower()) in AUDIO_SUFFIXES else 99)):
+    for row in sorted(
+        rows,
+        key=lambda row: (
+            row["utterance"],
+            AUDIO_SUFFIXES.index(s) if (s := Path(row["path"] or "").suffix.lower()) in AUDIO_SUFFIXES else 99,
+        ),
+    ):
         other = first.setdefault(row["utterance"], row["path"])
         if other is not None and row["path"] is not None and other != row["path"]:
             rejected.append((row, f"a second file of the utterance that {other} holds"))

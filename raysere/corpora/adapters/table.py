@@ -14,8 +14,21 @@ from raysere.corpora.adapters.tabular import read_text_or_parquet, typed_column
 from raysere.corpora.schema import ATTRIBUTES, SCHEMA, SPLIT_NAMES
 from raysere.errors import ConfigError, DataError, MissingFileError
 
-_SPLITS = {**{name: name for name in SPLIT_NAMES}, "training": "train", "development": "dev", "devel": "dev", "validation": "dev", "valid": "dev", "val": "dev",
-           "testing": "test", "eval": "test", "evaluation": "test", "unlabeled": "unlabelled", "none": None, "": None}
+_SPLITS = {
+    **{name: name for name in SPLIT_NAMES},
+    "training": "train",
+    "development": "dev",
+    "devel": "dev",
+    "validation": "dev",
+    "valid": "dev",
+    "val": "dev",
+    "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
+    "unlabeled": "unlabelled",
+    "none": None,
+    "": None,
+}
 _LABELS = ("emotion", "votes", "traces", *ATTRIBUTES)
 _SUFFIXES = (".csv", ".tsv", ".tab", ".txt", ".parquet")
 
@@ -23,10 +36,13 @@ _SUFFIXES = (".csv", ".tsv", ".tab", ".txt", ".parquet")
 class Table(Adapter):
     """Columns ``path, speaker, emotion`` and any other manifest column; ``columns: {manifest_column: their_name}`` maps other names.
 
-    Paths are relative to the table's folder, or to ``root``; absolute ones are taken as they are. Instead of ``emotion`` a table may have attributes,
-    votes or traces; instead of ``path`` it may have ``utterance`` and ``transcript``, for text alone. Duration and rate are read from the audio.
+    Paths are relative to the table's folder, or to ``root``; absolute ones are taken as they are. Instead of ``emotion`` a table may have
+    attributes,
+    votes or traces; instead of ``path`` it may have ``utterance`` and ``transcript``, for text alone. Duration and rate are read from the
+    audio.
 
-    Options: ``root`` (folder of the audio), ``language`` (BCP-47, for a table without that column), ``scale`` ([low, high] of the attributes),
+    Options: ``root`` (folder of the audio), ``language`` (BCP-47, for a table without that column), ``scale`` ([low, high] of the
+    attributes),
     ``separator``, ``linked`` (lists of speakers that must stay in one fold), ``name`` (the corpus's name, default ``table``).
     """
 
@@ -34,8 +50,17 @@ class Table(Adapter):
     licence = "the user's own data"
     layout = "a CSV, TSV or parquet file with the columns path, speaker, emotion, or a folder that holds one such file"
 
-    def read(self, path: Path, columns: Mapping[str, str] | None = None, *, root: str | None = None, language: str | None = None,
-             scale: Sequence[float] | None = None, separator: str | None = None, linked: Sequence[Sequence[str]] = ()) -> Iterator[dict[str, Any]]:
+    def read(
+        self,
+        path: Path,
+        columns: Mapping[str, str] | None = None,
+        *,
+        root: str | None = None,
+        language: str | None = None,
+        scale: Sequence[float] | None = None,
+        separator: str | None = None,
+        linked: Sequence[Sequence[str]] = (),
+    ) -> Iterator[dict[str, Any]]:
         """Yield the rows of the table.
 
         Raises:
@@ -55,7 +80,9 @@ class Table(Adapter):
         table = read_text_or_parquet(file, separator)
         sources = self._sources(table, columns or {}, file)
         first_line = 0 if file.read_bytes()[:4] == b"PAR1" else 2  # a text table has its header in line 1
-        values = {column: typed_column(table[source], column, source, file, first_line) for column, source in sources.items() if column != "split"}
+        values = {
+            column: typed_column(table[source], column, source, file, first_line) for column, source in sources.items() if column != "split"
+        }
         if "split" in sources:
             values["split"] = self._splits(table[sources["split"]], sources["split"], file, first_line)
         unused = [name for name in table.columns if name not in sources.values()]
@@ -71,18 +98,36 @@ class Table(Adapter):
         if path.is_file():
             self.audio_root = path.parent
             return path
-        files = sorted(file for file in path.iterdir() if file.is_file() and file.suffix.lower() in _SUFFIXES and not file.name.startswith("."))
+        files = sorted(
+            file for file in path.iterdir() if file.is_file() and file.suffix.lower() in _SUFFIXES and not file.name.startswith(".")
+        )
         if len(files) != 1:
-            raise DataError(f"The folder holds {len(files) or 'no'} tables", where=path, choices=[file.name for file in files] or None, remedy="Name the table file itself.")
+            raise DataError(
+                f"The folder holds {len(files) or 'no'} tables",
+                where=path,
+                choices=[file.name for file in files] or None,
+                remedy="Name the table file itself.",
+            )
         return files[0]
 
     def _sources(self, table: pl.DataFrame, columns: Mapping[str, str], file: Path) -> dict[str, str]:
         """Manifest column to the table's column."""
         unknown = [column for column in columns if column not in SCHEMA]
         if unknown:
-            raise ConfigError(f"There is no manifest column {', '.join(map(repr, unknown))}", where="columns", choices=SCHEMA, remedy="Write {manifest column: column of the table}.")
-        sources = {column: column for column in SCHEMA if column in table.columns} | {column: str(source) for column, source in columns.items()}
-        missing = [f"{source!r} (for {column})" if source != column else repr(source) for column, source in sources.items() if source not in table.columns]
+            raise ConfigError(
+                f"There is no manifest column {', '.join(map(repr, unknown))}",
+                where="columns",
+                choices=SCHEMA,
+                remedy="Write {manifest column: column of the table}.",
+            )
+        sources = {column: column for column in SCHEMA if column in table.columns} | {
+            column: str(source) for column, source in columns.items()
+        }
+        missing = [
+            f"{source!r} (for {column})" if source != column else repr(source)
+            for column, source in sources.items()
+            if source not in table.columns
+        ]
         if "path" not in sources and not {"utterance", "transcript"} <= set(sources):
             missing.append("'path'")
         if "speaker" not in sources:
@@ -90,8 +135,12 @@ class Table(Adapter):
         if not set(sources) & set(_LABELS):
             missing.append("'emotion'")
         if missing:
-            raise DataError(f"The table lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}; it has {', '.join(map(repr, table.columns))}", where=file,
-                            remedy="Map names with `columns: {path: your_column, ...}`.")
+            raise DataError(
+                f"The table lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}; "
+                f"it has {', '.join(map(repr, table.columns))}",
+                where=file,
+                remedy="Map names with `columns: {path: your_column, ...}`.",
+            )
         for given in ("duration_s", "sampling_rate"):
             if "path" in sources:
                 sources.pop(given, None)
@@ -99,23 +148,35 @@ class Table(Adapter):
 
     def _splits(self, values: pl.Series, source: str, file: Path, first_line: int) -> list[str | None]:
         given = [None if value is None else str(value).strip() for value in values.cast(pl.String).to_list()]
-        bad = [f"line {row + first_line}: {value!r}" for row, value in enumerate(given) if value is not None and value.lower() not in _SPLITS]
+        bad = [
+            f"line {row + first_line}: {value!r}" for row, value in enumerate(given) if value is not None and value.lower() not in _SPLITS
+        ]
         if bad:
-            raise DataError(f"{len(bad)} values of the column {source!r} are no split: {', '.join(bad[:20])}", where=file, choices=SPLIT_NAMES)
+            raise DataError(
+                f"{len(bad)} values of the column {source!r} are no split: {', '.join(bad[:20])}", where=file, choices=SPLIT_NAMES
+            )
         return [None if value is None else _SPLITS[value.lower()] for value in given]
 
     def _root(self, paths: list[str | None], file: Path, root: str | None) -> Path:
         """The folder above all audio files; relative paths become absolute where they do not lie under the table's folder."""
         folder = file.parent if root is None else file.parent / Path(root).expanduser()
         if not folder.is_dir():
-            raise MissingFileError("There is no audio folder here", where=folder, remedy="Correct the option `root` of the table; it counts from the table's folder.")
+            raise MissingFileError(
+                "There is no audio folder here",
+                where=folder,
+                remedy="Correct the option `root` of the table; it counts from the table's folder.",
+            )
         folder = Path(os.path.abspath(folder))
         named = [row for row, one in enumerate(paths) if one is not None and one.strip()]
         full = {row: os.path.normpath(folder / Path(str(paths[row]).strip()).expanduser()) for row in named}
         if all(Path(one).is_relative_to(folder) for one in full.values()):
             common = folder
         else:
-            common = Path(os.path.commonpath([folder, *(os.path.dirname(one) for one in full.values())])) if root is None else Path(os.path.commonpath([os.path.dirname(one) for one in full.values()]))
+            common = (
+                Path(os.path.commonpath([folder, *(os.path.dirname(one) for one in full.values())]))
+                if root is None
+                else Path(os.path.commonpath([os.path.dirname(one) for one in full.values()]))
+            )
         for row, one in full.items():
             paths[row] = Path(one).relative_to(common).as_posix()
         return common

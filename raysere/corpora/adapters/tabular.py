@@ -17,7 +17,8 @@ _SHOWN = 20
 
 
 def read_text_or_parquet(path: Path, separator: str | None = None) -> pl.DataFrame:
-    """A table with a header row. Parquet is known by its content; text must be UTF-8 (with or without mark), all its columns come as text, empty is null.
+    """A table with a header row. Parquet is known by its content; text must be UTF-8 (with or without mark), all its columns come as text,
+    empty is null.
 
     Args:
         path: the file.
@@ -35,7 +36,9 @@ def read_text_or_parquet(path: Path, separator: str | None = None) -> pl.DataFra
             return pl.read_parquet(io.BytesIO(content))
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"This table is not UTF-8 (byte {error.start})", where=path, remedy="Save it as UTF-8; spreadsheets offer 'CSV UTF-8'.") from error
+        raise DataError(
+            f"This table is not UTF-8 (byte {error.start})", where=path, remedy="Save it as UTF-8; spreadsheets offer 'CSV UTF-8'."
+        ) from error
     except pl.exceptions.PolarsError as error:
         raise DataError(f"This parquet file cannot be read: {str(error).splitlines()[0]}", where=path) from error
     header = text.lstrip("\r\n").split("\n", 1)[0]
@@ -45,7 +48,9 @@ def read_text_or_parquet(path: Path, separator: str | None = None) -> pl.DataFra
     try:
         table = pl.read_csv(io.StringIO(text), separator=separator, infer_schema=False, null_values=[""])
     except (pl.exceptions.PolarsError, ValueError) as error:
-        raise DataError(f"This table cannot be read: {str(error).splitlines()[0]}", where=path, remedy="Check the separator and the quotes.") from error
+        raise DataError(
+            f"This table cannot be read: {str(error).splitlines()[0]}", where=path, remedy="Check the separator and the quotes."
+        ) from error
     return table.rename({name: name.strip() for name in table.columns})
 
 
@@ -68,7 +73,11 @@ def typed_column(values: pl.Series, column: str, source: str, path: Path, first_
         if bad.any():
             rows = bad.arg_true().to_list()
             shown = ", ".join(f"line {row + first_line}: {given[row]!r}" for row in rows[:_SHOWN])
-            raise DataError(f"{len(rows)} values of the column {source!r} are no {'whole ' if dtype.is_integer() else ''}numbers: {shown}", where=path, remedy=f"It is read as {column!r}.")
+            raise DataError(
+                f"{len(rows)} values of the column {source!r} are no {'whole ' if dtype.is_integer() else ''}numbers: {shown}",
+                where=path,
+                remedy=f"It is read as {column!r}.",
+            )
         numbers = numbers.fill_nan(None)
         return numbers.cast(pl.Int64).to_list() if dtype.is_integer() else numbers.to_list()
     if isinstance(dtype, pl.List):

@@ -1,4 +1,4 @@
-"""Backbones by name: ``FAMILY[:ARGUMENT][?OPTION=VALUE&...]``, such as ``acoustic``, ``hf:./wavlm?window=clip`` or ``table:vectors.parquet``.
+"""Backbones by name: ``FAMILY[:ARGUMENT][?OPTION=VALUE&...]``, as ``acoustic``, ``hf:./wavlm?window=clip`` or ``table:vectors.parquet``.
 
 A family is one object with two functions, ``describe(argument, **options) -> BackboneInfo`` (reads no weights) and
 ``open(argument, *, device, **options) -> Backbone``; a class with these as static methods will do. Other packages announce
@@ -15,13 +15,17 @@ from raysere.errors import ConfigError, EnvironmentFault
 from raysere.features.backbone import Backbone, BackboneInfo
 from raysere.registry import Registry
 
-FAMILIES = Registry("backbone", "raysere.backbones", {
-    "acoustic": "raysere.features.backbones.acoustic:Acoustic",
-    "hf": "raysere.features.backbones.hf:HuggingFace",
-    "hashed": "raysere.features.backbones.hashed_text:HashedText",
-    "opensmile": "raysere.features.backbones.opensmile:OpenSmile",
-    "table": "raysere.features.backbones.table:Table",
-})
+FAMILIES = Registry(
+    "backbone",
+    "raysere.backbones",
+    {
+        "acoustic": "raysere.features.backbones.acoustic:Acoustic",
+        "hf": "raysere.features.backbones.hf:HuggingFace",
+        "hashed": "raysere.features.backbones.hashed_text:HashedText",
+        "opensmile": "raysere.features.backbones.opensmile:OpenSmile",
+        "table": "raysere.features.backbones.table:Table",
+    },
+)
 
 _OPTIONS = re.compile(r"\?(\w+=[^?&=]*(?:&\w+=[^?&=]*)*)$")
 

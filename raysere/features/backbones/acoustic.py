@@ -36,10 +36,23 @@ class Acoustic(Backbone):
         from raysere.features.backbones.acoustic_functionals import functional_names, modulation_names
 
         no_argument("acoustic", argument)
-        layers = (Layer("frames", len(frame_names()), "frame"), Layer("modulation", len(modulation_names()), "utterance"),
-                  Layer("functionals", len(functional_names()), "utterance"))
-        return BackboneInfo("acoustic", "audio", layers, digest({"backbone": "acoustic", "code": CODE_VERSION}), sampling_rate=16000, frame_s=0.01,
-                            batching="padded", min_s=0.1, max_s=600.0, licence="Apache-2.0")
+        layers = (
+            Layer("frames", len(frame_names()), "frame"),
+            Layer("modulation", len(modulation_names()), "utterance"),
+            Layer("functionals", len(functional_names()), "utterance"),
+        )
+        return BackboneInfo(
+            "acoustic",
+            "audio",
+            layers,
+            digest({"backbone": "acoustic", "code": CODE_VERSION}),
+            sampling_rate=16000,
+            frame_s=0.01,
+            batching="padded",
+            min_s=0.1,
+            max_s=600.0,
+            licence="Apache-2.0",
+        )
 
     @staticmethod
     def open(argument: str | None = None, *, device: str = "cpu") -> Acoustic:
@@ -83,21 +96,31 @@ def frame_names() -> tuple[str, ...]:
     from raysere.features.backbones.acoustic_pitch import HARMONICS
 
     moving = ("loudness_db", *(f"mfcc{i}" for i in range(1, CEPSTRA + 1)), HARMONICS[0])
-    return ("level_db", *(f"mel{i:02d}" for i in range(1, MELS + 1)), *moving, *SHAPE[1:], *HARMONICS[1:],
-            *(f"{name}.delta" for name in moving), *(f"{name}.delta2" for name in moving))
+    return (
+        "level_db",
+        *(f"mel{i:02d}" for i in range(1, MELS + 1)),
+        *moving,
+        *SHAPE[1:],
+        *HARMONICS[1:],
+        *(f"{name}.delta" for name in moving),
+        *(f"{name}.delta2" for name in moving),
+    )
 
 
-def _frame_rows(frames):  # noqa: ANN001, ANN202  (torch types would import torch at the top)
+def _frame_rows(frames):
     """(B, T, len(frame_names()))."""
     import torch
 
     moving = torch.cat([frames.loudness_db[..., None], frames.cepstra, frames.pitch.f0[..., None]], dim=-1)
     delta = _delta(moving, frames.mask)
     level = frames.level_db[:, None] + frames.loudness_db
-    return torch.cat([level[..., None], frames.mel, moving, frames.shape[..., 1:], frames.pitch.tracks[..., 1:], delta, _delta(delta, frames.mask)], dim=-1)
+    return torch.cat(
+        [level[..., None], frames.mel, moving, frames.shape[..., 1:], frames.pitch.tracks[..., 1:], delta, _delta(delta, frames.mask)],
+        dim=-1,
+    )
 
 
-def _delta(track, mask):  # noqa: ANN001, ANN202
+def _delta(track, mask):
     """Least-squares slope a frame of (B, T, D) over 11 frames; each clip is continued by its own first and last frame."""
     import torch
 
@@ -107,7 +130,13 @@ def _delta(track, mask):  # noqa: ANN001, ANN202
     padded = track.gather(1, index[..., None].expand(-1, -1, track.shape[2]))
     norm = 2 * sum(k * k for k in range(1, _DELTAS + 1))
     length = mask.shape[1]
-    return sum(k * (padded[:, _DELTAS + k : _DELTAS + k + length] - padded[:, _DELTAS - k : _DELTAS - k + length]) for k in range(1, _DELTAS + 1)) / norm
+    return (
+        sum(
+            k * (padded[:, _DELTAS + k : _DELTAS + k + length] - padded[:, _DELTAS - k : _DELTAS - k + length])
+            for k in range(1, _DELTAS + 1)
+        )
+        / norm
+    )
 
 
 def _wave(item: Item) -> np.ndarray:

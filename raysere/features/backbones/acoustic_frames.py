@@ -28,8 +28,28 @@ FLOOR = 1e-6  # -60 dB below the active level, spread over the band: gated and d
 BLOCK = 1024  # frames computed at once
 _GAP = 4  # hops of silence between clips in the buffer: more than half a window
 
-SHAPE = ("energy_db", "centroid", "spread", "skewness", "entropy", "flatness", "flux", "rolloff25", "rolloff50", "rolloff75", "rolloff90",
-         "slope_0_500", "slope_500_1500", "alpha_ratio", "hammarberg", "band_0_500", "band_500_1000", "band_1000_2000", "band_2000_4000", "band_4000_8000")
+SHAPE = (
+    "energy_db",
+    "centroid",
+    "spread",
+    "skewness",
+    "entropy",
+    "flatness",
+    "flux",
+    "rolloff25",
+    "rolloff50",
+    "rolloff75",
+    "rolloff90",
+    "slope_0_500",
+    "slope_500_1500",
+    "alpha_ratio",
+    "hammarberg",
+    "band_0_500",
+    "band_500_1000",
+    "band_1000_2000",
+    "band_2000_4000",
+    "band_4000_8000",
+)
 
 
 @dataclass
@@ -78,8 +98,9 @@ def analyse(waves: Sequence[Tensor]) -> Frames:
     # a frame starts 240 samples before its 10 ms, so it is centred on them
     windows = buffer[HOP // 2 :].unfold(0, WINDOW, HOP)
     constants = _constants(device)
-    parts = [_block(windows[index], level[owner], constants)
-             for index, owner in zip((rows - 2).split(BLOCK), clip.split(BLOCK), strict=True)]
+    parts = [
+        _block(windows[index], level[owner], constants) for index, owner in zip((rows - 2).split(BLOCK), clip.split(BLOCK), strict=True)
+    ]
     mel, shape, magnitudes, score, low = (torch.cat(part) for part in zip(*parts, strict=True))
 
     loudness = 10 * torch.log10(power / level[:, None] + FLOOR)
@@ -129,8 +150,20 @@ def _constants(device: torch.device) -> _Constants:
         x = hertz[low:high] / 1000
         x = x - x.mean()
         slopes[low:high, column] = x / x.square().sum()
-    return _Constants(*(table.float().to(device) for table in (
-        window, torch.cat([mel, linear], dim=1), acoustic_pitch.lag_table(FFT, RATE), torch.stack([khz, khz**2, khz**3], dim=1), regions, cosine, slopes)))
+    return _Constants(
+        *(
+            table.float().to(device)
+            for table in (
+                window,
+                torch.cat([mel, linear], dim=1),
+                acoustic_pitch.lag_table(FFT, RATE),
+                torch.stack([khz, khz**2, khz**3], dim=1),
+                regions,
+                cosine,
+                slopes,
+            )
+        )
+    )
 
 
 def _block(frames: Tensor, level: Tensor, constants: _Constants) -> tuple[Tensor, ...]:
@@ -163,8 +196,20 @@ def _shape(linear: Tensor, low: Tensor, constants: _Constants) -> Tensor:
     regions = linear @ constants.regions
     alpha = decibel * (linear[:, :8].sum(dim=1).log() - linear[:, 8:40].sum(dim=1).log())
     hammarberg = decibel * (logs[:, :16].amax(dim=1) - logs[:, 16:40].amax(dim=1))
-    columns = [decibel * total[:, 0].log(), centroid, variance.sqrt(), skewness, entropy, flatness, torch.zeros_like(centroid), *rolloffs,
-               slopes[:, 0], slopes[:, 1], alpha, hammarberg]
+    columns = [
+        decibel * total[:, 0].log(),
+        centroid,
+        variance.sqrt(),
+        skewness,
+        entropy,
+        flatness,
+        torch.zeros_like(centroid),
+        *rolloffs,
+        slopes[:, 0],
+        slopes[:, 1],
+        alpha,
+        hammarberg,
+    ]
     return torch.cat([torch.stack(columns, dim=1), decibel * (regions / total).log()], dim=1)
 
 

@@ -24,13 +24,66 @@ _BANDS_HZ = ((0.5, 1.0), (1.0, 2.0), (2.0, 3.0), (3.0, 4.5), (4.5, 6.5), (6.5, 1
 _GROUPS = 10  # neighbouring mel bands share an envelope
 _POINTS = 4  # frequencies a modulation band
 
-TIMING = ("voiced_rate", "voiced_length", "voiced_length_std", "unvoiced_length", "unvoiced_length_std", "voiced_share", "syllable_rate",
-          "syllable_height", "syllable_gap_std", "pause_rate", "pause_length", "pause_share", "f0_trend", "loudness_trend", "onset_slope", "decay_slope",
-          "f0_rise", "f0_fall", "f0_rise_std", "f0_fall_std", "loudness_rise", "loudness_fall", "loudness_rise_std", "loudness_fall_std")
-_PERCENTILE_OF = ("f0_semitones", "loudness_db", "hnr_db", "flux", "centroid", "alpha_ratio", "hammarberg", "slope_0_500", "slope_500_1500", "entropy",
-                  "h1_h2_db", "h1_a3_db", "rolloff50", *(f"mfcc{i}" for i in range(1, 9)))
-_VOICED_OF = (*SHAPE[1:], *(name for name in HARMONICS if name not in ("f0_semitones", "voicing")), *(f"mfcc{i}" for i in range(1, CEPSTRA + 1)))
-_UNVOICED_OF = ("centroid", "alpha_ratio", "hammarberg", "slope_0_500", "slope_500_1500", "flux", "loudness_db", "mfcc1", "mfcc2", "mfcc3", "mfcc4")
+TIMING = (
+    "voiced_rate",
+    "voiced_length",
+    "voiced_length_std",
+    "unvoiced_length",
+    "unvoiced_length_std",
+    "voiced_share",
+    "syllable_rate",
+    "syllable_height",
+    "syllable_gap_std",
+    "pause_rate",
+    "pause_length",
+    "pause_share",
+    "f0_trend",
+    "loudness_trend",
+    "onset_slope",
+    "decay_slope",
+    "f0_rise",
+    "f0_fall",
+    "f0_rise_std",
+    "f0_fall_std",
+    "loudness_rise",
+    "loudness_fall",
+    "loudness_rise_std",
+    "loudness_fall_std",
+)
+_PERCENTILE_OF = (
+    "f0_semitones",
+    "loudness_db",
+    "hnr_db",
+    "flux",
+    "centroid",
+    "alpha_ratio",
+    "hammarberg",
+    "slope_0_500",
+    "slope_500_1500",
+    "entropy",
+    "h1_h2_db",
+    "h1_a3_db",
+    "rolloff50",
+    *(f"mfcc{i}" for i in range(1, 9)),
+)
+_VOICED_OF = (
+    *SHAPE[1:],
+    *(name for name in HARMONICS if name not in ("f0_semitones", "voicing")),
+    *(f"mfcc{i}" for i in range(1, CEPSTRA + 1)),
+)
+_UNVOICED_OF = (
+    "centroid",
+    "alpha_ratio",
+    "hammarberg",
+    "slope_0_500",
+    "slope_500_1500",
+    "flux",
+    "loudness_db",
+    "mfcc1",
+    "mfcc2",
+    "mfcc3",
+    "mfcc4",
+)
 
 
 @dataclass(frozen=True)
@@ -43,15 +96,28 @@ class Region:
 
 def descriptor_names() -> tuple[str, ...]:
     """Columns that the functionals are taken of."""
-    return ("loudness_db", *(f"mel{i:02d}" for i in range(1, MELS + 1)), *(f"mfcc{i}" for i in range(1, CEPSTRA + 1)), *SHAPE[1:], *HARMONICS)
+    return (
+        "loudness_db",
+        *(f"mel{i:02d}" for i in range(1, MELS + 1)),
+        *(f"mfcc{i}" for i in range(1, CEPSTRA + 1)),
+        *SHAPE[1:],
+        *HARMONICS,
+    )
 
 
 def functional_names() -> tuple[str, ...]:
     """Names of the columns of :func:`functionals`; ``level_db`` alone depends on the gain."""
     names = descriptor_names()
-    return ("level_db", *(f"{name}.mean" for name in names), *(f"{name}.std" for name in names), *(f"{name}.change" for name in names),
-            *(f"{name}.{part}" for part in ("p20", "p50", "p80", "range") for name in _PERCENTILE_OF),
-            *(f"voiced.{name}.{part}" for part in ("mean", "std") for name in _VOICED_OF), *(f"unvoiced.{name}.mean" for name in _UNVOICED_OF), *TIMING)
+    return (
+        "level_db",
+        *(f"{name}.mean" for name in names),
+        *(f"{name}.std" for name in names),
+        *(f"{name}.change" for name in names),
+        *(f"{name}.{part}" for part in ("p20", "p50", "p80", "range") for name in _PERCENTILE_OF),
+        *(f"voiced.{name}.{part}" for part in ("mean", "std") for name in _VOICED_OF),
+        *(f"unvoiced.{name}.mean" for name in _UNVOICED_OF),
+        *TIMING,
+    )
 
 
 def modulation_names() -> tuple[str, ...]:
@@ -90,7 +156,20 @@ def functionals(frames: Frames) -> Tensor:
     columns = [names.index(name) for name in _VOICED_OF]
     voiced_mean, voiced_std = _moments(table[..., columns], voiced[..., None])
     unvoiced_mean, _ = _moments(table[..., [names.index(name) for name in _UNVOICED_OF]], unvoiced[..., None])
-    row = [frames.level_db[:, None], mean, std, change, low, middle, high, high - low, voiced_mean, voiced_std, unvoiced_mean, _timing(frames, region, voiced)]
+    row = [
+        frames.level_db[:, None],
+        mean,
+        std,
+        change,
+        low,
+        middle,
+        high,
+        high - low,
+        voiced_mean,
+        voiced_std,
+        unvoiced_mean,
+        _timing(frames, region, voiced),
+    ]
     return torch.nan_to_num(torch.cat(row, dim=1), nan=0.0, posinf=0.0, neginf=0.0)
 
 
@@ -102,9 +181,13 @@ def modulation(frames: Frames) -> Tensor:
     how long the clip is, and no clip is padded.
     """
     region = find_region(frames)
-    inside = region.inside if bool(region.inside.any(dim=1).all()) else region.inside | (frames.mask & ~region.inside.any(dim=1, keepdim=True))
+    inside = (
+        region.inside if bool(region.inside.any(dim=1).all()) else region.inside | (frames.mask & ~region.inside.any(dim=1, keepdim=True))
+    )
     groups = frames.mel.unflatten(-1, (_GROUPS, MELS // _GROUPS)).mean(dim=-1)
-    envelopes = torch.cat([groups, frames.loudness_db[..., None] * (math.log(10) / 10), frames.pitch.f0[..., None] * (math.log(2) / 12)], dim=-1)
+    envelopes = torch.cat(
+        [groups, frames.loudness_db[..., None] * (math.log(10) / 10), frames.pitch.f0[..., None] * (math.log(2) / 12)], dim=-1
+    )
     weight = inside.float()
     count = weight.sum(dim=1, keepdim=True).clamp(min=1)
     position = (weight.cumsum(dim=1) - 0.5) / count
@@ -160,9 +243,26 @@ def _timing(frames: Frames, region: Region, voiced: Tensor) -> Tensor:
     rate, height, gap = _syllables(frames, inside)
     onset, decay = _edges(frames.loudness_db, inside)
     f0, loudness = frames.pitch.f0, frames.loudness_db
-    columns = [voiced_count / seconds, voiced_length, voiced_std, unvoiced_length, unvoiced_std, voiced.sum(dim=1) / inside.sum(dim=1).clamp(min=1),
-               rate / seconds, height, gap, pauses / seconds, pause_length, (inside & ~region.active).sum(dim=1) / inside.sum(dim=1).clamp(min=1),
-               _trend(f0, voiced), _trend(loudness, region.active), onset, decay, *_slopes(f0, voiced), *_slopes(loudness, region.active)]
+    columns = [
+        voiced_count / seconds,
+        voiced_length,
+        voiced_std,
+        unvoiced_length,
+        unvoiced_std,
+        voiced.sum(dim=1) / inside.sum(dim=1).clamp(min=1),
+        rate / seconds,
+        height,
+        gap,
+        pauses / seconds,
+        pause_length,
+        (inside & ~region.active).sum(dim=1) / inside.sum(dim=1).clamp(min=1),
+        _trend(f0, voiced),
+        _trend(loudness, region.active),
+        onset,
+        decay,
+        *_slopes(f0, voiced),
+        *_slopes(loudness, region.active),
+    ]
     return torch.stack([column.float() for column in columns], dim=1)
 
 
@@ -178,7 +278,7 @@ def _runs(flags: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _syllables(frames: Frames, inside: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Peaks of the smoothed loudness that stand 3 dB above their valleys: count, mean height over the valleys, spread of the gaps (seconds)."""
+    """Peaks of the smoothed loudness that stand 3 dB above their valleys: count, mean height, spread of the gaps (seconds)."""
     kernel = torch.hann_window(13, periodic=False, device=inside.device)[1:-1]
     # before and after the clip there is silence, in whatever batch it is
     loudness = torch.where(frames.mask, frames.loudness_db, -40.0).clamp(min=-40)

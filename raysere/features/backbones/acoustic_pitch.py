@@ -37,7 +37,7 @@ class Pitch:
 
 
 def lag_table(size: int, rate: int) -> Tensor:
-    """float64 (bins up to 3 kHz, 1 + lags): cosines that turn a power spectrum into autocorrelations, divided by those of the Hann window."""
+    """float64 (bins up to 3 kHz, 1 + lags): cosines that turn a power spectrum into autocorrelations over those of the Hann window."""
     bins = torch.arange(3000 * size // rate, dtype=torch.float64)
     lags = torch.cat([torch.zeros(1, dtype=torch.float64), torch.arange(MIN_LAG, MAX_LAG + 1, dtype=torch.float64)])
     share = lags / WINDOW
@@ -88,7 +88,7 @@ def track(correlation: Tensor, low: Tensor, loudness_db: Tensor, mask: Tensor) -
 
 
 def bridge(track: Tensor, known: Tensor) -> Tensor:
-    """``track`` (B, T) with the values where not ``known`` interpolated between known neighbours; 30 semitones (156 Hz) where nothing is known."""
+    """``track`` (B, T) with the values where not ``known`` interpolated between known neighbours; 30 (156 Hz) where nothing is known."""
     time = torch.arange(track.shape[1], device=track.device).expand_as(track)
     before = torch.where(known, time, -1).cummax(dim=1).values
     after = torch.where(known, time, track.shape[1]).flip(1).cummin(dim=1).values.flip(1)

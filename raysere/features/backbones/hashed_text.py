@@ -9,6 +9,7 @@ import re
 import unicodedata
 import zlib
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -44,8 +45,16 @@ class HashedText(Backbone):
             raise ConfigError(f"The option 'bins' must be a whole number from 16 to {1 << 20}, not {bins!r}", where="hashed")
         bins = int(bins)
         name = "hashed" if bins == BINS else f"hashed?bins={bins}"
-        return BackboneInfo(name, "text", (Layer("counts", bins, "utterance"),), digest({"backbone": "hashed", "bins": bins, "code": CODE_VERSION}),
-                            sampling_rate=None, kind="counts", batching="padded", licence="Apache-2.0")
+        return BackboneInfo(
+            name,
+            "text",
+            (Layer("counts", bins, "utterance"),),
+            digest({"backbone": "hashed", "bins": bins, "code": CODE_VERSION}),
+            sampling_rate=None,
+            kind="counts",
+            batching="padded",
+            licence="Apache-2.0",
+        )
 
     @staticmethod
     def open(argument: str | None = None, *, device: str = "cpu", bins: int | str = BINS) -> HashedText:
@@ -85,7 +94,7 @@ def terms(text: str) -> Iterator[str]:
     """What is counted: ``w:`` words, ``p:`` pairs of words, ``c:`` characters within a word (blanks mark its ends)."""
     words = tokens(text)
     yield from (f"w:{word}" for word in words)
-    yield from (f"p:{first} {second}" for first, second in zip(words, words[1:], strict=False))
+    yield from (f"p:{first} {second}" for first, second in pairwise(words))
     for run in _runs(text):
         marked = f" {run} "
         for size in CHARACTERS:

@@ -23,14 +23,36 @@ from raysere.features.backbone import Backbone, BackboneInfo, Layer
 from raysere.features.torchaudio_cpu import require_torchaudio
 from raysere.files import digest, read_json
 
-# model_type to how clips may share a batch: "mask" exact with an attention mask where the extractor has layer norm; "alone" never; see hf_audio
-AUDIO = {"wav2vec2": "mask", "hubert": "mask", "wavlm": "mask", "unispeech": "mask", "unispeech-sat": "mask", "data2vec-audio": "alone", "whisper": "window"}
+# model_type to how clips may share a batch: "mask" any lengths, with an attention mask; the others equal lengths; see hf_audio
+AUDIO = {
+    "wav2vec2": "mask",
+    "hubert": "mask",
+    "wavlm": "mask",
+    "unispeech": "mask",
+    "unispeech-sat": "mask",
+    "data2vec-audio": "alone",
+    "whisper": "window",
+}
 _CONFIG_FILES = ["config.json", "preprocessor_config.json"]
-_MODEL_FILES = [*_CONFIG_FILES, "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json",
-                "sentencepiece*", "spiece.model"]
-_HASHED = re.compile(r"(config|preprocessor_config|tokenizer.*|vocab.*|special_tokens_map|added_tokens)\.(json|txt)|merges\.txt|.*\.safetensors|.*\.model")
+_MODEL_FILES = [
+    *_CONFIG_FILES,
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "sentencepiece*",
+    "spiece.model",
+]
+_HASHED = re.compile(
+    r"(config|preprocessor_config|tokenizer.*|vocab.*|special_tokens_map|added_tokens)\.(json|txt)|merges\.txt|.*\.safetensors|.*\.model"
+)
 # parts of a checkpoint that no hidden layer depends on
-_NEEDLESS = re.compile(r"(^|\.)(masked_spec_embed|pooler|lm_head|cls|decoder|proj_out|quantizer|project_q|project_hid|label_embeddings_concat|position_ids|embeddings\.position_ids)(\.|$)")
+_NEEDLESS = re.compile(
+    r"(^|\.)(masked_spec_embed|pooler|lm_head|cls|decoder|proj_out|quantizer|project_q|project_hid|label_embeddings_concat|position_ids|embeddings\.position_ids)(\.|$)"
+)
 
 
 @dataclass(frozen=True)
@@ -51,18 +73,19 @@ class HuggingFace:
 
         Args:
             argument: folder, or NAME@REVISION on the hub; a branch or tag is resolved to its commit.
-            window: Whisper only: ``full`` (default) hears 30 s whatever the clip holds, as published; ``clip`` hears the clip and half a second of
-                silence, ten times faster on 3 s clips. Their features differ and have different identities.
+            window: Whisper only: ``full`` (default) hears 30 s whatever the clip holds, as published; ``clip`` hears the clip and half a
+                second of silence, ten times faster on 3 s clips. Their features differ and have different identities.
 
         Raises:
-            ConfigError: no revision, an unknown window, a kind of model that is not supported. MissingFileError: no such folder or no configuration in it.
+            ConfigError: no revision, an unknown window, a kind of model that is not supported.
+            MissingFileError: no such folder or no configuration in it.
             EnvironmentFault: not in the cache and no network.
         """
         return _describe(locate(argument, _CONFIG_FILES), window)
 
     @staticmethod
     def open(argument: str | None = None, *, device: str = "cpu", window: str | None = None) -> Backbone:
-        """Load the model, float32, in evaluation mode. Raises as :meth:`describe` does, and EnvironmentFault where torchaudio breaks transformers."""
+        """Load the model, float32, in evaluation mode. Raises as :meth:`describe`; EnvironmentFault where torchaudio breaks transformers."""
         source = locate(argument, _MODEL_FILES)
         info = _describe(source, window)
         if info.modality == "audio":
@@ -77,7 +100,9 @@ class HuggingFace:
 def locate(argument: str | None, files: list[str]) -> Source:
     """Find the folder; for a hub model, in the cache or by download of ``files``. Raises as :meth:`HuggingFace.describe` does."""
     if not argument:
-        raise ConfigError("The backbone 'hf' needs a folder or a model name after the colon", remedy="For instance hf:./wavlm-large or hf:NAME@REVISION.")
+        raise ConfigError(
+            "The backbone 'hf' needs a folder or a model name after the colon", remedy="For instance hf:./wavlm-large or hf:NAME@REVISION."
+        )
     folder = Path(argument).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -85,10 +110,18 @@ def locate(argument: str | None, files: list[str]) -> Source:
         return Source(folder.resolve(), argument)
     name, at, revision = argument.partition("@")
     if argument[0] in "./~\\" or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        raise MissingFileError(f"There is no folder {argument!r}", where=f"hf:{argument}", remedy="Name a folder with config.json and safetensors, or a hub model as NAME@REVISION.")
+        raise MissingFileError(
+            f"There is no folder {argument!r}",
+            where=f"hf:{argument}",
+            remedy="Name a folder with config.json and safetensors, or a hub model as NAME@REVISION.",
+        )
     if not at or not revision:
-        raise ConfigError(f"The hub model {name!r} has no revision, so its features could change without notice", where=f"hf:{argument}",
-                          remedy=f"Write hf:{name}@COMMIT (the commit stands on the model's page under 'Files'), or the path of a local folder; there is no folder {argument!r} here.")
+        raise ConfigError(
+            f"The hub model {name!r} has no revision, so its features could change without notice",
+            where=f"hf:{argument}",
+            remedy=f"Write hf:{name}@COMMIT (the commit stands on the model's page under 'Files'), or the path of a local folder; "
+            f"there is no folder {argument!r} here.",
+        )
     snapshot = _fetch(name, revision, files)
     return Source(snapshot, f"{name}@{snapshot.name}", snapshot.name)
 
@@ -98,17 +131,26 @@ def _fetch(name: str, revision: str, files: list[str]) -> Path:
     from huggingface_hub import errors
 
     cache = huggingface_hub.constants.HF_HUB_CACHE
-    remedy = (f"Where there is a network run 'hf download {name} --revision {revision}' and copy the folder here, into the cache {cache} or to any place "
-              "that you then name as hf:FOLDER." + (" HF_HUB_OFFLINE is set: unset it to download." if huggingface_hub.constants.HF_HUB_OFFLINE else ""))
+    remedy = (
+        f"Where there is a network run 'hf download {name} --revision {revision}' and copy the folder here, into the cache {cache} "
+        "or to any place that you then name as hf:FOLDER."
+        + (" HF_HUB_OFFLINE is set: unset it to download." if huggingface_hub.constants.HF_HUB_OFFLINE else "")
+    )
     try:
         with quiet():
             folder = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=files))
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
-        raise ConfigError(f"The hub has no model {name!r} at revision {revision!r}, or it needs a login", where=f"hf:{name}@{revision}") from error
+        raise ConfigError(
+            f"The hub has no model {name!r} at revision {revision!r}, or it needs a login", where=f"hf:{name}@{revision}"
+        ) from error
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as error:
-        raise EnvironmentFault(f"The model {name!r} at revision {revision!r} is not in the cache and the hub cannot be reached", where=cache, remedy=remedy) from error
+        raise EnvironmentFault(
+            f"The model {name!r} at revision {revision!r} is not in the cache and the hub cannot be reached", where=cache, remedy=remedy
+        ) from error
     if not (folder / "config.json").is_file():
-        raise EnvironmentFault(f"The model {name!r} at revision {revision!r} lies in the cache without its config.json", where=folder, remedy=remedy)
+        raise EnvironmentFault(
+            f"The model {name!r} at revision {revision!r} lies in the cache without its config.json", where=folder, remedy=remedy
+        )
     return folder
 
 
@@ -124,9 +166,15 @@ def _describe(source: Source, window: str | None) -> BackboneInfo:
     if kind in AUDIO:
         from raysere.features.backbones import hf_audio
 
-        return hf_audio.describe_audio(config, _preprocessor(source.folder), name, digest({**identity, "code": hf_audio.CODE_VERSION}), licence(source.folder))
+        return hf_audio.describe_audio(
+            config, _preprocessor(source.folder), name, digest({**identity, "code": hf_audio.CODE_VERSION}), licence(source.folder)
+        )
     if not hasattr(config, "vocab_size") or config.is_encoder_decoder or hasattr(config, "conv_dim") or hasattr(config, "num_mel_bins"):
-        raise ConfigError(f"Models of type {kind!r} are not supported", where=f"hf:{source.name}", choices=[*AUDIO, "text encoders with a tokeniser (bert, roberta, ...)"])
+        raise ConfigError(
+            f"Models of type {kind!r} are not supported",
+            where=f"hf:{source.name}",
+            choices=[*AUDIO, "text encoders with a tokeniser (bert, roberta, ...)"],
+        )
     from raysere.features.backbones import hf_text
 
     return hf_text.describe_text(config, name, digest({**identity, "code": hf_text.CODE_VERSION}), licence(source.folder))
@@ -141,30 +189,43 @@ def read_config(folder: Path) -> Any:
         try:
             return AutoConfig.from_pretrained(folder, trust_remote_code=False)
         except (ValueError, KeyError, TypeError, OSError) as error:
-            raise ConfigError(f"transformers cannot read this model's configuration: {str(error).splitlines()[0]}", where=folder / "config.json") from error
+            raise ConfigError(
+                f"transformers cannot read this model's configuration: {str(error).splitlines()[0]}", where=folder / "config.json"
+            ) from error
 
 
 def load_weights(folder: Path, device: str) -> Any:
     """The model in float32, evaluation mode, on the device.
 
     Raises:
-        MissingFileError: the folder has no safetensors. ConfigError: weights that a hidden layer needs are not in them (transformers would fill them at random).
+        MissingFileError: the folder has no safetensors.
+        ConfigError: weights that a hidden layer needs are not in them (transformers would fill them at random).
     """
     guard_transformers()
     if not any(folder.glob("*.safetensors")):
-        raise MissingFileError("There are no safetensors weights in the model's folder", where=folder, remedy="Other weight files can run code when they are opened, so they are not "
-                               "read: choose a revision with model.safetensors, or convert the folder with transformers' save_pretrained.")
+        raise MissingFileError(
+            "There are no safetensors weights in the model's folder",
+            where=folder,
+            remedy="Other weight files can run code when they are opened, so they are not "
+            "read: choose a revision with model.safetensors, or convert the folder with transformers' save_pretrained.",
+        )
     with quiet():
         import torch
         from transformers import AutoModel
 
         try:
-            model, report = AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True)
+            model, report = AutoModel.from_pretrained(
+                folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            )
         except (ValueError, OSError, RuntimeError) as error:
             raise ConfigError(f"transformers cannot load this model: {str(error).splitlines()[0]}", where=folder) from error
     missing = sorted(key for key in report["missing_keys"] if not _NEEDLESS.search(key))
     if missing:
-        raise ConfigError(f"{len(missing)} weights of the model are not in its file, such as {missing[0]!r}", where=folder, remedy="The file belongs to another kind of model than config.json says.")
+        raise ConfigError(
+            f"{len(missing)} weights of the model are not in its file, such as {missing[0]!r}",
+            where=folder,
+            remedy="The file belongs to another kind of model than config.json says.",
+        )
     return model.eval().requires_grad_(False).to(device)
 
 
@@ -192,7 +253,9 @@ def finite(rows: Any, where: str) -> Any:
 def guard_transformers() -> None:
     """transformers imports torchaudio where it is installed; a torchaudio that cannot be loaded would break every speech model with it."""
     if importlib.util.find_spec("transformers") is None:
-        raise EnvironmentFault("The package transformers is not installed", remedy="Install it in the version that the constraints file names.")
+        raise EnvironmentFault(
+            "The package transformers is not installed", remedy="Install it in the version that the constraints file names."
+        )
     if importlib.util.find_spec("torchaudio") is not None:
         require_torchaudio()
 
@@ -239,7 +302,11 @@ def _file_hash(path: str, size: int, changed_ns: int) -> str:
 def _preprocessor(folder: Path) -> dict[str, Any]:
     path = folder / "preprocessor_config.json"
     if not path.is_file():
-        raise MissingFileError("There is no preprocessor_config.json in the speech model's folder", where=folder, remedy="Without it the sampling rate and normalisation are unknown.")
+        raise MissingFileError(
+            "There is no preprocessor_config.json in the speech model's folder",
+            where=folder,
+            remedy="Without it the sampling rate and normalisation are unknown.",
+        )
     return read_json(path)
 
 

@@ -42,9 +42,24 @@ def describe_audio(config: Any, preprocessor: dict[str, Any], name: str, identit
     if kind == "window":
         layers, stride, longest = layers_of(config, config.d_model, config.encoder_layers), WHISPER_FRAME, 600.0
     else:
-        layers, stride, longest = layers_of(config, config.hidden_size, config.num_hidden_layers), math.prod(config.conv_stride), _ATTENTION_LIMIT_S
+        layers, stride, longest = (
+            layers_of(config, config.hidden_size, config.num_hidden_layers),
+            math.prod(config.conv_stride),
+            _ATTENTION_LIMIT_S,
+        )
     batching = "single" if kind == "alone" or name.endswith("window=clip") else "padded"
-    return BackboneInfo(name, "audio", layers, identity, sampling_rate=rate, frame_s=stride / rate, batching=batching, min_s=0.1, max_s=longest, licence=licence)
+    return BackboneInfo(
+        name,
+        "audio",
+        layers,
+        identity,
+        sampling_rate=rate,
+        frame_s=stride / rate,
+        batching=batching,
+        min_s=0.1,
+        max_s=longest,
+        licence=licence,
+    )
 
 
 def open_audio(folder: Path, info: BackboneInfo, *, device: str = "cpu", window: str = "full") -> Backbone:
@@ -118,7 +133,7 @@ class WaveAudio(Backbone):
 
 
 class ValidGroupNorm(nn.Module):
-    """Group norm over the first ``valid`` (B,) steps of each clip of (B, C, T), groups of one channel; all steps where ``valid`` is None."""
+    """Group norm over the first ``valid`` (B,) steps of each clip of (B, C, T), a group a channel; all steps where ``valid`` is None."""
 
     def __init__(self, norm: nn.GroupNorm) -> None:
         super().__init__()
@@ -153,9 +168,14 @@ class WhisperAudio(Backbone):
         self.longest = len(self.positions) * WHISPER_FRAME
 
     def encode(self, items: Sequence[Item], layers: Sequence[int]) -> list[list[np.ndarray]]:
-        """See :meth:`Backbone.encode`; takes any list of clips. A clip over 30 s is heard in windows of 30 s, laid end to end. Raises DataError: no audio."""
+        """See :meth:`Backbone.encode`; any list of clips; one over 30 s is heard in windows laid end to end. Raises DataError: no audio."""
         check_layers(self.info.name, layers, len(self.info.layers))
-        pieces = [(i, wave[start : start + self.longest]) for i, item in enumerate(items) for wave in [_wave(item, False)] for start in range(0, len(wave), self.longest)]
+        pieces = [
+            (i, wave[start : start + self.longest])
+            for i, item in enumerate(items)
+            for wave in [_wave(item, False)]
+            for start in range(0, len(wave), self.longest)
+        ]
         parts: list[list[list[np.ndarray]]] = [[] for _ in items]
         encoded: list[list[np.ndarray]] = [[] for _ in pieces]
         for group in by_value([self._window(len(wave)) for _, wave in pieces]):
@@ -165,7 +185,10 @@ class WhisperAudio(Backbone):
                 encoded[p] = [hidden[layer][row, :frames].cpu().numpy() for layer in layers]
         for (i, _), rows in zip(pieces, encoded, strict=True):
             parts[i].append(rows)
-        return [[finite(np.concatenate([rows[k] for rows in parts[i]]), items[i].utterance) for k in range(len(layers))] for i in range(len(items))]
+        return [
+            [finite(np.concatenate([rows[k] for rows in parts[i]]), items[i].utterance) for k in range(len(layers))]
+            for i in range(len(items))
+        ]
 
     def _window(self, samples: int) -> int:
         """Frames of the window in which a piece of that many samples is heard."""
@@ -174,7 +197,14 @@ class WhisperAudio(Backbone):
 
     def _forward(self, waves: list[np.ndarray], frames: int) -> Sequence[Tensor]:
         # one at a time: the extractor clips each spectrogram at 80 dB below its own peak
-        mel = torch.cat([self.extractor(wave, sampling_rate=self.info.sampling_rate, max_length=frames * WHISPER_FRAME, return_tensors="pt").input_features for wave in waves])
+        mel = torch.cat(
+            [
+                self.extractor(
+                    wave, sampling_rate=self.info.sampling_rate, max_length=frames * WHISPER_FRAME, return_tensors="pt"
+                ).input_features
+                for wave in waves
+            ]
+        )
         with torch.inference_mode(), self._shortened(frames):
             return self.encoder(mel.to(self.device), output_hidden_states=True).hidden_states
 

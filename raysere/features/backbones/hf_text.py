@@ -9,20 +9,39 @@ from typing import Any
 import numpy as np
 import torch
 
-from raysere.errors import ConfigError, DataError
+from raysere.errors import ConfigError, DataError, MissingFileError
 from raysere.features.backbone import Backbone, BackboneInfo, Item
 from raysere.features.backbones.hf import check_layers, finite, layers_of, load_weights, quiet
 
 CODE_VERSION = 1  # raise it whenever an output changes: it is part of every feature key
+_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "bpe.codes")
 _TOGETHER = 64  # texts a forward pass
 # position numbers of these start after the padding index, so the table holds fewer tokens than rows
-_OFFSET_POSITIONS = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "data2vec-text", "roberta-prelayernorm", "mpnet", "ibert", "longformer"}
+_OFFSET_POSITIONS = {
+    "roberta",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "camembert",
+    "data2vec-text",
+    "roberta-prelayernorm",
+    "mpnet",
+    "ibert",
+    "longformer",
+}
 
 
 def describe_text(config: Any, name: str, identity: str, licence: str) -> BackboneInfo:
     """See :meth:`HuggingFace.describe`."""
-    return BackboneInfo(name, "text", layers_of(config, config.hidden_size, config.num_hidden_layers), identity, sampling_rate=None, frame_s=None,
-                        batching="padded", licence=licence)
+    return BackboneInfo(
+        name,
+        "text",
+        layers_of(config, config.hidden_size, config.num_hidden_layers),
+        identity,
+        sampling_rate=None,
+        frame_s=None,
+        batching="padded",
+        licence=licence,
+    )
 
 
 class HFText(Backbone):
@@ -36,6 +55,9 @@ class HFText(Backbone):
         self.info = info
         self.model = load_weights(folder, device)
         self.device = torch.device(device)
+        if not any((folder / name).is_file() for name in _VOCABULARIES):
+            # transformers would make a tokeniser with an empty vocabulary, to which every word is unknown
+            raise MissingFileError("There is no tokeniser in the text model's folder", where=folder, remedy=f"One of these is needed: {', '.join(_VOCABULARIES)}.")
         with quiet():
             from transformers import AutoTokenizer
 
@@ -72,16 +94,23 @@ class HFText(Backbone):
             raise DataError("the tokeniser finds no token in the text", where=item.utterance)
         return encoded["input_ids"], encoded["special_tokens_mask"], lost
 
-    def _forward(self, items: Sequence[Item], tokens: list[tuple[list[int], list[int], int]], layers: Sequence[int]) -> list[list[np.ndarray]]:
+    def _forward(
+        self, items: Sequence[Item], tokens: list[tuple[list[int], list[int], int]], layers: Sequence[int]
+    ) -> list[list[np.ndarray]]:
         width = max(len(ids) for ids, _, _ in tokens)
         padding = self.tokenizer.pad_token_id or 0
         ids = torch.tensor([row + [padding] * (width - len(row)) for row, _, _ in tokens], device=self.device)
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row, _, _ in tokens], device=self.device)
         with torch.inference_mode():
             output = self.model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
-        hidden = output.hidden_states or (output.last_hidden_state,)  # a model of embeddings alone has no block whose input could be recorded
+        hidden = output.hidden_states or (
+            output.last_hidden_state,
+        )  # a model of embeddings alone has no block whose input could be recorded
         keep = [torch.tensor([i for i, special in enumerate(flags) if not special], device=self.device) for _, flags, _ in tokens]
-        return [[finite(hidden[layer][row, keep[row]].float().cpu().numpy().copy(), item.utterance) for layer in layers] for row, item in enumerate(items)]
+        return [
+            [finite(hidden[layer][row, keep[row]].float().cpu().numpy().copy(), item.utterance) for layer in layers]
+            for row, item in enumerate(items)
+        ]
 
     def _longest(self) -> int:
         """Tokens that tokeniser and position table both hold, special ones included."""

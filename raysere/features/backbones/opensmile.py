@@ -28,12 +28,22 @@ class OpenSmile(Backbone):
     def describe(argument: str | None = None) -> BackboneInfo:
         """Does not need the package. Raises ConfigError: no set is named. UnknownNameError: no such set."""
         if not argument:
-            raise ConfigError("The backbone 'opensmile' needs a feature set after the colon", choices=[f"opensmile:{name}" for name in SETS])
+            raise ConfigError(
+                "The backbone 'opensmile' needs a feature set after the colon", choices=[f"opensmile:{name}" for name in SETS]
+            )
         if argument not in SETS:
             raise UnknownNameError("openSMILE feature set", argument, SETS)
-        return BackboneInfo(f"opensmile:{argument}", "audio", (Layer("functionals", SETS[argument], "utterance"),),
-                            digest({"backbone": "opensmile", "set": argument, "code": CODE_VERSION}), sampling_rate=16000, batching="single", min_s=0.1, max_s=600.0,
-                            licence="openSMILE: free for research, commercial use needs a licence of audEERING")
+        return BackboneInfo(
+            f"opensmile:{argument}",
+            "audio",
+            (Layer("functionals", SETS[argument], "utterance"),),
+            digest({"backbone": "opensmile", "set": argument, "code": CODE_VERSION}),
+            sampling_rate=16000,
+            batching="single",
+            min_s=0.1,
+            max_s=600.0,
+            licence="openSMILE: free for research, commercial use needs a licence of audEERING",
+        )
 
     @staticmethod
     def open(argument: str | None = None, *, device: str = "cpu") -> OpenSmile:
@@ -65,5 +75,7 @@ def _import() -> Any:
     try:
         import opensmile
     except ImportError as error:
-        raise EnvironmentFault("The package opensmile is not installed", remedy="Install it with: pip install 'raysere[opensmile]'.") from error
+        raise EnvironmentFault(
+            "The package opensmile is not installed", remedy="Install it with: pip install 'raysere[opensmile]'."
+        ) from error
     return opensmile

@@ -47,22 +47,26 @@ class Table(Backbone):
         Args:
             argument: path of the file.
             modality: what the vectors were made of, ``audio`` or ``text``.
-            id: column (or array of an npz) with the ids; default: the first there is of ``utterance``, ``utt_id``, ``utterance_id``, ``id``, ``name``,
-                ``file``, ``path``.
-            values: column that holds a list of numbers (or the two-dimensional array of an npz); default: the only one of that kind, else all columns of numbers.
+            id: column (or array of an npz) with the ids; default: the first there is of ``utterance``, ``utt_id``, ``utterance_id``,
+                ``id``, ``name``, ``file``, ``path``.
+            values: column that holds a list of numbers (or the two-dimensional array of an npz); default: the only one of that kind, else
+                all columns of numbers.
 
         Raises:
-            MissingFileError: no such file. ConfigError: a wrong option or column. DataError: a file that is not what its suffix says, empty, or without ids.
+            MissingFileError: no such file. ConfigError: a wrong option or column.
+            DataError: a file that is not what its suffix says, empty, or without ids.
         """
         return _describe(argument, modality, id, values)[1]
 
     @staticmethod
-    def open(argument: str | None = None, *, device: str = "cpu", modality: str = "audio", id: str | None = None, values: str | None = None) -> Table:
+    def open(
+        argument: str | None = None, *, device: str = "cpu", modality: str = "audio", id: str | None = None, values: str | None = None
+    ) -> Table:
         """Arguments and errors: see :meth:`describe`. Stays in main memory whatever the device."""
         return Table(*_describe(argument, modality, id, values))
 
     def encode(self, items: Sequence[Item], layers: Sequence[int]) -> list[list[np.ndarray]]:
-        """See :meth:`Backbone.encode`. Raises DataError: no row for this utterance, or values in it that are not finite. ConfigError: no such layer."""
+        """See :meth:`Backbone.encode`. Raises DataError: no row for this utterance, or none that is finite. ConfigError: no layer."""
         if any(layer != 0 for layer in layers):
             raise ConfigError(f"The backbone {self.info.name!r} has one layer", choices=[0])
         return [[self._rows(item.utterance) for _ in layers] for item in items]
@@ -92,7 +96,17 @@ def _describe(argument: str | None, modality: str, id_name: str | None, values_n
     content = _load(path, stat.st_size, stat.st_mtime_ns, id_name, values_name)
     identity = digest({"backbone": "table", "file": content.sha256, "id": id_name, "values": values_name, "code": CODE_VERSION})
     layer = Layer("rows", content.values.shape[1], "frame" if content.many else "utterance")
-    return content, BackboneInfo(f"table:{argument}", modality, (layer,), identity, sampling_rate=None, frame_s=None, batching="padded", min_s=0.0, max_s=float("inf"))
+    return content, BackboneInfo(
+        f"table:{argument}",
+        modality,
+        (layer,),
+        identity,
+        sampling_rate=None,
+        frame_s=None,
+        batching="padded",
+        min_s=0.0,
+        max_s=float("inf"),
+    )
 
 
 @lru_cache(maxsize=4)
@@ -101,7 +115,10 @@ def _load(path: Path, size: int, changed_ns: int, id_name: str | None, values_na
     read = _read_npz if path.suffix.lower() == ".npz" else _read_table
     ids, values = read(path, id_name, values_name)
     if len(ids) != len(values) or len(ids) == 0 or values.shape[1] == 0:
-        raise DataError(f"{len(ids)} ids and an array of {' x '.join(map(str, values.shape))}: there must be one row of numbers an id, and at least one", where=path)
+        raise DataError(
+            f"{len(ids)} ids and an array of {' x '.join(map(str, values.shape))}: one row of numbers an id is needed, and at least one",
+            where=path,
+        )
     order = np.argsort(ids, kind="stable")  # rows of one utterance keep their order
     names, starts, counts = np.unique(ids[order], return_index=True, return_counts=True)
     bounds = {str(name): (int(start), int(start + count)) for name, start, count in zip(names, starts, counts, strict=True)}
@@ -115,10 +132,16 @@ def _read_npz(path: Path, id_name: str | None, values_name: str | None) -> tuple
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
-        raise DataError(f"This is not an npz file of plain arrays: {error}", where=path, remedy="Ids must be stored as text (dtype 'U'), not as objects.") from error
+        raise DataError(
+            f"This is not an npz file of plain arrays: {error}",
+            where=path,
+            remedy="Ids must be stored as text (dtype 'U'), not as objects.",
+        ) from error
     texts = [name for name, array in arrays.items() if array.ndim == 1 and array.dtype.kind == "U"]
     matrices = [name for name, array in arrays.items() if array.ndim == 2 and array.dtype.kind in "fiu"]
-    return arrays[_choose(id_name, texts, "array of ids", "id", path)], arrays[_choose(values_name, matrices, "two-dimensional array of numbers", "values", path)]
+    return arrays[_choose(id_name, texts, "array of ids", "id", path)], arrays[
+        _choose(values_name, matrices, "two-dimensional array of numbers", "values", path)
+    ]
 
 
 def _read_table(path: Path, id_name: str | None, values_name: str | None) -> tuple[np.ndarray, np.ndarray]:
@@ -147,7 +170,9 @@ def _read_table(path: Path, id_name: str | None, values_name: str | None) -> tup
     numbers = [name for name, kind in table.schema.items() if kind.is_numeric() and name != column]
     if not numbers:
         raise DataError("The table has neither a column of lists nor columns of numbers", where=path)
-    return table[column].cast(pl.String).to_numpy().astype(str), table.select(pl.col(numbers).cast(pl.Float32).fill_null(float("nan"))).to_numpy()
+    return table[column].cast(pl.String).to_numpy().astype(str), table.select(
+        pl.col(numbers).cast(pl.Float32).fill_null(float("nan"))
+    ).to_numpy()
 
 
 def _numbers(rows: list[Any], path: Path) -> np.ndarray:
@@ -167,5 +192,10 @@ def _choose(asked: str | None, found: list[str], what: str, option: str, path: P
     if known:
         return known[0]
     if len(found) != 1:
-        raise ConfigError(f"The file has {len(found)} candidates for a {what}", where=path, choices=found or names or [], remedy=f"Name one with the option '{option}'.")
+        raise ConfigError(
+            f"The file has {len(found)} candidates for a {what}",
+            where=path,
+            choices=found or names or [],
+            remedy=f"Name one with the option '{option}'.",
+        )
     return found[0]

@@ -63,10 +63,13 @@ def database(clip: Clip, tmp_path: Path) -> Any:
 def test_filewise(database: Any, tmp_path: Path, form: str) -> None:
     database.save(tmp_path, storage_format=form)
     loaded = load(tmp_path)
-    assert loaded.manifest.table.select("utterance", "path", "language", "speaker", "sex", "split", "emotion", "arousal", "transcript", "duration_s").rows() == [
+    assert loaded.manifest.table.select(
+        "utterance", "path", "language", "speaker", "sex", "split", "emotion", "arousal", "transcript", "duration_s"
+    ).rows() == [
         ("my-db/wav/a", "wav/a.wav", "de", "my-db/s1", "female", "train", "anger", 0.75, "eins", 2.0),
         ("my-db/wav/b", "wav/b.wav", "de", "my-db/s2", "male", "train", "neutral", None, "zwei", 2.0),
-        ("my-db/wav/c", "wav/c.wav", "de", "my-db/s1", "female", "test", "fear", None, None, 2.0)]
+        ("my-db/wav/c", "wav/c.wav", "de", "my-db/s1", "female", "test", "fear", None, None, 2.0),
+    ]
     votes = [{vote["rater"]: vote["emotion"] for vote in row} for row in loaded.manifest.table["votes"].to_list()]
     assert votes == [{"r1": "anger", "r2": "anger"}, {"r1": "anger"}, {"r1": "fear", "r2": "neutral"}]
     assert loaded.manifest.scales == {"my-db": (0.0, 1.0)}
@@ -85,13 +88,18 @@ def test_reading_leaves_the_folder_as_it_was(database: Any, tmp_path: Path) -> N
 def test_segmented(database: Any, tmp_path: Path, form: str) -> None:
     for name in ("emotion.train", "emotion.test", "raters"):
         database.drop_tables(name)
-    index = audformat.segmented_index(["wav/a.wav", "wav/a.wav", "wav/b.wav", "wav/c.wav"], ["0s", "0.5s", None, "1.5s"], ["0.5s", "1.25s", None, "3s"])
+    index = audformat.segmented_index(
+        ["wav/a.wav", "wav/a.wav", "wav/b.wav", "wav/c.wav"], ["0s", "0.5s", None, "1.5s"], ["0.5s", "1.25s", None, "3s"]
+    )
     database["segments"] = audformat.Table(index)
     column(database["segments"], "emotion", "emotion", ["anger", "neutral", "fear", "fear"])
     database.save(tmp_path, storage_format=form)
     loaded = load(tmp_path)
     assert loaded.manifest.table.select("utterance", "start_s", "end_s", "speaker", "sex").rows() == [
-        ("my-db/wav/a@0.000-0.500", 0.0, 0.5, "my-db/s1", "female"), ("my-db/wav/a@0.500-1.250", 0.5, 1.25, "my-db/s1", "female"), ("my-db/wav/b", None, None, "my-db/s2", "male")]
+        ("my-db/wav/a@0.000-0.500", 0.0, 0.5, "my-db/s1", "female"),
+        ("my-db/wav/a@0.500-1.250", 0.5, 1.25, "my-db/s1", "female"),
+        ("my-db/wav/b", None, None, "my-db/s2", "male"),
+    ]
     assert loaded.rejected["reason"].to_list() == ["the segment 1.5 to 3 s ends after the file (2.000 s)"]
 
 

@@ -39,19 +39,54 @@ def test_forms(folder: Path, name: str) -> None:
     for given in (file, folder):
         table = load(given).manifest.table
         assert table.select("utterance", "path", "speaker", "emotion", "duration_s", "language").rows() == [
-            ("table/wav/a", "wav/a.wav", "table/1", "anger", 1.0, "und"), ("table/wav/b", "wav/b.wav", "table/2", "neutral", 2.0, "und")]
+            ("table/wav/a", "wav/a.wav", "table/1", "anger", 1.0, "und"),
+            ("table/wav/b", "wav/b.wav", "table/2", "neutral", 2.0, "und"),
+        ]
 
 
 def test_every_column_that_a_manifest_has(folder: Path) -> None:
     words = json.dumps([{"label": "so", "start_s": 0.0, "end_s": 0.3}])
-    pl.DataFrame({"file": ["wav/a.wav", "wav/b.wav"], "spk": ["x", "y"], "label": ["anger", None], "gender": ["F", "male"], "part": ["Training", "val"], "start_s": ["0.25", ""],
-                  "end_s": ["0.75", "NA"], "arousal": ["1.5", "nan"], "turn": ["3", ""], "transcript": ["so, so", None], "words": [words, None], "duration_s": ["99", "99"],
-                  "comment": ["", ""]}).write_csv(folder / "t.csv")
-    loaded = load(folder / "t.csv", {"path": "file", "speaker": "spk", "emotion": "label", "sex": "gender", "split": "part"}, scale=[1, 5], linked=[["x", "y"]])
+    pl.DataFrame(
+        {
+            "file": ["wav/a.wav", "wav/b.wav"],
+            "spk": ["x", "y"],
+            "label": ["anger", None],
+            "gender": ["F", "male"],
+            "part": ["Training", "val"],
+            "start_s": ["0.25", ""],
+            "end_s": ["0.75", "NA"],
+            "arousal": ["1.5", "nan"],
+            "turn": ["3", ""],
+            "transcript": ["so, so", None],
+            "words": [words, None],
+            "duration_s": ["99", "99"],
+            "comment": ["", ""],
+        }
+    ).write_csv(folder / "t.csv")
+    loaded = load(
+        folder / "t.csv",
+        {"path": "file", "speaker": "spk", "emotion": "label", "sex": "gender", "split": "part"},
+        scale=[1, 5],
+        linked=[["x", "y"]],
+    )
     first, second = loaded.manifest.table.iter_rows(named=True)
-    assert (first["utterance"], first["duration_s"], first["arousal"], first["turn"], first["transcript"], first["split"]) == ("table/wav/a@0.250-0.750", 0.5, 1.5, 3, "so, so", "train")
+    assert (first["utterance"], first["duration_s"], first["arousal"], first["turn"], first["transcript"], first["split"]) == (
+        "table/wav/a@0.250-0.750",
+        0.5,
+        1.5,
+        3,
+        "so, so",
+        "train",
+    )
     assert first["words"] == [{"label": "so", "start_s": 0.0, "end_s": 0.3}]
-    assert (second["emotion"], second["sex"], second["split"], second["start_s"], second["arousal"], second["words"]) == (None, "male", "dev", None, None, None)
+    assert (second["emotion"], second["sex"], second["split"], second["start_s"], second["arousal"], second["words"]) == (
+        None,
+        "male",
+        "dev",
+        None,
+        None,
+        None,
+    )
     assert loaded.manifest.scales == {"table": (1.0, 5.0)}
     assert loaded.manifest.linked_speakers == [["table/x", "table/y"]]
     assert loaded.manifest.notes == ["The table t.csv has columns that were not used: duration_s, comment."]
@@ -59,7 +94,9 @@ def test_every_column_that_a_manifest_has(folder: Path) -> None:
 
 def test_missing_columns_are_told_together_with_those_found(folder: Path) -> None:
     (folder / "t.csv").write_text("file,who,emotion\nwav/a.wav,1,anger\n")
-    with pytest.raises(DataError, match=r"lacks the columns 'path', 'speaker'; it has 'file', 'who', 'emotion'.*`columns: \{path: your_column"):
+    with pytest.raises(
+        DataError, match=r"lacks the columns 'path', 'speaker'; it has 'file', 'who', 'emotion'.*`columns: \{path: your_column"
+    ):
         load(folder / "t.csv")
     with pytest.raises(DataError, match=r"lacks the column 'whom' \(for speaker\); it has 'file'"):
         load(folder / "t.csv", {"path": "file", "speaker": "whom"})
@@ -88,7 +125,9 @@ def test_rejects(folder: Path) -> None:
     with pytest.raises(DataError, match="neither id nor path"):
         load(folder / "t.csv")
     (folder / "t.csv").write_text(TEXT + "wav/gone.wav,3,anger\n")
-    assert load(folder / "t.csv").rejected.select("path", "utterance", "reason").rows() == [("wav/gone.wav", "table/wav/gone", "missing file")]
+    assert load(folder / "t.csv").rejected.select("path", "utterance", "reason").rows() == [
+        ("wav/gone.wav", "table/wav/gone", "missing file")
+    ]
 
 
 def test_paths_above_the_table_and_absolute_ones(folder: Path) -> None:

@@ -103,13 +103,13 @@ def test_nemo_reads_texts_from_its_table(clip: Clip, tmp_path: Path) -> None:
     clip("samples/MK0_fear_2.wav")
     nemo_table(
         tmp_path,
-        ("SM0_anger_64.wav", "anger", 'Powiedział: "nie".', "        SM0", "male"),
+        ("SM0_anger_64.wav", "anger", '"Nie", powiedział.', "        SM0", "male"),
         ("IC0_surprised_1.wav", "surprised", "Lubię czytać przed snem.", "        IC0", "female"),
         ("MK0_fear_2.wav", "sadness", "Nie waśńmy się ze sobą.", "        MK0", "female"),
     )
     loaded = load_corpus("nemo", tmp_path)
     found = rows(loaded)
-    assert found["nemo/SM0_anger_64"]["transcript"] == 'Powiedział: "nie".'
+    assert found["nemo/SM0_anger_64"]["transcript"] == '"Nie", powiedział.'
     assert found["nemo/SM0_anger_64"]["speaker"] == "nemo/SM0"
     assert found["nemo/IC0_surprised_1"]["emotion"] == "surprised"
     assert found["nemo/IC0_surprised_1"]["sex"] == "female"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import re
 from pathlib import Path
 
 import polars as pl
@@ -62,6 +64,20 @@ def test_one_text_a_sentence(packed: tuple[str, Loaded], index: pl.DataFrame) ->
     else:
         assert texts["transcript"].null_count() == 0
         assert texts["sentence_id"].n_unique() == texts["transcript"].n_unique() == texts.height
+
+
+@pytest.mark.parametrize(("name", "count"), [("emodb", 10), ("emovo", 14), ("nemo", 12)])
+def test_sentences_are_word_for_word_those_of_the_documentation(corpora_root: Path, name: str, count: int) -> None:
+    section = (corpora_root / "README.md").read_text(encoding="utf-8").split(f"\n## {name}:")[1].split("\n## ")[0]
+    table: dict[str, str] = {}
+    for line in section.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        table.update(
+            {key: text for key, text in zip(cells[::2], cells[1::2], strict=False) if re.fullmatch(r"[a-z]?\d+", key) and " " in text}
+        )
+    module = importlib.import_module(f"raysere.corpora.adapters.{name}")
+    assert len(table) == count
+    assert table == module.SENTENCES
 
 
 def test_the_adapter_keeps_the_contract(packed: tuple[str, Loaded], corpora_root: Path) -> None:

@@ -30,7 +30,8 @@ class Toy(Backbone):
     def describe(argument: str | None = None, **options) -> BackboneInfo:
         text = options.get("modality") == "text"
         layers = (Layer("raw", 3), Layer("wide", 5), Layer("whole", 4, "utterance"))
-        return BackboneInfo("toy", "text" if text else "audio", layers, f"toy-{options.get('version', 1)}", sampling_rate=None if text else 16000,
+        identity = f"toy-{options.get('version', 1)}"
+        return BackboneInfo("toy", "text" if text else "audio", layers, identity, sampling_rate=None if text else 16000,
                             frame_s=None if text else HOP / 16000, batching=options.get("batching", "single"), min_s=0.1, max_s=30.0)
 
     @staticmethod

@@ -1,0 +1,256 @@
+"""Fitting, choosing and honest scoring, from predictions to evaluation.json."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from raysere.corpora.manifest import Manifest
+from raysere.ensemble.config import EnsembleConfig
+from raysere.ensemble.evaluation import evaluate, evaluate_runs, evaluation_is_current
+from raysere.ensemble.fit import fit_classes, fit_part, mixture, one_standard_error
+from raysere.ensemble.library import Selection
+from raysere.ensemble.protocols import cross_fit, in_sample
+from raysere.errors import DataError
+from raysere.training.metrics import uar, uar_of
+from raysere.training.task import Task
+
+TASK = Task(classes=("anger", "happiness", "neutral", "sadness"))
+SKILLS = [("speech", 0.9), ("speech", 1.0), ("speech", 1.1), ("text", 0.9), ("text", 1.0)]
+
+
+def _config(**values):
+    return EnsembleConfig(**{"bags": 4, "draws": 200, **values})
+
+
+def _uar(answers, selection):
+    return uar(selection.label, answers.answer["ensemble"], 4)
+
+
+# ---- fitting -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["best_single", "average", "greedy", "auto"])
+def test_every_family_gives_a_distribution_and_weights_that_sum_to_one(toy, family):
+    selection = toy.selection([0.5, 1.0, 1.2, 0.9])
+    fit = fit_classes(selection, TASK, _config(family=family))
+    assert fit.weights.sum() == pytest.approx(1)
+    p = np.exp(fit.predict(selection.predictions))
+    assert np.allclose(p.sum(1), 1)
+    assert fit.family in ("best_single", "average", "greedy")
+    assert len(fit.members) == {"best_single": 1, "average": 4}.get(fit.family, len(fit.members))
+
+
+def test_an_ensemble_of_equals_beats_its_members_and_auto_sees_it(toy):
+    selection = toy.selection([1.0] * 10, items=1500, speakers=40)
+    fit = fit_classes(selection, TASK, _config(family="auto"))
+    assert fit.family in ("average", "greedy")
+    scores = dict(fit.choice)
+    assert scores[fit.family] > scores["best_single"] + 0.1
+
+
+def test_auto_keeps_one_outstanding_member_by_itself(toy):
+    selection = toy.selection([40.0, 0.0, 0.0, 0.0], items=600)
+    assert fit_classes(selection, TASK, _config(family="auto")).family == "best_single"
+
+
+def test_one_standard_error_goes_to_the_simpler():
+    generator = np.random.default_rng(0)
+    base = generator.integers(3, 8, (20, 2, 2)).astype(float)
+    better = base.copy()
+    better[:, 0, 0] += np.where(np.arange(20) % 2, 1.1, -1)  # hardly better, and not for every speaker
+    much = base + 40 * np.eye(2)
+    assert one_standard_error({"simple": base, "complex": better}, uar_of, 0)[0] == "simple"
+    assert one_standard_error({"simple": base, "complex": much}, uar_of, 0)[0] == "complex"
+    assert one_standard_error({"simple": much, "complex": base}, uar_of, 0)[0] == "simple"
+
+
+def test_a_missing_modality_is_answered_by_the_others(toy):
+    selection = toy.selection([1.0] * 6)
+    fit = fit_classes(selection, TASK, _config(family="average"))
+    audio = selection.predictions.take_members([0, 2, 4])
+    found = fit.predict(audio)
+    assert np.isfinite(found).all()
+    nobody = selection.predictions.take_members([])
+    assert np.isnan(fit.predict(nobody)).all()
+
+
+def test_the_prior_moves_the_decision_but_not_the_calibrated_pool(toy):
+    selection = toy.selection([1.0, 1.2])
+    skewed = fit_classes(selection, TASK, _config(family="average", prior=(0.7, 0.1, 0.1, 0.1)))
+    even = fit_classes(selection, TASK, _config(family="average", prior="uniform"))
+    assert np.allclose(skewed.natural(selection.predictions), even.natural(selection.predictions))
+    assert np.exp(skewed.predict(selection.predictions))[:, 0].mean() > np.exp(even.predict(selection.predictions))[:, 0].mean() + 0.2
+
+
+def test_a_mixture_leaves_out_parts_that_cannot_answer():
+    a, b = np.log(np.array([[0.8, 0.2], [0.6, 0.4]])), np.log(np.array([[0.4, 0.6], [np.nan, np.nan]]))
+    none = np.zeros((2, 0))
+    logp, _ = mixture([(a, none), (b, none)])
+    assert np.allclose(np.exp(logp), [[0.6, 0.4], [0.6, 0.4]])
+
+
+def test_all_randomness_follows_from_the_seed(toy):
+    selection = toy.selection([0.8] * 12)
+    one, two, other = (fit_classes(selection, TASK, _config(family="greedy", seed=seed)) for seed in (0, 0, 1))
+    assert one.members == two.members
+    assert np.array_equal(one.weights, two.weights)
+    assert one.members != other.members or not np.array_equal(one.weights, other.weights)
+
+
+# ---- honesty -----------------------------------------------------------------------------------------------------------------
+
+
+def test_with_shuffled_labels_the_cross_fitted_score_is_chance_and_the_in_sample_one_is_not(toy):
+    config, honest, flattering = _config(family="greedy", bags=0), [], []
+    for seed in range(6):
+        selection = toy.selection([0.2] * 20, items=500, speakers=25, shuffled=True, seed=seed)
+        honest.append(_uar(cross_fit(selection, TASK, config, 0), selection))
+        flattering.append(uar(selection.label, in_sample(fit_part(selection, TASK, config), selection, TASK)[1], 4))
+    error = np.sqrt(0.25 * 0.75 / 500 / 6)
+    assert abs(np.mean(honest) - 0.25) < 3 * error
+    assert np.mean(flattering) > 0.25 + 5 * error
+
+
+def test_what_is_held_out_changes_nothing_that_answers_it(toy):
+    selection = toy.selection([0.8, 0.9, 1.0, 1.1])
+    config = _config(family="auto")
+    before = cross_fit(selection, TASK, config, 0)
+    held = selection.fold == 2
+    label = selection.label.copy()
+    label[held] = (label[held] + 1) % 4
+    after = cross_fit(Selection(selection.predictions, label, selection.target, selection.speaker, selection.fold), TASK, config, 0)
+    for name in before.answer:
+        assert (before.answer[name][held] == after.answer[name][held]).all()
+    assert np.allclose(before.logp[held], after.logp[held])
+    assert not np.allclose(before.logp[~held], after.logp[~held])
+
+
+@pytest.mark.parametrize(
+    ("protocol", "test_share", "split"),
+    [("holdout", 0.25, "test"), ("out_of_fold", 0.25, "test"), ("out_of_fold", 0, "out_of_fold"), ("nested", 0, "nested")],
+)
+def test_evaluation_json_holds_what_the_format_promises(tmp_path, toy, protocol, test_share, split):
+    run = toy.run(tmp_path / "run", skills=SKILLS, protocol=protocol, test_share=test_share, items=360)
+    toy.features(run.folder, ["speech", "text"])
+    result = evaluate(run.folder)
+    assert result == json.loads((run.folder / "evaluation.json").read_text())
+    assert result["format"] == "raysere.evaluation/1"
+    assert (result["metric"], result["split"]) == ("uar", split)
+    assert result["n_utterances"] == (360 if split != "test" else 90)
+    assert result["n_speakers"] == (12 if split != "test" else 3)
+    for system in ("ensemble", "best_single", "average", "majority_vote"):
+        assert result[system]["low"] <= result[system]["value"] <= result[system]["high"]
+    assert result["best_single"]["member"].startswith(("speech", "text"))
+    for name in ("best_single", "average", "majority_vote"):
+        entry = result["difference"][f"ensemble - {name}"]
+        assert entry["value"] == pytest.approx(result["ensemble"]["value"] - result[name]["value"])
+    assert result["ensemble"]["value"] > result["best_single"]["value"]
+    assert set(result["by_class"]) == set(toy.classes)
+    assert np.mean([entry["recall"] for entry in result["by_class"].values()]) == pytest.approx(result["ensemble"]["value"])
+    assert sum(entry["n"] for entry in result["by_speaker"].values()) == result["n_utterances"]
+    assert sum(map(sum, result["confusion"]["counts"])) == result["n_utterances"]
+    assert sum(entry["count"] for entry in result["calibration"]["bins"]) == result["n_utterances"]
+    assert result["chance"]["value"] == pytest.approx(0.25)
+    assert {"macro_f1", "accuracy", "balanced_macro_f1", "nll"} <= set(result["other_metrics"])
+    assert set(result["by_group"]) == {"sex"}
+    assert evaluation_is_current(run.folder)
+    assert (run.folder / "ensemble" / "ensemble.yaml").is_file()
+    assert result["optimism"]["value"] == pytest.approx(result["optimism"]["in_sample"] - result["ensemble"]["value"])
+
+
+def test_test_labels_change_the_score_and_nothing_else(tmp_path, toy):
+    run = toy.run(tmp_path / "run", skills=SKILLS)
+    toy.features(run.folder, ["speech", "text"])
+    before = evaluate(run.folder)
+    bundle = yaml.safe_load((run.folder / "ensemble" / "ensemble.yaml").read_text())
+    path = run.folder / "manifest.parquet"
+    manifest = Manifest.read(path)
+    test = set(run.splits.filter(run.splits["role"] == "test")["utterance"].to_list())
+    turn = dict(zip(toy.classes, toy.classes[1:] + toy.classes[:1]))
+    emotion = [turn[label] if name in test else label for name, label in zip(manifest.table["utterance"], manifest.table["emotion"])]
+    Manifest.checked(
+        manifest.table.with_columns(emotion=__import__("polars").Series(emotion)), roots=manifest.roots, scales=manifest.scales
+    ).write(path)
+    assert not evaluation_is_current(run.folder)
+    after = evaluate(run.folder)
+    other = yaml.safe_load((run.folder / "ensemble" / "ensemble.yaml").read_text())
+    assert [(m["id"], m["weight"], m["classes"]) for m in bundle["members"]] == [
+        (m["id"], m["weight"], m["classes"]) for m in other["members"]
+    ]
+    assert bundle["parts"] == other["parts"]
+    assert after["ensemble"]["value"] < before["ensemble"]["value"] - 0.3
+
+
+def test_an_evaluation_is_stale_once_a_trial_is_added_or_a_setting_changes(tmp_path, toy):
+    run = toy.run(tmp_path / "run", skills=SKILLS)
+    toy.features(run.folder, ["speech", "text"])
+    assert not evaluation_is_current(run.folder)
+    first = evaluate(run.folder)
+    assert evaluation_is_current(run.folder)
+    assert evaluate(run.folder) == first
+    done = run.folder / "trials" / "text-0004" / "DONE"
+    kept = done.read_text()
+    done.write_text(json.dumps({**json.loads(kept), "status": "error"}))
+    assert not evaluation_is_current(run.folder)
+    done.write_text(kept)
+    assert evaluation_is_current(run.folder)
+    settings = yaml.safe_load((run.folder / "experiment.yaml").read_text())
+    settings["ensemble"]["family"] = "average"
+    (run.folder / "experiment.yaml").write_text(yaml.safe_dump(settings))
+    assert not evaluation_is_current(run.folder)
+
+
+def test_attributes_are_scored_by_ccc(tmp_path, toy):
+    run = toy.run(tmp_path / "run", skills=[("speech", 2.0), ("speech", 2.2), ("text", 2.1)], kind="dimensional", items=360, test_share=0)
+    toy.features(run.folder, ["speech", "text"])
+    result = evaluate(run.folder)
+    assert result["metric"] == "ccc"
+    assert result["majority_vote"] is None
+    assert set(result["difference"]) == {"ensemble - best_single", "ensemble - average"}
+    assert result["difference"]["ensemble - best_single"]["low"] > 0
+    assert result["difference"]["ensemble - average"]["value"] > 0, "the mean of shrunken members lacks spread; matching gives it back"
+    assert set(result["by_class"]) == {"arousal", "valence", "dominance"}
+    assert result["confusion"] is None
+    assert evaluation_is_current(run.folder)
+
+
+def test_classes_and_attributes_together(tmp_path, toy):
+    run = toy.run(tmp_path / "run", skills=[("speech", 1.0), ("text", 1.1)], kind="both", items=240)
+    toy.features(run.folder, ["speech", "text"])
+    result = evaluate(run.folder)
+    assert result["metric"] == "uar"
+    assert 0 < result["other_metrics"]["ccc"]["value"] < 1
+
+
+def test_several_runs_make_one_ensemble(tmp_path, toy):
+    first = toy.run(tmp_path / "a", skills=SKILLS[:2])
+    second = toy.run(tmp_path / "b", skills=SKILLS[3:], noise_seed=11)
+    toy.features(first.folder, ["speech"])
+    toy.features(second.folder, ["text"])
+    result = evaluate_runs([first.folder, second.folder], tmp_path / "both", family="average")
+    assert {member["member"].split("/")[0] for member in result["members"]} == {"a", "b"}
+    assert result["best_single"]["member"][:2] in ("a/", "b/")
+    assert (tmp_path / "both" / "evaluation.json").is_file()
+    with pytest.raises(DataError, match="No run"):
+        evaluate_runs([], tmp_path / "none")
+
+
+def test_synthetic_speech_missing_rows_and_few_speakers_are_told(tmp_path, toy):
+    run = toy.run(tmp_path / "run", skills=[("text", 1.0), ("text", 1.0)], synthetic=True, text_missing=0.3)
+    toy.features(run.folder, ["text"])
+    result = evaluate(run.folder)
+    assert result["synthetic"] is True
+    text = " ".join(result["notes"])
+    assert "synthetic" in text
+    assert "Only 3 speakers" in text
+    assert "no prediction of any member" in text
+
+
+def test_one_speaker_only_is_refused(toy):
+    selection = toy.selection([1.0, 1.0], speakers=1)
+    with pytest.raises(DataError, match="One speaker"):
+        cross_fit(selection, TASK, _config(), 0)

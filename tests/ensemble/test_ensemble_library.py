@@ -1,0 +1,169 @@
+"""What is read of run folders, and what may be fitted on."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import yaml
+
+import raysere.ensemble as package
+from raysere.ensemble.library import Selection, load_predictions, load_selection, member_scores
+from raysere.ensemble.runs import Run, dev_truth, test_truth
+from raysere.errors import DataError, MissingFileError
+
+STUDIES = [("speech", 1.0), ("speech", 1.5), ("text", 0.8)]
+
+
+def test_predictions_are_joined_by_utterance_and_class_name(tmp_path, toy):
+    run = toy.run(tmp_path / "a", skills=[("speech", 60.0)], file_classes=("sadness", "anger", "neutral", "happiness"))
+    selection = load_selection([Run.open(run.folder)])
+    number = {name: n for n, name in enumerate(run.utterances)}
+    truth = run.label[[number[name] for name in selection.predictions.utterances]]
+    assert (selection.label == truth).all()
+    assert (selection.predictions.logp[0].argmax(1) == truth).all(), (
+        "a perfect member must stay perfect whatever the order of rows and classes in its file"
+    )
+    assert len(truth) == 180
+
+
+def test_rows_without_a_prediction_are_absent(tmp_path, toy):
+    run = toy.run(tmp_path / "a", skills=STUDIES, text_missing=0.3)
+    found = load_selection([Run.open(run.folder)]).predictions
+    assert found.present[:2].all()
+    assert 0.5 < found.present[2].mean() < 0.85
+    assert np.isfinite(found.logp).all()
+
+
+@pytest.mark.parametrize("status", ["error", "infeasible"])
+def test_unfinished_trials_and_twins_are_no_members(tmp_path, toy, status):
+    run = toy.run(tmp_path / "a", skills=STUDIES)
+    done = run.folder / "trials" / "speech-0000" / "DONE"
+    done.write_text(json.dumps({**json.loads(done.read_text()), "status": status, "score": None}))
+    twin = run.folder / "trials" / "speech-0001" / "DONE"
+    twin.write_text(json.dumps({**json.loads(twin.read_text()), "twin_of": "speech-0000"}))
+    assert [member.trial for member in load_selection([Run.open(run.folder)]).predictions.members] == ["text-0002"]
+    (run.folder / "trials" / "text-0002" / "DONE").unlink()
+    with pytest.raises(DataError, match="no finished trial"):
+        load_selection([Run.open(run.folder)])
+
+
+def test_stopped_trials_are_members_with_their_prior(tmp_path, toy):
+    run = toy.run(tmp_path / "a", skills=STUDIES[:1])
+    done = run.folder / "trials" / "speech-0000" / "DONE"
+    prior = {"sadness": 0.4, "anger": 0.3, "happiness": 0.2, "neutral": 0.1}
+    done.write_text(json.dumps({**json.loads(done.read_text()), "status": "stopped", "describe": {"effective_prior": prior}}))
+    (member,) = load_selection([Run.open(run.folder)]).predictions.members
+    assert member.prior == (0.3, 0.2, 0.1, 0.4)
+
+
+def test_two_runs_make_one_library(tmp_path, toy):
+    first = toy.run(tmp_path / "a", skills=STUDIES[:2])
+    second = toy.run(tmp_path / "b", skills=STUDIES[2:], noise_seed=5)
+    selection = load_selection([Run.open(first.folder), Run.open(second.folder)])
+    assert [member.id for member in selection.predictions.members] == ["a/speech-0000", "a/speech-0001", "b/text-0000"]
+    assert selection.predictions.present.all()
+
+
+def test_runs_that_do_not_belong_together_are_refused(tmp_path, toy):
+    first = toy.run(tmp_path / "a", skills=STUDIES[:1])
+    other = toy.run(tmp_path / "b", skills=STUDIES[:1], classes=("anger", "fear", "neutral", "sadness"))
+    with pytest.raises(DataError, match="classes"):
+        load_selection([Run.open(first.folder), Run.open(other.folder)])
+    leaky = toy.run(tmp_path / "c", skills=STUDIES[:1], test_share=0)
+    with pytest.raises(DataError, match="split .* differently"):
+        load_selection([Run.open(first.folder), Run.open(leaky.folder)])
+    relabelled = toy.run(tmp_path / "d", skills=STUDIES[:1], seed=9)
+    with pytest.raises(DataError, match="disagree about"):
+        load_selection([Run.open(first.folder), Run.open(relabelled.folder)])
+    same = toy.run(tmp_path / "e", skills=STUDIES[:1], name="a")
+    with pytest.raises(DataError, match="same name"):
+        load_selection([Run.open(first.folder), Run.open(same.folder)])
+
+
+def test_predictions_that_do_not_fit_the_splits_are_refused(tmp_path, toy):
+    run = toy.run(tmp_path / "a", skills=STUDIES[:1])
+    path = run.folder / "trials" / "speech-0000" / "predictions.parquet"
+    table = pl.read_parquet(path)
+    table.with_columns(fold=pl.when(pl.col("split") == "dev").then((pl.col("fold") + 1) % 5)).write_parquet(path)
+    with pytest.raises(DataError, match="other folds"):
+        load_selection([Run.open(run.folder)])
+    table.with_columns(split=pl.lit("dev")).write_parquet(path)
+    with pytest.raises(DataError, match="splits do not have"):
+        load_selection([Run.open(run.folder)])
+    table.rename({"p.anger": "p.rage"}).write_parquet(path)
+    with pytest.raises(DataError, match="other classes"):
+        load_selection([Run.open(run.folder)])
+    pl.concat([table, table.head(1)]).write_parquet(path)
+    with pytest.raises(DataError, match="twice"):
+        load_selection([Run.open(run.folder)])
+
+
+def test_nothing_can_be_fitted_on_test_rows(tmp_path, toy):
+    run = Run.open(toy.run(tmp_path / "a", skills=STUDIES).folder)
+    held = load_predictions([run], 0, "test")
+    assert held.part == "test"
+    assert not hasattr(held, "label")
+    count = len(held.utterances)
+    with pytest.raises(DataError, match="fitted on test"):
+        Selection(held, np.zeros(count, int), np.zeros((count, 0)), np.full(count, "s"), np.zeros(count, int))
+    with pytest.raises(DataError, match="test row"):
+        dev_truth([run], 0, held.utterances)
+    with pytest.raises(DataError, match="no test row"):
+        test_truth([run], 0, load_selection([run]).predictions.utterances)
+
+
+def test_only_the_evaluation_reads_test_labels():
+    readers = set()
+    for path in Path(package.__file__).parent.glob("*.py"):
+        if any(
+            isinstance(node, ast.Name | ast.alias) and (getattr(node, "id", None) or getattr(node, "name", None)) == "test_truth"
+            for node in ast.walk(ast.parse(path.read_text()))
+        ):
+            readers.add(path.name)
+    assert readers == {"evaluation.py", "runs.py"}
+
+
+def test_a_speaker_in_two_folds_is_refused(toy):
+    selection = toy.selection([1.0, 1.0])
+    fold = selection.fold.copy()
+    fold[0] = (fold[0] + 1) % 5
+    with pytest.raises(DataError, match="stands in the folds"):
+        Selection(selection.predictions, selection.label, selection.target, selection.speaker, fold)
+    Selection(selection.predictions, selection.label, selection.target, selection.speaker, fold, speakers_recur=True)
+
+
+def test_linked_speakers_are_one_person(tmp_path, toy):
+    from raysere.corpora.manifest import Manifest
+
+    run = toy.run(tmp_path / "a", skills=STUDIES[:1])
+    path = run.folder / "manifest.parquet"
+    manifest = Manifest.read(path)
+    Manifest.checked(manifest.table, roots=manifest.roots, scales=manifest.scales, linked_speakers=[["toy/s00", "toy/s05"]]).write(path)
+    assert len(set(load_selection([Run.open(run.folder)]).speaker.tolist())) == 8
+
+
+def test_the_cap_keeps_the_best_of_each_study_on_these_rows_alone(toy):
+    selection = toy.selection([0.1, 0.2, 1.0, 1.5, 2.0, 2.5])
+    kept = selection.top(2, "uar").predictions.members
+    assert [member.trial for member in kept] == ["t002", "t003", "t004", "t005"]
+    scores = member_scores(selection, "uar")
+    assert scores[5] == max(scores)
+    worse = selection.label.copy()
+    worse[:] = (selection.label + 1) % 4
+    flipped = Selection(selection.predictions, worse, selection.target, selection.speaker, selection.fold)
+    assert [member.trial for member in flipped.top(1, "uar").predictions.members] != [
+        member.trial for member in selection.top(1, "uar").predictions.members
+    ]
+
+
+def test_a_folder_that_is_no_run(tmp_path):
+    with pytest.raises(MissingFileError):
+        Run.open(tmp_path)
+    (tmp_path / "experiment.yaml").write_text(yaml.safe_dump({"name": "x"}))
+    with pytest.raises(ValueError, match="does not come from a run"):
+        Run.open(tmp_path)

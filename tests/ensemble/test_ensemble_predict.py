@@ -1,0 +1,235 @@
+"""A small real run, from audio files to a saved ensemble that answers files and texts without Ray."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import polars as pl
+import pytest
+import soundfile
+import yaml
+
+from raysere.corpora.manifest import Manifest, rows_to_table
+from raysere.corpora.splits import Protocol, make_splits
+from raysere.ensemble.evaluation import evaluate
+from raysere.ensemble.library import load_predictions
+from raysere.ensemble.predict import Ensemble
+from raysere.ensemble.runs import Run
+from raysere.errors import ConfigError
+
+CLASSES = ("high", "low")
+WORDS = {"high": "what a wonderful bright morning", "low": "everything is grey and lost again"}
+
+
+def _tone(path, pitch, seed):
+    generator = np.random.default_rng(seed)
+    time = np.arange(9600) / 16000
+    wave = 0.2 * np.sin(2 * np.pi * pitch * (1 + 0.02 * np.sin(9 * time)) * time) + 0.02 * generator.normal(size=len(time))
+    soundfile.write(path, wave.astype(np.float32), 16000)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Trained audio and text trials, out of fold with test rows, on 40 clips of 10 speakers."""
+    from safetensors.torch import save_file
+
+    from raysere.features.extract import extract_local
+    from raysere.features.spec import resolve
+    from raysere.features.store import FeatureStore
+    from raysere.methods import METHODS
+    from raysere.training.data import build_labels, trial_data
+    from raysere.training.loop import Trainer
+    from raysere.training.task import Task
+
+    root = tmp_path_factory.mktemp("real")
+    audio, folder = root / "audio", root / "run"
+    audio.mkdir()
+    folder.mkdir()
+    rows = []
+    for n in range(40):
+        label, speaker = CLASSES[n % 2], n // 4
+        _tone(audio / f"{n:02d}.wav", (320 if label == "high" else 140) + 5 * speaker, n)
+        rows.append(
+            {
+                "utterance": f"toy/{n:02d}",
+                "corpus": "toy",
+                "language": "en",
+                "path": f"{n:02d}.wav",
+                "duration_s": 0.6,
+                "sampling_rate": 16000,
+                "speaker": f"toy/s{speaker}",
+                "emotion": label,
+                "transcript": WORDS[label] + " and so on" * (n % 3),
+                "split": "test" if speaker >= 8 else None,
+            }
+        )
+    manifest = Manifest.checked(rows_to_table(rows), roots={"toy": str(audio)})
+    manifest.write(folder / "manifest.parquet")
+    task = Task(classes=CLASSES)
+    splits = make_splits(manifest.table.with_columns(label=pl.col("emotion")), Protocol(kind="out_of_fold", folds=2), seed=0)
+    splits.write_parquet(folder / "splits.parquet")
+    rules = {"name": "toy", "classes": list(CLASSES), "rules": {name: name for name in CLASSES}}
+    from raysere.corpora.labels import class_map
+
+    labels, _ = build_labels(manifest, class_map(rules), task)
+    store = FeatureStore(root / "store")
+    features, method = {}, METHODS.get("pooled")()
+    for number, (name, backbone, layer) in enumerate([("acoustic", "acoustic", 2), ("words", "hashed", 0), ("acoustic", "acoustic", 1)]):
+        spec = resolve({"backbone": backbone})
+        extract_local(manifest, spec, store.root)
+        features[name] = {"backbone": backbone, "spec_key": spec.key}
+        data = trial_data(labels, splits, 0, {name: store.open(spec, manifest.table)}, task)
+        params = method.Params(layers="one", layer=layer, hidden=8, epochs=4, lr=0.01, batch=8)
+        trainer = Trainer(method, params, data, seed=number)
+        while not trainer.finished:
+            trainer.epoch()
+        trial = folder / "trials" / f"pooled-{name}-{number:04d}"
+        trial.mkdir(parents=True)
+        trainer.predictions().write_parquet(trial / "predictions.parquet")
+        save_file(trainer.state(), str(trial / "model.safetensors"))
+        head = {
+            "format": "raysere.trial/1",
+            "trial": trial.name,
+            "study": f"pooled-{name}",
+            "space": "pooled",
+            "method": "pooled",
+            "features": [name],
+            "modality": spec.modality,
+            "outer": 0,
+            "number": number,
+            "seed": number,
+            "config": f"{number:016x}",
+            "params": {"layer": layer},
+            "resolved": params.model_dump(mode="json"),
+        }
+        (trial / "params.yaml").write_text(yaml.safe_dump(head))
+        (trial / "DONE").write_text(
+            json.dumps(
+                {
+                    "status": "done",
+                    "score": trainer.best["score"],
+                    "epoch": trainer.best["epoch"],
+                    "epochs": 4,
+                    "seconds": 1.0,
+                    "error": None,
+                    "metrics": {},
+                    "describe": trainer.describe(),
+                },
+                default=float,
+            )
+        )
+    (folder / "experiment.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "name": "real",
+                "task": task.model_dump(mode="json"),
+                "class_map": rules,
+                "protocol": {"kind": "out_of_fold", "by": "speaker"},
+                "features": features,
+                "store": str(root / "store"),
+                "ensemble": {"family": "average", "draws": 100},
+                "seed": 0,
+                "corpora": [],
+            }
+        )
+    )
+    result = evaluate(folder)
+    return {"folder": folder, "audio": audio, "result": result}
+
+
+def _test_items(run):
+    opened = Run.open(run["folder"])
+    held = load_predictions([opened], 0, "test")
+    number = {name: n for n, name in enumerate(opened.manifest.table["utterance"])}
+    rows = opened.manifest.table[[number[name] for name in held.utterances]]
+    return held, [str(run["audio"] / path) for path in rows["path"]], rows["transcript"].to_list()
+
+
+def test_predicting_files_and_texts_equals_the_predictions_of_the_search(run):
+    held, files, texts = _test_items(run)
+    ensemble = Ensemble.load(run["folder"] / "ensemble")
+    found = ensemble.predict(files, texts=texts)
+    logp, _ = ensemble.bundle.parts[0].predict(held)
+    assert np.abs(found.select("p.high", "p.low").to_numpy() - np.exp(logp)).max() < 1e-4
+    assert found["members"].to_list() == [3] * len(files)
+    assert found["error"].null_count() == found["note"].null_count() == len(files)
+    assert found["predicted"].to_list() == [CLASSES[k] for k in logp.argmax(1)]
+    assert np.allclose(found["confidence"], np.exp(logp).max(1), atol=1e-4)
+
+
+def test_the_toy_task_is_learned(run):
+    assert run["result"]["ensemble"]["value"] > 0.8
+    assert run["result"]["split"] == "test"
+
+
+def test_audio_alone_text_alone_and_neither(run):
+    _, files, texts = _test_items(run)
+    ensemble = Ensemble.load(run["folder"] / "ensemble")
+    both = ensemble.predict(files[:2], texts=[texts[0], ""])
+    assert both["members"].to_list() == [3, 2]
+    assert both["note"][0] is None
+    assert "1 of 3 members (text) left out: no text" in both["note"][1]
+    assert "renormalised" in both["note"][1]
+    words = ensemble.predict(texts=[texts[0], "  "])
+    assert words["members"].to_list() == [1, 0]
+    assert words["file"].to_list() == [None, None]
+    assert words["error"][0] is None
+    assert "no audio; no text" in words["error"][1]
+    alone = ensemble.predict(files[:1])
+    assert alone["members"][0] == 2
+    assert alone["p.high"][0] != both["p.high"][0]
+    assert alone["p.high"][0] + alone["p.low"][0] == pytest.approx(1)
+
+
+def test_bad_files_are_told_and_good_ones_answered(run, tmp_path):
+    _, files, _ = _test_items(run)
+    (tmp_path / "text.wav").write_text("no audio at all")
+    (tmp_path / "empty.wav").write_bytes(b"")
+    soundfile.write(tmp_path / "silent.wav", np.zeros(16000, np.float32), 16000)
+    given = [str(tmp_path / "text.wav"), files[0], str(tmp_path / "missing.wav"), str(tmp_path / "silent.wav"), str(tmp_path / "empty.wav")]
+    found = Ensemble.load(run["folder"] / "ensemble").predict(given)
+    assert [error is None for error in found["error"]] == [False, True, False, False, False]
+    assert found["p.high"].is_null().to_list() == [True, False, True, True, True]
+    assert "missing" in found["error"][2]
+    assert "silent" in found["error"][3]
+    with_text = Ensemble.load(run["folder"] / "ensemble").predict(given[:1], texts=["a bright morning"])
+    assert with_text["error"][0] is None
+    assert "left out" in with_text["note"][0]
+
+
+def test_the_answer_to_one_file_does_not_depend_on_the_others(run):
+    _, files, texts = _test_items(run)
+    ensemble = Ensemble.load(run["folder"] / "ensemble")
+    together = ensemble.predict(files[:4], texts=texts[:4])
+    single = pl.concat([ensemble.predict([file], texts=[text]) for file, text in zip(files[:4], texts[:4])])
+    assert np.allclose(together["p.high"], single["p.high"], atol=1e-5)
+
+
+def test_contributions(run):
+    _, files, texts = _test_items(run)
+    row = Ensemble.load(run["folder"] / "ensemble").predict(files[:1], texts=texts[:1], contributions=True)["contributions"][0].to_list()
+    assert len(row) == 3
+    assert sum(entry["share"] for entry in row) == pytest.approx(1)
+    assert {entry["modality"] for entry in row} == {"audio", "text"}
+
+
+def test_wrong_calls(run):
+    ensemble = Ensemble.load(run["folder"] / "ensemble")
+    with pytest.raises(ConfigError, match="Nothing to predict"):
+        ensemble.predict([])
+    with pytest.raises(ConfigError, match="1 texts for 2 inputs"):
+        ensemble.predict(["a.wav", "b.wav"], texts=["x"])
+
+
+def test_prediction_needs_no_ray(run):
+    import subprocess
+
+    _, files, texts = _test_items(run)
+    code = (
+        "import sys; from raysere.ensemble.predict import Ensemble; "
+        f"found = Ensemble.load({str(run['folder'] / 'ensemble')!r}).predict([{files[0]!r}], texts=[{texts[0]!r}]); "
+        "assert found['predicted'][0]; assert 'ray' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
