@@ -128,12 +128,13 @@ def _stage(name: str, until: str, summary: str, example: str) -> None:
     @SET
     @JSON
     @QUIET
-    def command(experiment: Path, overrides: tuple[str, ...], as_json: bool, quiet: bool) -> int:
+    @click.option("--retry-errors", is_flag=True, help="Run trials again that ended with an unexpected error.")
+    def command(experiment: Path, overrides: tuple[str, ...], as_json: bool, quiet: bool, retry_errors: bool) -> int:
         from raysere.experiment import load_experiment
         from raysere.pipeline import run_experiment
 
         with _progress(quiet) as progress:
-            outcome = run_experiment(load_experiment(experiment, overrides), until=until, progress=progress)
+            outcome = run_experiment(load_experiment(experiment, overrides), until=until, progress=progress, retry_errors=retry_errors)
         return _finish(outcome, as_json)
 
 

@@ -184,7 +184,7 @@ def only_driver(folder: Path) -> Iterator[None]:
 # --- running ---------------------------------------------------------------------------------------------------------
 
 
-def run_experiment(experiment: Experiment, *, until: str = "report", progress: Progress | None = None) -> Outcome:
+def run_experiment(experiment: Experiment, *, until: str = "report", progress: Progress | None = None, retry_errors: bool = False) -> Outcome:
     """Run the stages of an experiment up to ``until`` (extract, tune, evaluate or report).
 
     Raises RaysereError for a fault of the experiment, the data or the machine; every stage resumes where it was.
@@ -203,7 +203,7 @@ def run_experiment(experiment: Experiment, *, until: str = "report", progress: P
         outcome.rejected = rejected.to_dicts()
         if until == "extract":
             return outcome
-        outcome.trials = _search(prepared, progress)
+        outcome.trials = _search(prepared, progress, retry_errors)
         if until == "tune":
             return outcome
         outcome.evaluation = _evaluate(folder, progress)
@@ -258,17 +258,17 @@ def _extract(prepared: Prepared, progress: Progress) -> pl.DataFrame:
     return pl.concat(rejected)
 
 
-def _search(prepared: Prepared, progress: Progress) -> int:
+def _search(prepared: Prepared, progress: Progress, retry_errors: bool) -> int:
     from raysere.search.ledger import Ledger
     from raysere.search.tuner import run_search
 
     experiment, ledger = prepared.experiment, Ledger(prepared.experiment.run_folder)
     wanted = {study.trial_id(outer, number) for study in prepared.studies for outer in study.lanes for number in range(study.trials)}
-    if missing := wanted - set(ledger.ids()):
+    if missing := wanted - {record.trial for record in ledger.trials() if not (retry_errors and record.status == "error")}:
         start_ray()
         progress.say(f"search: {len(missing)} of {len(wanted)} trials are to run")
         run_search(experiment.run_folder, prepared.studies, resources={"cpu": experiment.trial.cpu, "gpu": experiment.trial.gpu},
-                   max_concurrent=experiment.trial.concurrent, progress=progress)
+                   max_concurrent=experiment.trial.concurrent, progress=progress, retry_errors=retry_errors)
     return len(ledger.ids())
 
 

@@ -6,6 +6,7 @@ figures on it show that the system works, never how well emotion is recognised.
 
 from __future__ import annotations
 
+import io
 import shutil
 from pathlib import Path
 from typing import Any
@@ -149,7 +150,9 @@ def _make_part(folder: Path, voice: Voice, place: int, settings: dict[str, Any],
         for index in range(settings["passages"]):
             rows.append(_passage(temporary, voice, f"p{index:02d}", np.random.default_rng([seed, 4, place, index]), espeak))
         part = rows_to_table(rows)
-        part.write_parquet(temporary / "rows.parquet")
+        table = io.BytesIO()
+        part.write_parquet(table)
+        (temporary / "rows.parquet").write_bytes(table.getvalue())
     return part
 
 
@@ -214,8 +217,9 @@ def _shift(spans: list[dict[str, Any]], offset: float) -> list[dict[str, Any]]:
 
 def _write(folder: Path, voice: Voice, name: str, pieces: list[np.ndarray], rng: np.random.Generator) -> dict[str, Any]:
     samples = finish(np.concatenate(pieces), voice, rng)
-    with explain_write_errors(folder):
-        soundfile.write(folder / f"{name}.flac", samples, SAMPLING_RATE, format="FLAC", subtype="PCM_16")
+    encoded = io.BytesIO()  # in memory first: libsndfile's own errors do not say that the disk is full
+    soundfile.write(encoded, samples, SAMPLING_RATE, format="FLAC", subtype="PCM_16")
+    (folder / f"{name}.flac").write_bytes(encoded.getvalue())
     return {"utterance": f"{CORPUS}/{voice.name}/{name}", "corpus": CORPUS, "language": voice.language,
             "path": f"audio/{voice.name}/{name}.flac", "duration_s": len(samples) / SAMPLING_RATE, "sampling_rate": SAMPLING_RATE,
             "speaker": f"{CORPUS}/{voice.name}", "sex": voice.sex, "split": voice.split}

@@ -138,7 +138,7 @@ def _greedy_pass(standard: np.ndarray, target: np.ndarray, repeats: np.ndarray, 
     gram, toward = (centred * share) @ centred.T, (centred * share) @ y
     spread = np.sqrt(max(float(share @ y**2), 1e-30))
     single = toward / (np.sqrt(np.maximum(np.diagonal(gram), 1e-30)) * spread)
-    order = sorted(range(len(standard)), key=lambda m: (-round(single[m] / _TIE) * _TIE, m))
+    order = sorted(range(len(standard)), key=lambda m: (-round(float(single[m]) / _TIE), m))
     chosen: list[int] = []
     values: list[float] = []
     square, product, cross = 0.0, 0.0, np.zeros(len(standard))  # |sum|^2, sum . y, sum . member
@@ -225,7 +225,7 @@ def fit_attribute(
         raise DataError("There is nothing to fit an attribute on: no members or no rows")
     standard, mean, sd = standardise(values, present)
     cccs = np.array([ccc(values[m, here], target[here]) if here.any() else 0.0 for m, here in enumerate(present)])
-    by_id = sorted(range(len(ids)), key=lambda m: (-round(cccs[m] / _TIE) * _TIE, ids[m]))
+    by_id = sorted(range(len(ids)), key=lambda m: (-round(float(cccs[m]) / _TIE), ids[m]))
     members = len(ids)
     if family == "best_single":
         weights = np.zeros(members)

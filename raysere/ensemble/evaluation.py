@@ -254,7 +254,9 @@ class _Scores:
         if self.task.metric == "ccc":
             return {"value": metrics.mean_ccc(self.values["ensemble"][rows], self.target[rows])}
         counts = metrics.confusion(self.label[rows], self.answer["ensemble"][rows], len(self.task.classes))
-        values = {name: float(metrics.statistic_of(name)(counts)) for name in dict.fromkeys((self.task.metric, "accuracy"))}
+        values: dict[str, float] = {
+            name: float(metrics.statistic_of(name)(counts)) for name in dict.fromkeys((self.task.metric, "accuracy"))
+        }
         plain = {name: value if np.isfinite(value) else None for name, value in values.items()}
         return {"value": plain[self.task.metric], **plain}
 

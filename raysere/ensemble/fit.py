@@ -140,7 +140,7 @@ def fit_classes(selection: Selection, task: Task, config: EnsembleConfig) -> Cla
         raise DataError("No selection row has a class label")
     rows = selection.part(labelled)
     choice: tuple[tuple[str, float], ...] = ()
-    family = config.family
+    family: str = config.family
     if family == "auto":
         family, choice = _choose_class_family(rows, task, config)
     prepared = _prepare(rows, task, config)
@@ -278,7 +278,8 @@ def fit_one_attribute(selection: Selection, index: int, task: Task, config: Ense
     if not rated.any():
         raise DataError(f"No selection row has a value of {task.attributes[index]}")
     rows = selection.part(rated)
-    family, choice = config.dimensional, ()
+    family: str = config.dimensional
+    choice: tuple[tuple[str, float], ...] = ()
     if family == "auto":
         family, choice = _choose_attribute_family(rows, index, task, config)
     fit = _attribute(rows, index, family, task, config)

@@ -153,7 +153,7 @@ def greedy_path(candidates: Candidates, objective: Objective, params: GreedyPara
     single = score_candidates(candidates, running, objective, repeats)
     nothing, none_yet = np.zeros_like(running), np.zeros_like(size)
     single_nll = [_nll(candidates, nothing + candidates.scores[:, m], none_yet + candidates.present[m], weights) for m in range(members)]
-    order = sorted(range(members), key=lambda m: (-round(single[m] / _TIE) * _TIE, single_nll[m], candidates.ids[m]))
+    order = sorted(range(members), key=lambda m: (-round(float(single[m]) / _TIE), single_nll[m], candidates.ids[m]))
     path = Path([], [], [], 0)
     best, since = -np.inf, 0
     for step in range(params.steps):

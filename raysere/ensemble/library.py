@@ -67,7 +67,8 @@ class Predictions:
             or self.values.shape != (*shape, len(self.attributes))
         ):
             raise DataError(
-                f"Predictions of shapes {self.logp.shape}, {self.values.shape}, {self.present.shape} do not belong to {shape[0]} members and {shape[1]} utterances"
+                f"Predictions of shapes {self.logp.shape}, {self.values.shape}, {self.present.shape} "
+                f"do not belong to {shape[0]} members and {shape[1]} utterances"
             )
         if len({member.id for member in self.members}) != len(self.members):
             raise DataError("A member stands in the library twice")
@@ -230,24 +231,16 @@ def usable_trials(run: Run) -> list[Record]:
 
 
 def _member(run: Run, record: Record) -> MemberInfo:
-    prior = record.describe.get("effective_prior")
-    if isinstance(prior, dict):
-        prior = [prior.get(name) for name in run.task.classes]
-    fits = prior is not None and len(prior) == len(run.task.classes) and all(share is not None and share > 0 for share in prior)
-    return MemberInfo(
-        record.trial,
-        run.name,
-        record.modality,
-        record.method,
-        record.study,
-        tuple(float(share) for share in prior) if fits else None,
-        record,
-    )
+    told = record.describe.get("effective_prior")
+    shares = [told.get(name) for name in run.task.classes] if isinstance(told, dict) else list(told or [])
+    fits = len(shares) == len(run.task.classes) and all(share is not None and share > 0 for share in shares)
+    prior = tuple(float(share or 0) for share in shares) if fits and shares else None
+    return MemberInfo(record.trial, run.name, record.modality, record.method, record.study, prior, record)
 
 
 def _check_rows(table: pl.DataFrame, rows: pl.DataFrame, task: Task, record: Record, *, folds: bool) -> pl.DataFrame:
     path = record.folder / "predictions.parquet"
-    wanted = [f"p.{name}" for name in task.classes] + list(task.attributes)
+    wanted = [*(f"p.{name}" for name in task.classes), *task.attributes]
     missing = [name for name in wanted if name not in table.columns]
     extra = [name for name in table.columns if name.startswith("p.") and name not in wanted]
     if missing or extra:
@@ -258,7 +251,8 @@ def _check_rows(table: pl.DataFrame, rows: pl.DataFrame, task: Task, record: Rec
     known = table["utterance"].is_in(rows["utterance"].to_list())
     if not known.all():
         raise DataError(
-            f"{record.trial} predicts {int((~known).sum())} utterances that the splits do not have in this part, such as {table['utterance'].filter(~known)[0]}",
+            f"{record.trial} predicts {int((~known).sum())} utterances that the splits do not have in this part, "
+            f"such as {table['utterance'].filter(~known)[0]}",
             where=path,
             remedy="The splits of a run must not change after its search.",
         )

@@ -69,8 +69,8 @@ class Ensemble:
         for what, given in (("texts", texts), ("speakers", speakers)):
             if given is not None and len(given) != count:
                 raise ConfigError(f"{len(given)} {what} for {count} inputs", remedy="Give one each, in the same order.")
-        paths = [None] * count if files is None else [str(path) for path in files]
-        words = [None] * count if texts is None else [text if text and text.strip() else None for text in texts]
+        paths: list[str | None] = [None if files is None else str(files[n]) for n in range(count)]
+        words: list[str | None] = [text if text and text.strip() else None for text in (texts or [None] * count)]
         people = [f"#{n}" if speakers is None or speakers[n] is None else str(speakers[n]) for n in range(count)]
         views, failures = self._features(paths, words)
         predictions = self.member_predictions(views, count, people)
@@ -94,7 +94,7 @@ class Ensemble:
             rows = np.flatnonzero(np.logical_and.reduce([view.present for view in own.values()]))
             if not len(rows):
                 continue
-            found = self._predictor(name).predict(own, rows, speakers=[speakers[row] for row in rows])
+            found = self._predictor(name).predict(own, rows, speakers=[speakers[row] for row in rows.tolist()])
             present[m, rows] = True
             if task.categorical:
                 logp[m, rows] = log_softmax(found.logits.numpy().astype(np.float32))
@@ -229,7 +229,8 @@ class Ensemble:
         if not absent:
             return None
         kinds = sorted({member.modality for member in absent})
-        return f"{len(absent)} of {len(predictions.members)} members ({', '.join(kinds)}) left out: {_reasons(failures.values())}; the weights of the others were renormalised"
+        who = f"{len(absent)} of {len(predictions.members)} members ({', '.join(kinds)})"
+        return f"{who} left out: {_reasons(failures.values())}; the weights of the others were renormalised"
 
     def _shares(self, predictions: Predictions) -> list[list[dict[str, Any]]]:
         ids, shares, p = contributions_of(self.bundle.parts, predictions)

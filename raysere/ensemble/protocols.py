@@ -90,8 +90,8 @@ def fit_runs(runs: Sequence[Run], config: EnsembleConfig) -> Fitted:
         found = cross_fit(selection, first.task, config, outer)
         split = "out_of_fold"
         notes.append(
-            "There are no test rows: the ensemble was cross-fitted over held-out folds. The search itself saw the development score of all folds, "
-            "so the members (not the ensembling) may be scored a little too high; the nested protocol takes that away."
+            "There are no test rows: the ensemble was cross-fitted over held-out folds. The search itself saw the development score of all "
+            "folds, so the members (not the ensembling) may be scored a little too high; the nested protocol takes that away."
         )
     found.in_sample = [in_sample(part, selection, first.task)]
     return Fitted([part], [found], split, notes)

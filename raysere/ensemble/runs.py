@@ -142,7 +142,7 @@ def check_same(runs: Sequence[Run]) -> None:
             raise DataError(
                 f"{run.name} and {first.name} split {moved.height} utterances differently, such as {moved['utterance'][0]}",
                 where=run.folder,
-                remedy="A member must not have trained on what another one is scored on: run both with the same corpora, protocol and seed.",
+                remedy="A member must not have trained on what another one is scored on: give both the same corpora, protocol and seed.",
             )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import polars as pl
 
@@ -29,7 +29,7 @@ CHARACTERS_PER_S = 15.0  # of read speech: what a text costs in seconds when not
 
 @dataclass(frozen=True)
 class Work:
-    """One content to extract. ``seconds`` is what it is expected to cost, in seconds of speech."""
+    """One content to extract. ``seconds`` is what it is expected to cost, in seconds of speech; ``channel`` is the one that is heard (None: the spec's)."""
 
     content: str
     utterance: str
@@ -39,6 +39,7 @@ class Work:
     end_s: float | None = None
     text: str | None = None
     language: str | None = None
+    channel: int | Literal["mix"] | None = None
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def contents(manifest: Manifest, spec: FeatureSpec, hashes: FileHashes, *, known
     table = manifest.table
     if spec.reads != "wave":
         return text_contents(table, spec)
-    rows = list(table.select("utterance", "corpus", "path", "start_s", "end_s", "duration_s").iter_rows(named=True))
+    rows = list(table.select("utterance", "corpus", "path", "start_s", "end_s", "duration_s", "speaker").iter_rows(named=True))
     paths: list[Path | None] = [None if row["path"] is None else manifest.path(row) for row in rows]
     different = list(dict.fromkeys(path for path in paths if path is not None))
     if known_only:
@@ -136,10 +137,11 @@ def contents(manifest: Manifest, spec: FeatureSpec, hashes: FileHashes, *, known
             result.content.append(None)
             result.failures.append(Failure(row["utterance"], None, None if path is None else str(path), _reason(value), lasting=False))
             continue
-        content = _wave_content(value, row["start_s"], row["end_s"], spec)
+        channel = manifest.channels.get(row["speaker"]) if spec.channel is None else spec.channel
+        content = _wave_content(value, row["start_s"], row["end_s"], channel)
         result.content.append(content)
         result.work.setdefault(
-            content, Work(content, row["utterance"], max(0.01, row["duration_s"] or 1.0), str(path), row["start_s"], row["end_s"])
+            content, Work(content, row["utterance"], max(0.01, row["duration_s"] or 1.0), str(path), row["start_s"], row["end_s"], channel=channel)
         )
     return result
 
@@ -190,10 +192,10 @@ def lookup(table: pl.DataFrame, mapping: pl.DataFrame) -> tuple[list[str | None]
     return [known.get(key) for key in keys], [key[0] for key in keys if key not in known]
 
 
-def _wave_content(file_hash: str, start_s: float | None, end_s: float | None, spec: FeatureSpec) -> str:
-    if start_s is None and end_s is None and spec.channel is None:
+def _wave_content(file_hash: str, start_s: float | None, end_s: float | None, channel: int | Literal["mix"] | None) -> str:
+    if start_s is None and end_s is None and channel is None:
         return file_hash
-    return digest(f"{file_hash}|segment {start_s!r} {end_s!r}|channel {spec.channel!r}", 64)
+    return digest(f"{file_hash}|segment {start_s!r} {end_s!r}|channel {channel!r}", 64)
 
 
 def _reason(error: DataError | None) -> str:

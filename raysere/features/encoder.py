@@ -163,9 +163,10 @@ class Encoder:
         assert self.backbone is not None
         assert work.path is not None
         info = self.backbone.info
+        channel = self.spec.channel if work.channel is None else work.channel
         try:
             wave = read_audio(
-                work.path, work.start_s, work.end_s, self.spec.sampling_rate, channel=self.spec.channel, min_s=info.min_s, max_s=info.max_s
+                work.path, work.start_s, work.end_s, self.spec.sampling_rate, channel=channel, min_s=info.min_s, max_s=info.max_s
             )
         except (DataError, MissingFileError) as error:
             return _failure(work, error.what)

@@ -51,7 +51,7 @@ class PrefixSums:
         frames = (ends - starts).clamp(min=1)[..., None].to(self.shift.dtype)
         line = rows[:, None]
         mean = _difference(self.first, line, starts, ends) / frames
-        spread = (_difference(self.second, line, starts, ends) / frames - 0.999 * mean * mean).clamp(min=0)
+        spread = (_difference(self.second, line, starts, ends) / frames - mean * mean).clamp(min=0)
         empty = (ends == starts)[..., None]
         mean = (mean + self.shift[rows]).masked_fill(empty, 0)
         return mean.float(), spread.sqrt().masked_fill(empty, 0).float()

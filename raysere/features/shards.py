@@ -106,8 +106,6 @@ def rebuild_index(folder: Path) -> pl.DataFrame:
 
     First, because a shard that was removed by hand must leave the cache before its number is given to a new one.
     """
-    if not set(_cached_index(folder)["shard"].to_list()) <= set(shard_numbers(folder)):
-        (folder / "index.parquet").unlink()
     index = read_index(folder)
     with atomic_write(folder / "index.parquet") as temporary:
         index.write_parquet(temporary)

@@ -33,14 +33,18 @@ MIX_GAIN = 10.0  # the mix is softmax(10 w): at the heads' learning rate plain w
 class PooledParams(LoopParams):
     """Ranges as searched by the challenge teams (papers 3.5). ``layer`` counts from the input; 0 enters the first block."""
 
-    layers: Literal["mix", "one", "top", "concat"] = Field("mix", description="learned softmax weights over all layers, one layer, equal sum of four from `layer` on, all side by side")
+    layers: Literal["mix", "one", "top", "concat"] = Field(
+        "mix", description="learned softmax weights over all layers, one layer, equal sum of four from `layer` on, all side by side"
+    )
     layer: int | None = Field(None, ge=0, description="for one and top; default: the last layer, the last four")
     pooling: Literal["mean", "mean_std", "attentive"] = "mean_std"
     bottleneck: int = Field(128, ge=8, le=1024, description="width of the attention of attentive pooling")
     hidden: int = Field(1024, ge=8, le=8192)
     depth: int = Field(1, ge=0, le=2, description="hidden layers; 0 is a linear head")
     dropout: float = Field(0.5, ge=0, le=0.9)
-    loss: Literal["ce", "kl", "vs", "logit_adjusted"] = Field("ce", description="cross-entropy, KL to the vote distribution, vector scaling, logit adjustment")
+    loss: Literal["ce", "kl", "vs", "logit_adjusted"] = Field(
+        "ce", description="cross-entropy, KL to the vote distribution, vector scaling, logit adjustment"
+    )
     class_weight: float = Field(1.0, ge=0, le=1, description="alpha of class weights (N / (C n_k))^alpha")
     focal: float = Field(0.0, ge=0, le=5, description="gamma of (1 - p)^gamma")
     label_smoothing: float = Field(0.0, ge=0, le=0.5)
@@ -143,7 +147,11 @@ class PooledModel(nn.Module):
 
     def layer_weights(self) -> dict[str, dict[int, float]]:
         """Share of each layer by stream, where shares are learned."""
-        return {name: dict(zip(pool.numbers, pool.mix.shares().tolist(), strict=True)) for name, pool in zip(self.names, self.pools, strict=True) if pool.mix is not None}
+        return {
+            name: dict(zip(pool.numbers, pool.mix.shares().tolist(), strict=True))
+            for name, pool in zip(self.names, self.pools, strict=True)
+            if pool.mix is not None
+        }
 
 
 class Pooled(Method):
@@ -156,10 +164,16 @@ class Pooled(Method):
         if params.pooling == "attentive":
             flat = [name for name, stream in shapes.streams.items() if stream.granularity == "utterance"]
             if flat:
-                raise ConfigError(f"Attentive pooling needs rows over time, and the features {', '.join(flat)} have one row an utterance", where="pooling",
-                                  choices=["mean", "mean_std"], remedy="Set granularity: chunk or frame for these features, or choose another pooling.")
+                raise ConfigError(
+                    f"Attentive pooling needs rows over time, and the features {', '.join(flat)} have one row an utterance",
+                    where="pooling",
+                    choices=["mean", "mean_std"],
+                    remedy="Set granularity: chunk or frame for these features, or choose another pooling.",
+                )
         if params.sampler != "natural" and not shapes.task.categorical:
-            raise ConfigError(f"The sampler {params.sampler!r} needs classes, and the task is dimensional", where="sampler", choices=["natural"])
+            raise ConfigError(
+                f"The sampler {params.sampler!r} needs classes, and the task is dimensional", where="sampler", choices=["natural"]
+            )
         self.layers(params, shapes)
 
     def layers(self, params: PooledParams, shapes: Shapes) -> dict[str, list[int]]:
@@ -193,7 +207,9 @@ class Pooled(Method):
             terms["gender"] = params.gender_term * losses.cross_entropy(model.gender(hidden), sex)
         return terms
 
-    def _class_terms(self, model: PooledModel, logits: Tensor, batch: Batch, step: Step, mixing: tuple[float, Tensor] | None) -> dict[str, Tensor]:
+    def _class_terms(
+        self, model: PooledModel, logits: Tensor, batch: Batch, step: Step, mixing: tuple[float, Tensor] | None
+    ) -> dict[str, Tensor]:
         params: PooledParams = model.params
         # a balanced epoch shows every class equally often: weights and priors of the natural shares would correct twice
         balanced = balanced_at(params.sampler, step.epoch)
@@ -251,6 +267,9 @@ def _chosen(params: PooledParams, stream: str, numbers: list[int]) -> list[int]:
         raise ConfigError(f"The features {stream!r} have no layer {layer}", where="layer", choices=numbers)
     first = numbers.index(layer)
     if first + span > len(numbers):
-        raise ConfigError(f"layers: top sums {span} layers, and only {len(numbers) - first} stand from layer {layer} on in the features {stream!r}", where="layer",
-                          choices=numbers[: len(numbers) - span + 1])
+        raise ConfigError(
+            f"layers: top sums {span} layers, and only {len(numbers) - first} stand from layer {layer} on in the features {stream!r}",
+            where="layer",
+            choices=numbers[: len(numbers) - span + 1],
+        )
     return numbers[first : first + span]

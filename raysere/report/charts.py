@@ -41,14 +41,14 @@ def shorten(label: str, limit: int) -> str:
 
 
 def intervals(rows: Sequence[tuple[str, float, float | None, float | None, str]], *, title: str, mark: float | None = None, mark_label: str = "",
-              width: float = 680, unit: str = "") -> str:
+              width: float = 680, signed: bool = False) -> str:
     """Dots with interval bars, one row each: (label, value, low, high, css class). ``mark`` draws a dashed reference line."""
     values = [v for _, value, low, high, _ in rows for v in (value, low, high) if v is not None] + ([mark] if mark is not None else [])
     low_x, high_x = min(values), max(values)
     pad = 0.06 * (high_x - low_x) or 0.05
     low_x, high_x = low_x - pad, high_x + pad
     left = 14 + CHAR * max(len(shorten(row[0], 34)) for row in rows)
-    right, top, step = 108, 18, 26
+    right, top, step = 62, 18, 26
     height = top + step * len(rows) + 26
 
     def x(value: float) -> float:
@@ -65,8 +65,7 @@ def intervals(rows: Sequence[tuple[str, float, float | None, float | None, str]]
         if low is not None and high is not None:
             body.append(f'<rect x="{x(low):.1f}" y="{y - 3:.1f}" width="{max(x(high) - x(low), 1):.1f}" height="6" rx="3" class="{css} faint"/>')
         body.append(f'<circle cx="{x(value):.1f}" cy="{y:.1f}" r="5" class="{css}"/>')
-        interval = f" [{low:.3f}, {high:.3f}]" if low is not None and high is not None else ""
-        body.append(text(width - right + 8, y + 4, f"{value:.3f}{unit}", css="ink"))
+        body.append(text(width - right + 8, y + 4, f"{value:{'+' if signed else ''}.3f}", css="ink"))
     return svg(width, height, body, title)
 
 
@@ -163,7 +162,7 @@ def scatter(series: Sequence[tuple[str, Sequence[float], Sequence[float], str]],
     body += [text((left + width - right) / 2, height - 6, x_label, anchor="middle", css="soft"), text(4, 12, y_label, css="soft")]
     if diagonal:
         body.append(line(x(max(x0, y0)), y(max(x0, y0)), x(min(x1, y1)), y(min(x1, y1)), "mark"))
-    legend = left + 60.0
+    legend = left + 24 + CHAR * len(y_label)
     for name, series_x, series_y, css in series:
         if best:
             top_so_far, path = float("-inf"), []

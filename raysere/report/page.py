@@ -90,8 +90,8 @@ def _result(evaluation: dict[str, Any]) -> dict[str, Any]:
         cards.append({"label": "gain over the best single", "value": f"{gain['value']:+.3f}", "note": f"95 % [{gain['low']:+.3f}, {gain['high']:+.3f}]"})
     cards.append({"label": "scored on", "value": f"{evaluation['n_utterances']}", "note": f"utterances of {evaluation['n_speakers']} speakers"})
     return {"cards": cards, "metric_name": METRICS.get(metric, metric), "split_words": SPLITS.get(evaluation["split"], evaluation["split"]), "claim": _claim(evaluation, gain),
-            "systems": charts.intervals(systems, title=f"{metric} of the systems", mark=chance, mark_label="chance") if systems else "",
-            "differences": charts.intervals(differences, title="differences", mark=0.0, mark_label="no difference") if differences else "",
+            "systems": charts.intervals(systems, title=f"{metric} of the systems", mark=chance, mark_label="chance", width=500) if systems else "",
+            "differences": charts.intervals(differences, title="differences", mark=0.0, mark_label="no difference", width=500, signed=True) if differences else "",
             "other_metrics": ", ".join(f"{key} {value if isinstance(value, int | str) else format(_value(value), '.3f')}" for key, value in (evaluation.get("other_metrics") or {}).items()
                                        if _value(value) is not None),
             **_class_charts(evaluation), **_calibration(evaluation), "by_speaker": _speakers(evaluation)}

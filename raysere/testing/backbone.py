@@ -36,7 +36,9 @@ def check_backbone(backbone: Backbone, items: Sequence[Item] | None = None, *, t
     before = [None if item.wave is None else item.wave.copy() for item in items]
     single = [_check_output(backbone, backbone.encode([item], layers), layers)[0] for item in items]
     for item, wave in zip(items, before, strict=True):
-        assert wave is None or np.array_equal(item.wave, wave), f"{info.name} changed the samples of {item.utterance}"
+        assert wave is None or (item.wave is not None and np.array_equal(item.wave, wave)), (
+            f"{info.name} changed the samples of {item.utterance}"
+        )
 
     again = backbone.encode([items[0]], layers)[0]
     assert all(np.array_equal(first, second) for first, second in zip(single[0], again, strict=True)), (

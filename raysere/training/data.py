@@ -87,12 +87,16 @@ def _votes(table: pl.DataFrame, class_map: ClassMap, number: Mapping[str, int]) 
 
 def _attributes(manifest: Manifest, task: Task) -> np.ndarray:
     table = manifest.table
-    values = np.stack([table[name].cast(pl.Float64).fill_null(float("nan")).to_numpy() for name in task.attributes], axis=1).astype(np.float64)
+    values = np.stack([table[name].cast(pl.Float64).fill_null(float("nan")).to_numpy() for name in task.attributes], axis=1).astype(
+        np.float64
+    )
     ballots = _exploded(table)
     if ballots.height:
         means = ballots.group_by("row").agg([pl.col(name).mean() for name in task.attributes])
         voted = np.full(values.shape, np.nan)
-        voted[means["row"].to_numpy()] = means.select([pl.col(name).cast(pl.Float64).fill_null(float("nan")) for name in task.attributes]).to_numpy()
+        voted[means["row"].to_numpy()] = means.select(
+            [pl.col(name).cast(pl.Float64).fill_null(float("nan")) for name in task.attributes]
+        ).to_numpy()
         values = np.where(np.isfinite(values), values, voted)
     low, high = task.scale
     for corpus in table["corpus"].unique().to_list():

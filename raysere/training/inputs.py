@@ -43,7 +43,9 @@ class TrialStream:
         budget: bytes for the matrix and its normalised copies.
     """
 
-    def __init__(self, view: FeatureView, layers: Sequence[int], labels: Labels, rows: np.ndarray, *, device: torch.device, folds: int, budget: int) -> None:
+    def __init__(
+        self, view: FeatureView, layers: Sequence[int], labels: Labels, rows: np.ndarray, *, device: torch.device, folds: int, budget: int
+    ) -> None:
         self.view, self.layers, self.device = view, list(layers), device
         self.columns = normalise.columns_of({layer: view.spec.width(layer) for layer in self.layers})
         self.at = _join(view, labels.utterances)
@@ -51,7 +53,7 @@ class TrialStream:
         width = max(stop for _, stop in self.columns.values())
         size = 4 * width * len(rows)
         self.flat = view.spec.granularity == "utterance" and size <= budget
-        self.copies = self.flat and size * (folds + 1) <= budget or self.flat and folds == 1
+        self.copies = self.flat and (folds == 1 or size * (folds + 1) <= budget)
         self.last = folds == 1
         self._raw: Tensor | None = None
         self._shared: Tensor | None = None

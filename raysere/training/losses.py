@@ -78,7 +78,9 @@ def smooth(targets: Tensor, epsilon: float) -> Tensor:
 # ---- categorical terms --------------------------------------------------------------------------------------------------------
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, *, weights: Tensor | None = None, gamma: float = 0.0, divergence: bool = False) -> Tensor:
+def cross_entropy(
+    logits: Tensor, targets: Tensor, *, weights: Tensor | None = None, gamma: float = 0.0, divergence: bool = False
+) -> Tensor:
     """Weighted (focal) cross-entropy against target rows, as a weighted mean over the items that have a target.
 
     ``sum_i sum_k w_k t_ik (1 - p_ik)^gamma (-log p_ik) / sum_i sum_k w_k t_ik``. With one-hot rows and gamma 0 it equals

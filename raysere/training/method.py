@@ -32,7 +32,9 @@ class LoopParams(BaseModel):
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps")
     schedule: Literal["cosine", "constant"] = "cosine"
     clip: float = Field(1.0, gt=0)
-    normalise: Literal["none", "corpus", "speaker"] = Field("corpus", description="z-norm of features; by training rows of the corpus, or by each speaker's own rows (no label is read)")
+    normalise: Literal["none", "corpus", "speaker"] = Field(
+        "corpus", description="z-norm of features; by training rows of the corpus, or by each speaker's own rows (no label is read)"
+    )
     sampler: Literal["natural", "balanced", "natural_then_balanced"] = "natural"
 
 
@@ -72,7 +74,11 @@ class Needs:
 
 @dataclass
 class Batch:
-    """B utterances on the device. ``label`` int64 (B,), -1 none; ``soft`` (B, C) or None; ``attributes`` (B, A) in [0, 1] with NaN where missing, or None."""
+    """B utterances on the device.
+
+    ``label`` int64 (B,), -1 none; ``soft`` (B, C) or None; ``attributes`` (B, A) in [0, 1] with NaN where missing, or None;
+    ``sex`` 0 female, 1 male, -1 unknown; ``speaker`` int64 codes. In predictions there are no targets.
+    """
 
     rows: Tensor
     streams: dict[str, Stream]
@@ -116,7 +122,7 @@ class Method(abc.ABC):
     Params: ClassVar[type[LoopParams]]
     needs: ClassVar[Needs] = Needs()
 
-    def check(self, params: Any, shapes: Shapes) -> None:
+    def check(self, params: Any, shapes: Shapes) -> None:  # noqa: B027 (a hook: accepting is the default)
         """Raise ConfigError where these params cannot work on these streams (a layer that is not there). Default: accept."""
 
     def layers(self, params: Any, shapes: Shapes) -> dict[str, list[int]]:
@@ -131,7 +137,7 @@ class Method(abc.ABC):
     def build(self, params: Any, shapes: Shapes) -> nn.Module:
         """The module, initialised from torch's global generator (the loop seeds it)."""
 
-    def start(self, model: nn.Module, data: TrialData, rows: Any, seed: int) -> None:
+    def start(self, model: nn.Module, data: TrialData, rows: Any, seed: int) -> None:  # noqa: B027
         """Data-dependent initialisation from training ``rows`` only (k-means codebooks, statistics). Default: nothing."""
 
     @abc.abstractmethod

@@ -134,8 +134,14 @@ def mean_ccc(x: ArrayLike, y: ArrayLike) -> float:
     return float(mean_ccc_of(_pairs(x, y)[0].sum(0)))
 
 
-def scores(task: Task, *, label: ArrayLike | None = None, scores_of_classes: ArrayLike | None = None,
-           attributes: ArrayLike | None = None, predicted_attributes: ArrayLike | None = None) -> dict[str, float]:
+def scores(
+    task: Task,
+    *,
+    label: ArrayLike | None = None,
+    scores_of_classes: ArrayLike | None = None,
+    attributes: ArrayLike | None = None,
+    predicted_attributes: ArrayLike | None = None,
+) -> dict[str, float]:
     """All metrics of a task by name.
 
     Args:
@@ -156,10 +162,18 @@ def scores(task: Task, *, label: ArrayLike | None = None, scores_of_classes: Arr
     return result
 
 
-def score(task: Task, *, label: ArrayLike | None = None, scores_of_classes: ArrayLike | None = None,
-          attributes: ArrayLike | None = None, predicted_attributes: ArrayLike | None = None) -> float:
+def score(
+    task: Task,
+    *,
+    label: ArrayLike | None = None,
+    scores_of_classes: ArrayLike | None = None,
+    attributes: ArrayLike | None = None,
+    predicted_attributes: ArrayLike | None = None,
+) -> float:
     """The task's own metric, to be maximised; arguments as :func:`scores`. Raises DataError when its inputs are not given."""
-    values = scores(task, label=label, scores_of_classes=scores_of_classes, attributes=attributes, predicted_attributes=predicted_attributes)
+    values = scores(
+        task, label=label, scores_of_classes=scores_of_classes, attributes=attributes, predicted_attributes=predicted_attributes
+    )
     if task.metric not in values:
         raise DataError(f"The metric {task.metric!r} cannot be computed from what a {task.kind} task predicts here", choices=sorted(values))
     return values[task.metric]
@@ -252,8 +266,9 @@ def bootstrap_by_group(sums: ArrayLike, statistic: Statistic, *, draws: int = 20
     return Interval(value, low, high, draws, redrawn, len(sums))
 
 
-def bootstrap_difference(first: ArrayLike, second: ArrayLike, statistic: Statistic, *, draws: int = 2000, seed: int = 0,
-                         level: float = 0.95) -> Interval:
+def bootstrap_difference(
+    first: ArrayLike, second: ArrayLike, statistic: Statistic, *, draws: int = 2000, seed: int = 0, level: float = 0.95
+) -> Interval:
     """Interval of ``statistic(first) - statistic(second)`` on the same resamples of the same groups (paired; papers 3.10).
 
     Raises DataError when the two do not cover the same groups with the same true labels.
@@ -277,8 +292,9 @@ def _percentiles(values: NDArray, level: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def bootstrap(metric: str, truth: ArrayLike, predicted: ArrayLike, groups: ArrayLike, *, classes: int | None = None,
-              draws: int = 2000, seed: int = 0) -> Interval:
+def bootstrap(
+    metric: str, truth: ArrayLike, predicted: ArrayLike, groups: ArrayLike, *, classes: int | None = None, draws: int = 2000, seed: int = 0
+) -> Interval:
     """Interval of a metric straight from items.
 
     Args:

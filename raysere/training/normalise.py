@@ -69,7 +69,10 @@ class Normaliser:
         return self
 
     def apply_(self, x: Tensor, group: Tensor | None, layer: int | None = None) -> Tensor:
-        """Normalise in place and return ``x``: (B, W) of all layers, or (B, T, D) of one ``layer``; ``group`` int64 (B,), None for the last."""
+        """Normalise in place and return ``x``: (B, W) of all layers, or (B, T, D) of one ``layer``.
+
+        ``group`` int64 (B,) is the row of the statistics; None for the last one.
+        """
         start, stop = self.columns[layer] if layer is not None else (0, x.shape[-1])
         if self.kind == "tfidf":
             x *= self.idf[start:stop]
@@ -123,8 +126,18 @@ def columns_of(widths: dict[int, int]) -> dict[int, tuple[int, int]]:
 # ---- fitting --------------------------------------------------------------------------------------------------------------------
 
 
-def fit(kind: str, view: FeatureView, columns: dict[int, tuple[int, int]], at: np.ndarray, train: np.ndarray, seen: np.ndarray, *,
-        corpus: np.ndarray, corpora: list[str], speaker: np.ndarray) -> Normaliser:
+def fit(
+    kind: str,
+    view: FeatureView,
+    columns: dict[int, tuple[int, int]],
+    at: np.ndarray,
+    train: np.ndarray,
+    seen: np.ndarray,
+    *,
+    corpus: np.ndarray,
+    corpora: list[str],
+    speaker: np.ndarray,
+) -> Normaliser:
     """Fit on a fold.
 
     Args:
@@ -137,7 +150,9 @@ def fit(kind: str, view: FeatureView, columns: dict[int, tuple[int, int]], at: n
     """
     train, seen = train[at[train] >= 0], seen[at[seen] >= 0]
     if not len(train):
-        raise DataError("No training utterance of this fold has features", where=view.spec.backbone, remedy="See the quarantine list of the features.")
+        raise DataError(
+            "No training utterance of this fold has features", where=view.spec.backbone, remedy="See the quarantine list of the features."
+        )
     if view.spec.kind == "counts":
         return Normaliser("tfidf", columns, idf=_idf(view, columns, at[train]))
     if kind == "none":
@@ -169,8 +184,9 @@ def _moments(view: FeatureView, columns: dict[int, tuple[int, int]], rows: np.nd
     return np.concatenate([mean for mean, _ in parts]), np.concatenate([std for _, std in parts])
 
 
-def _by_speaker(view: FeatureView, columns: dict[int, tuple[int, int]], at: np.ndarray, seen: np.ndarray, speaker: np.ndarray,
-                total: int) -> tuple[list[tuple[np.ndarray, np.ndarray]], np.ndarray]:
+def _by_speaker(
+    view: FeatureView, columns: dict[int, tuple[int, int]], at: np.ndarray, seen: np.ndarray, speaker: np.ndarray, total: int
+) -> tuple[list[tuple[np.ndarray, np.ndarray]], np.ndarray]:
     """Moments of each speaker with enough rows among ``seen``, and the table row of every label row."""
     lengths = view.lengths(at[seen])
     counts = np.bincount(speaker[seen], weights=lengths, minlength=int(speaker.max(initial=0)) + 1)

@@ -33,8 +33,16 @@ class Predictions:
     std: np.ndarray | None = None
 
 
-def prediction_table(task: Task, utterances: Sequence[str], split: str, fold: Sequence[int | None], *, probabilities: np.ndarray | None = None,
-                     attributes: np.ndarray | None = None, std: np.ndarray | None = None) -> pl.DataFrame:
+def prediction_table(
+    task: Task,
+    utterances: Sequence[str],
+    split: str,
+    fold: Sequence[int | None],
+    *,
+    probabilities: np.ndarray | None = None,
+    attributes: np.ndarray | None = None,
+    std: np.ndarray | None = None,
+) -> pl.DataFrame:
     """Rows of one split. ``attributes`` are on the task's scale and are held to it. Raises DataError for values that are not finite."""
     columns: dict[str, pl.Series] = {
         "utterance": pl.Series(list(utterances), dtype=pl.String),
@@ -70,11 +78,21 @@ def read_predictions(source: str | os.PathLike[str] | pl.DataFrame, task: Task, 
     frame = source if isinstance(source, pl.DataFrame) else pl.read_parquet(source)
     if split is not None:
         frame = frame.filter(pl.col("split") == split)
-    expected = ["utterance", "fold", "split", *([f"p.{name}" for name in task.classes] if task.categorical else []), *(task.attributes if task.dimensional else [])]
+    expected = [
+        "utterance",
+        "fold",
+        "split",
+        *([f"p.{name}" for name in task.classes] if task.categorical else []),
+        *(task.attributes if task.dimensional else []),
+    ]
     missing = [name for name in expected if name not in frame.columns]
     extra = [name for name in frame.columns if task.categorical and name.startswith("p.") and name not in expected]
     if missing or extra:
-        raise DataError(f"These predictions are of another task: without {missing or 'nothing'}, beyond it {extra or 'nothing'}", where=where, choices=expected)
+        raise DataError(
+            f"These predictions are of another task: without {missing or 'nothing'}, beyond it {extra or 'nothing'}",
+            where=where,
+            choices=expected,
+        )
     if frame.select("split", "utterance").is_duplicated().any():
         raise DataError("An utterance is predicted twice in one split", where=where)
     std = [f"{name}.std" for name in task.attributes]

@@ -49,10 +49,15 @@ def mean_prediction(predictions: Sequence[Prediction]) -> Prediction:
 class Predictor:
     """All folds of one trial. Make it with :func:`load_predictor`."""
 
-    def __init__(self, method: Method, params: Any, shapes: Shapes, state: Mapping[str, Tensor], device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self, method: Method, params: Any, shapes: Shapes, state: Mapping[str, Tensor], device: str | torch.device = "cpu"
+    ) -> None:
         self.method, self.params, self.shapes, self.device = method, params, shapes, torch.device(device)
         self.layers = method.layers(params, shapes)
-        self.columns = {name: normalise.columns_of({layer: stream.layers[layer] for layer in self.layers[name]}) for name, stream in shapes.streams.items()}
+        self.columns = {
+            name: normalise.columns_of({layer: stream.layers[layer] for layer in self.layers[name]})
+            for name, stream in shapes.streams.items()
+        }
         self.folds = []
         for tensors in split_state(state).values():
             with torch.random.fork_rng(devices=[]):
@@ -66,8 +71,15 @@ class Predictor:
         if not self.folds:
             raise DataError("A predictor needs the tensors of at least one fold")
 
-    def predict(self, views: Mapping[str, FeatureView] | FeatureView, rows: Any, *, speakers: Sequence[str] | None = None,
-                corpora: Sequence[str] | None = None, batch: int = 256) -> Prediction:
+    def predict(
+        self,
+        views: Mapping[str, FeatureView] | FeatureView,
+        rows: Any,
+        *,
+        speakers: Sequence[str] | None = None,
+        corpora: Sequence[str] | None = None,
+        batch: int = 256,
+    ) -> Prediction:
         """Mean of the folds, on the CPU: ``logits`` float32 (n, C) and/or ``attributes`` (n, A) in [0, 1].
 
         Args:
@@ -86,7 +98,10 @@ class Predictor:
                 absent = [view.utterances[row] for row in rows[~view.present[rows]][:5]]
                 raise DataError("Utterances without features cannot be predicted", where=f"{name}: {', '.join(absent)}")
         tables = {name: self._own_statistics(name, view, rows, speakers) for name, view in views.items()}
-        parts = [mean_prediction(self._batch(views, rows[begin : begin + batch], slice(begin, begin + batch), tables, corpora)) for begin in range(0, len(rows), batch)]
+        parts = [
+            mean_prediction(self._batch(views, rows[begin : begin + batch], slice(begin, begin + batch), tables, corpora))
+            for begin in range(0, len(rows), batch)
+        ]
         return Prediction(*(_cat([getattr(p, name) for p in parts]) for name in ("logits", "attributes", "std")))
 
     def logits(self, views: Mapping[str, FeatureView] | FeatureView, rows: Any, **named: Any) -> np.ndarray:
@@ -104,7 +119,9 @@ class Predictor:
             raise ConfigError(f"This model needs the features {', '.join(missing)} too", choices=list(self.shapes.streams))
         return {name: views[name] for name in self.shapes.streams}
 
-    def _own_statistics(self, name: str, view: FeatureView, rows: np.ndarray, speakers: Sequence[str] | None) -> list[tuple[Tensor, Tensor] | None]:
+    def _own_statistics(
+        self, name: str, view: FeatureView, rows: np.ndarray, speakers: Sequence[str] | None
+    ) -> list[tuple[Tensor, Tensor] | None]:
         """For each row the statistics of its own speaker, None where the training data's hold."""
         if self.params.normalise != "speaker" or view.spec.kind == "counts":
             return [None] * len(rows)
@@ -115,7 +132,9 @@ class Predictor:
             known[speaker] = None if statistics is None else tuple(value.to(self.device) for value in statistics)
         return [known[speaker] for speaker in who]
 
-    def _batch(self, views: Mapping[str, FeatureView], rows: np.ndarray, where: slice, tables: Mapping[str, list], corpora: Sequence[str] | None) -> list[Prediction]:
+    def _batch(
+        self, views: Mapping[str, FeatureView], rows: np.ndarray, where: slice, tables: Mapping[str, list], corpora: Sequence[str] | None
+    ) -> list[Prediction]:
         results = []
         none = torch.full((len(rows),), -1, dtype=torch.long, device=self.device)
         for model, norms in self.folds:
@@ -126,7 +145,11 @@ class Predictor:
                 if norm.kind == "speaker":
                     norm, group = _with_rows(norm, own)
                 else:
-                    group = norm.groups_of(None if corpora is None else list(corpora[where]), len(rows)).to(self.device) if norm.kind == "corpus" else None
+                    group = (
+                        norm.groups_of(None if corpora is None else list(corpora[where]), len(rows)).to(self.device)
+                        if norm.kind == "corpus"
+                        else None
+                    )
                 streams[name] = normalised(view.batch(rows, self.layers[name], self.device), norm, group)
             items = Batch(torch.from_numpy(rows).to(self.device), streams, none, None, None, none, none)
             with torch.inference_mode():
@@ -145,14 +168,18 @@ def _with_rows(norm: normalise.Normaliser, own: list[tuple[Tensor, Tensor] | Non
 
 
 def _to_cpu(prediction: Prediction) -> Prediction:
-    return Prediction(*(None if value is None else value.float().cpu() for value in (prediction.logits, prediction.attributes, prediction.std)))
+    return Prediction(
+        *(None if value is None else value.float().cpu() for value in (prediction.logits, prediction.attributes, prediction.std))
+    )
 
 
 def _cat(values: list[Tensor | None]) -> Tensor | None:
     return torch.cat(values) if values and values[0] is not None else None
 
 
-def load_predictor(method: Method, params: Any, shapes: Shapes, state: Mapping[str, Tensor], *, device: str | torch.device = "cpu") -> Predictor:
+def load_predictor(
+    method: Method, params: Any, shapes: Shapes, state: Mapping[str, Tensor], *, device: str | torch.device = "cpu"
+) -> Predictor:
     """A :class:`Predictor` from ``Trainer.state()`` (as read back from safetensors).
 
     Args:

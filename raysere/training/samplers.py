@@ -49,7 +49,9 @@ class Sampler:
 
     def __post_init__(self) -> None:
         if self.kind != "natural" and not bool((self.label >= 0).any()):
-            raise ConfigError(f"The sampler {self.kind!r} needs classes, and this task or this fold has none", remedy="Use sampler: natural.")
+            raise ConfigError(
+                f"The sampler {self.kind!r} needs classes, and this task or this fold has none", remedy="Use sampler: natural."
+            )
 
     @property
     def steps(self) -> int:

@@ -18,7 +18,7 @@ from raysere.corpora import demo_prosody as prosody
 from raysere.corpora.adapters.demo import Demo
 from raysere.corpora.demo import make_demo
 from raysere.corpora.demo_texts import LANGUAGES, SHARED, TEXTS
-from raysere.corpora.demo_voices import SAMPLING_RATE, make_voices
+from raysere.corpora.demo_voices import SAMPLING_RATE, finish, make_voices
 from raysere.corpora.manifest import Manifest
 from raysere.errors import ConfigError, DataError, EnvironmentFault
 
@@ -124,6 +124,14 @@ def test_sound_is_16_bit_mono_and_never_clipped(manifest: Manifest) -> None:
     order = ("sadness", "neutral", "happiness", "anger")  # from soft to loud: neighbours overlap, so that loudness alone does not tell
     assert all(max(levels[softer]) > min(levels[louder]) + 1 for softer, louder in pairwise(order))
     assert np.mean(levels["sadness"]) + 3 < np.mean(levels["anger"])
+
+
+def test_what_would_clip_is_made_quieter() -> None:
+    voice = make_voices(9, LANGUAGES, 0)[0]
+    tone = 3 * np.sin(np.arange(8000) * 0.1)
+    samples = finish(tone, voice, np.random.default_rng(0)).astype(int)
+    assert 0.9 * 32_767 < np.abs(samples).max() < 0.98 * 32_767
+    assert np.mean(np.abs(samples) == np.abs(samples).max()) < 0.01
 
 
 def test_traces(manifest: Manifest) -> None:

@@ -175,6 +175,7 @@ def test_folds_keep_speakers_whole_and_are_balanced():
     group = np.random.default_rng(0).integers(0, 17, 500)
     fold = group_folds(group, 5, 0)
     assert all(len(np.unique(fold[group == name])) == 1 for name in range(17))
+    assert len(np.bincount(fold)) == 5
     assert np.ptp(np.bincount(fold)) < 60
     assert len(np.unique(group_folds(np.zeros(5), 5, 0))) == 1
 

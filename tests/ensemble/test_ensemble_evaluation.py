@@ -14,6 +14,7 @@ from raysere.ensemble.evaluation import evaluate, evaluate_runs, evaluation_is_c
 from raysere.ensemble.fit import fit_classes, fit_part, mixture, one_standard_error
 from raysere.ensemble.library import Selection
 from raysere.ensemble.protocols import cross_fit, in_sample
+from raysere.ensemble.recipes import fit_baselines
 from raysere.errors import DataError
 from raysere.training.metrics import uar, uar_of
 from raysere.training.task import Task
@@ -101,6 +102,21 @@ def test_all_randomness_follows_from_the_seed(toy):
     assert one.members != other.members or not np.array_equal(one.weights, other.weights)
 
 
+def test_the_recipes_are_the_published_ones(toy):
+    selection = toy.selection([0.5, 1.5, 0.8, 1.0, 0.6])
+    found = selection.predictions
+    recipes = fit_baselines(selection, TASK, _config())
+    assert recipes.best.trial == "t001"
+    assert (recipes.best_single(found)[0] == found.logp[1].argmax(1)).all()
+    assert (recipes.average(found)[0] == np.exp(found.logp).mean(0).argmax(1)).all()
+    votes = np.eye(4)[found.logp.argmax(-1)].sum(0)
+    clear = np.sort(votes, axis=1)[:, -1] > np.sort(votes, axis=1)[:, -2]
+    assert (recipes.majority_vote(found)[clear] == votes.argmax(1)[clear]).all()
+    assert not (recipes.majority_vote(found) == recipes.average(found)[0]).all()
+    capped = fit_baselines(selection, TASK, _config(top=1))
+    assert [member.trial for member in capped.members] == ["t001", "t002"]  # the best of each study
+
+
 # ---- honesty -----------------------------------------------------------------------------------------------------------------
 
 
@@ -113,6 +129,14 @@ def test_with_shuffled_labels_the_cross_fitted_score_is_chance_and_the_in_sample
     error = np.sqrt(0.25 * 0.75 / 500 / 6)
     assert abs(np.mean(honest) - 0.25) < 3 * error
     assert np.mean(flattering) > 0.25 + 5 * error
+
+
+def test_the_inner_scores_by_which_auto_chooses_are_honest(toy):
+    scores = []
+    for seed in range(6):
+        selection = toy.selection([0.2] * 20, items=500, speakers=25, shuffled=True, seed=seed)
+        scores.append(dict(fit_classes(selection, TASK, _config(family="auto", bags=0)).choice)["greedy"])
+    assert abs(np.mean(scores) - 0.25) < 3 * np.sqrt(0.25 * 0.75 / 500 / 6)
 
 
 def test_what_is_held_out_changes_nothing_that_answers_it(toy):

@@ -53,7 +53,10 @@ def test_a_segment_is_what_lies_between_its_ends(write) -> None:
     assert len(read_audio(path, None, 2.01)) == 32000  # rounded tables may end a little after the file
 
 
-@pytest.mark.parametrize(("start", "end", "reason"), [(2.5, 3.0, "outside"), (0.0, 3.0, "outside"), (-1.0, 1.0, "outside"), (1.0, 1.0, "without samples"), (1.5, 1.0, "without samples")])
+@pytest.mark.parametrize(
+    ("start", "end", "reason"),
+    [(2.5, 3.0, "outside"), (0.0, 3.0, "outside"), (-1.0, 1.0, "outside"), (1.0, 1.0, "without samples"), (1.5, 1.0, "without samples")],
+)
 def test_impossible_segments(write, start: float, end: float, reason: str) -> None:
     with pytest.raises(DataError, match=f"segment {reason}"):
         read_audio(write(tone(440, 2.0)), start, end)
@@ -172,7 +175,13 @@ def test_content_hash_follows_what_is_heard(write, tmp_path: Path) -> None:
     path = write(tone(440))
     copy = tmp_path / "copy.wav"
     copy.write_bytes(path.read_bytes())
-    hashes = [content_hash(path), content_hash(path, 0.0, 0.5), content_hash(path, 0.0, 0.6), content_hash(path, None, 0.5), content_hash(path, channel=1)]
+    hashes = [
+        content_hash(path),
+        content_hash(path, 0.0, 0.5),
+        content_hash(path, 0.0, 0.6),
+        content_hash(path, None, 0.5),
+        content_hash(path, channel=1),
+    ]
     assert content_hash(copy) == hashes[0]
     assert len(set(hashes)) == len(hashes)
     assert content_hash(write(tone(441), name="other.wav")) != hashes[0]

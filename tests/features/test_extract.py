@@ -425,10 +425,16 @@ def test_a_killed_driver_loses_only_what_was_in_flight(tmp_path):
     wait_until(lambda: sum(encoded(log).values()) >= 30, first, "the driver encodes")
     os.kill(first.pid, signal.SIGKILL)
     first.communicate()
+    workers = {int(line.split()[0]) for line in log.read_text().splitlines()}
+    for _ in range(1200):  # the workers end with their driver; until then one of them may still finish a shard
+        if not any(Path(f"/proc/{worker}").exists() for worker in workers):
+            break
+        time.sleep(0.05)
+    else:
+        raise AssertionError("workers outlive their driver")
     finished = set(read_index(folder)["content"])
     assert 0 < len(finished) < 40
     (folder / ".shard.1.dead.tmp").mkdir()  # as a worker killed while writing leaves it
-    workers = {int(line.split()[0]) for line in log.read_text().splitlines()}
     before = encoded(log)
     gate.touch()
     second = driver(tmp_path, options)
@@ -439,9 +445,3 @@ def test_a_killed_driver_loses_only_what_was_in_flight(tmp_path):
     assert not again & {names[content] for content in finished}  # what stood in a finished shard was not encoded again
     assert FeatureStore(tmp_path / "store").open(spec, manifest.table).present.all()
     assert not [path for path in folder.iterdir() if path.name.endswith(".tmp")]
-    for _ in range(200):  # the workers of the killed driver ended with it
-        if not any(Path(f"/proc/{worker}").exists() for worker in workers):
-            break
-        time.sleep(0.05)
-    else:
-        raise AssertionError("workers outlive their driver")

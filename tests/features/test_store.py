@@ -200,9 +200,9 @@ def test_contents_tell_segments_channels_words_and_languages_apart(tmp_path):
         table = base.table.with_columns(**{name: pl.lit(value).cast(base.table.schema[name]) for name, value in columns.items()})
         return contents(type(base)(table, base.roots), spec, FileHashes(tmp_path)).content[0]
 
-    other = resolve({"backbone": "toy", "channel": 1})
-    audio = [names(SPEC), names(SPEC, start_s=0.1), names(SPEC, end_s=0.5), names(SPEC, start_s=0.1, end_s=0.5), names(other)]
-    assert len(set(audio)) == 5
+    one, mix = (resolve({"backbone": "toy", "channel": channel}) for channel in (1, "mix"))
+    audio = [names(SPEC), names(SPEC, start_s=0.1), names(SPEC, end_s=0.5), names(SPEC, start_s=0.1, end_s=0.5), names(one), names(mix)]
+    assert len(set(audio)) == 6
     assert names(SPEC, transcript="something else") == audio[0]
     text = resolve({"backbone": "toy", "options": {"modality": "text"}})
     words = [names(text), names(text, transcript="other"), names(text, language="it")]

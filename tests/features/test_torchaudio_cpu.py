@@ -43,7 +43,9 @@ def test_the_repair_can_be_undone(package: Path) -> None:
     assert "nothing to move" in undo_repair_torchaudio(package)
 
 
-@pytest.mark.parametrize("error", [OSError("libcudart.so.13: cannot open shared object file"), RuntimeError("compiled with different CUDA versions\nmore")])
+@pytest.mark.parametrize(
+    "error", [OSError("libcudart.so.13: cannot open shared object file"), RuntimeError("compiled with different CUDA versions\nmore")]
+)
 def test_the_fault_is_found_and_named(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     real = importlib.import_module
     kept = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "torchaudio"}

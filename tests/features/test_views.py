@@ -34,7 +34,10 @@ def fresh_residency():
 def ragged(seed, counts, spec=FRAME):
     """Arrays per layer; a count of 0 is an absent utterance. Values are exact in float16."""
     random = np.random.default_rng(seed)
-    return {layer: [random.integers(-64, 64, (count, spec.width(layer))) / 8 if count else None for count in counts] for layer in spec.numbers}
+    def values(count, width):
+        return random.integers(-64, 64, (count, width)) / 8 if count else None
+
+    return {layer: [values(count, spec.width(layer)) for count in counts] for layer in spec.numbers}
 
 
 def on_disk(folder, spec, arrays, shard_of):

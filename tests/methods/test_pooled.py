@@ -4,7 +4,8 @@ import torch
 from raysere.errors import ConfigError
 from raysere.methods import METHODS
 from raysere.methods.pooled import Pooled, PooledParams
-from raysere.testing.method import check_losses, check_method, check_padding, check_predictions, toy_batch, toy_data, toy_task
+from raysere.testing.method import check_losses, check_method, check_padding, check_predictions
+from raysere.testing.toy import toy_batch, toy_data, toy_task
 from raysere.training.method import Shapes, Step, StreamShape
 
 SMALL = {"hidden": 32, "dropout": 0.1}
@@ -22,7 +23,15 @@ def test_is_registered():
 
 def test_published_default():
     params = PooledParams()
-    assert (params.layers, params.pooling, params.hidden, params.depth, params.dropout, params.loss, params.class_weight) == ("mix", "mean_std", 1024, 1, 0.5, "ce", 1.0)
+    assert (params.layers, params.pooling, params.hidden, params.depth, params.dropout, params.loss, params.class_weight) == (
+        "mix",
+        "mean_std",
+        1024,
+        1,
+        0.5,
+        "ce",
+        1.0,
+    )
 
 
 def test_conforms_at_utterance_granularity():
@@ -61,7 +70,9 @@ def test_two_streams_side_by_side():
     data = toy_data("both", modalities=("audio", "text"))
     check_losses(POOLED, params, data)
     check_padding(POOLED, params, data)
-    model = POOLED.build(params, Shapes(data.task, {name: StreamShape(name, {0: 16, 1: 16}, 2, "utterance") for name in data.features}, (1 / 3,) * 3))
+    model = POOLED.build(
+        params, Shapes(data.task, {name: StreamShape(name, {0: 16, 1: 16}, 2, "utterance") for name in data.features}, (1 / 3,) * 3)
+    )
     assert model.blocks[0][0].in_features == 32
     assert set(model.layer_weights()) == {"audio", "text"}
 
@@ -71,7 +82,9 @@ def test_attention_refuses_utterance_rows():
         POOLED.check(PooledParams(pooling="attentive"), shapes())
 
 
-@pytest.mark.parametrize(("options", "message"), [({"layers": "one", "layer": 7}, "no layer 7"), ({"layers": "top", "layer": 2}, "only 1 stand from layer 2")])
+@pytest.mark.parametrize(
+    ("options", "message"), [({"layers": "one", "layer": 7}, "no layer 7"), ({"layers": "top", "layer": 2}, "only 1 stand from layer 2")]
+)
 def test_layers_that_are_not_there(options, message):
     with pytest.raises(ConfigError, match=message):
         POOLED.check(PooledParams(**options), shapes())
@@ -83,7 +96,7 @@ def test_negative_layer_is_refused():
 
 
 def test_chosen_layers():
-    wide = shapes(layers={number: 4 for number in range(9)})
+    wide = shapes(layers=dict.fromkeys(range(9), 4))
     assert POOLED.layers(PooledParams(layers="one", layer=3), wide) == {"audio": [3]}
     assert POOLED.layers(PooledParams(layers="one"), wide) == {"audio": [8]}
     assert POOLED.layers(PooledParams(layers="top", layer=2), wide) == {"audio": [2, 3, 4, 5]}
@@ -130,15 +143,18 @@ def test_unequal_layers_are_projected_before_they_are_mixed():
     assert model.pools[0](stream_of(x)).shape == (2, SMALL["hidden"])
 
 
-@pytest.mark.parametrize(("options", "expected"), [
-    ({"class_weight": 0}, (0.6, 0.3, 0.1)),
-    ({"class_weight": 1}, (1 / 3, 1 / 3, 1 / 3)),
-    ({"class_weight": 0.5}, (0.6**0.5, 0.3**0.5, 0.1**0.5)),
-    ({"class_weight": 0, "loss": "logit_adjusted", "tau": 1}, (1, 1, 1)),
-    ({"class_weight": 0, "loss": "vs", "tau": 1}, (1, 1, 1)),
-    ({"class_weight": 0, "loss": "ce", "tau": 1}, (0.6, 0.3, 0.1)),
-    ({"class_weight": 0, "sampler": "balanced"}, (1, 1, 1)),
-])
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"class_weight": 0}, (0.6, 0.3, 0.1)),
+        ({"class_weight": 1}, (1 / 3, 1 / 3, 1 / 3)),
+        ({"class_weight": 0.5}, (0.6**0.5, 0.3**0.5, 0.1**0.5)),
+        ({"class_weight": 0, "loss": "logit_adjusted", "tau": 1}, (1, 1, 1)),
+        ({"class_weight": 0, "loss": "vs", "tau": 1}, (1, 1, 1)),
+        ({"class_weight": 0, "loss": "ce", "tau": 1}, (0.6, 0.3, 0.1)),
+        ({"class_weight": 0, "sampler": "balanced"}, (1, 1, 1)),
+    ],
+)
 def test_effective_prior(options, expected):
     total = sum(expected)
     assert POOLED.effective_prior(PooledParams(**options), (0.6, 0.3, 0.1)) == pytest.approx([value / total for value in expected])

@@ -19,12 +19,49 @@ def vote(rater, emotion, arousal=None):
 
 def manifest():
     rows = [
-        {"utterance": "c/1", "corpus": "c", "language": "en", "path": "1.wav", "speaker": "c/f", "sex": "female", "emotion": "A", "arousal": 5.0, "valence": 1.0, "duration_s": 2.0},
-        {"utterance": "c/2", "corpus": "c", "language": "en", "path": "2.wav", "speaker": "c/m", "sex": "male", "emotion": "X",
-         "votes": [vote("r1", "A", 1.0), vote("r2", "N", 3.0), vote("r3", "A"), vote("r4", "odd")]},
-        {"utterance": "d/1", "corpus": "d", "language": "en", "path": "1.wav", "speaker": "d/g", "emotion": "N", "arousal": 0.5, "valence": -1.0},
-        {"utterance": "d/2", "corpus": "d", "language": "en", "path": "2.wav", "speaker": "d/g"},
+        {
+            "utterance": "c/1",
+            "corpus": "c",
+            "language": "en",
+            "path": "1.wav",
+            "speaker": "c/f",
+            "sex": "female",
+            "emotion": "A",
+            "arousal": 5.0,
+            "valence": 1.0,
+        },
+        {
+            "utterance": "c/2",
+            "corpus": "c",
+            "language": "en",
+            "path": "2.wav",
+            "speaker": "c/m",
+            "sex": "male",
+            "emotion": "X",
+            "votes": [vote("r1", "A", 1.0), vote("r2", "N", 3.0), vote("r3", "A"), vote("r4", "odd")],
+        },
+        {
+            "utterance": "d/1",
+            "corpus": "d",
+            "language": "en",
+            "path": "1.wav",
+            "speaker": "d/g",
+            "emotion": "N",
+            "arousal": 0.5,
+            "valence": -1.0,
+        },
+        {
+            "utterance": "d/2",
+            "corpus": "d",
+            "language": "en",
+            "transcript": "no audio",
+            "path": None,
+            "duration_s": None,
+            "sampling_rate": None,
+            "speaker": "d/g",
+        },
     ]
+    rows = [{"duration_s": 2.0, "sampling_rate": 16000, **row} for row in rows]
     return Manifest.checked(rows_to_table(rows), scales={"c": (1, 5), "d": (-1, 1)})
 
 
@@ -39,7 +76,7 @@ def test_labels():
     assert [labels.speakers[code] for code in labels.speaker] == ["c/f", "c/m", "d/g", "d/g"]
     assert [labels.corpora[code] for code in labels.corpus] == ["c", "c", "d", "d"]
     assert labels.duration_s[0] == 2
-    assert np.isnan(labels.duration_s[1])
+    assert np.isnan(labels.duration_s[3])
     # 5 on 1..5 is 7 on 1..7; the mean vote 2 is a quarter of the way; .5 on -1..1 is three quarters
     assert np.allclose(labels.attributes, [[7, 1], [2.5, np.nan], [5.5, 1], [np.nan, np.nan]], equal_nan=True)
 
@@ -63,7 +100,9 @@ def splits(rows):
 
 def test_folds_and_test_rows():
     labels, _ = build_labels(manifest(), MAP, TASK)
-    table = splits([(0, "d/1", "pool", 1), (0, "c/1", "pool", 0), (0, "d/2", "pool", None), (0, "c/2", "test", None), (1, "c/1", "pool", 0)])
+    table = splits(
+        [(0, "d/1", "pool", 1), (0, "c/1", "pool", 0), (0, "d/2", "pool", None), (0, "c/2", "test", None), (1, "c/1", "pool", 0)]
+    )
     data = trial_data(labels, table, 0, {}, TASK)
     assert [(fold.number, fold.train.tolist(), fold.dev.tolist()) for fold in data.folds] == [(0, [2, 3], [0]), (1, [0, 3], [2])]
     assert data.test.tolist() == [1]
@@ -77,13 +116,16 @@ def test_development_rows_need_a_target():
     assert data.folds[0].dev.tolist() == [0]
 
 
-@pytest.mark.parametrize(("rows", "outer", "message"), [
-    ([(0, "c/1", "pool", 0)], 3, "no outer split 3"),
-    ([(0, "zz", "pool", 0)], 0, "not among the labels"),
-    ([(0, "c/1", "pool", None)], 0, "no development fold"),
-    ([(0, "c/1", "pool", 0), (0, "c/1", "pool", 1)], 0, "both sides"),
-    ([(0, "c/1", "pool", 0), (0, "c/1", "test", None)], 0, "both sides"),
-])
+@pytest.mark.parametrize(
+    ("rows", "outer", "message"),
+    [
+        ([(0, "c/1", "pool", 0)], 3, "no outer split 3"),
+        ([(0, "zz", "pool", 0)], 0, "not among the labels"),
+        ([(0, "c/1", "pool", None)], 0, "no development fold"),
+        ([(0, "c/1", "pool", 0), (0, "c/1", "pool", 1)], 0, "both sides"),
+        ([(0, "c/1", "pool", 0), (0, "c/1", "test", None)], 0, "both sides"),
+    ],
+)
 def test_splits_that_cannot_be(rows, outer, message):
     labels, _ = build_labels(manifest(), MAP, TASK)
     with pytest.raises(DataError, match=message):
@@ -92,14 +134,18 @@ def test_splits_that_cannot_be(rows, outer, message):
 
 def table(**changes):
     values = {"probabilities": np.array([[0.9, 0.1], [0.3, 0.7]]), "attributes": np.array([[1.0, 9.0], [2.0, 3.0]]), **changes}
-    return pl.concat([prediction_table(TASK, ["a", "b"], "dev", [0, 1], **values), prediction_table(TASK, ["t", "u"], "test", [None, None], **values)])
+    return pl.concat(
+        [prediction_table(TASK, ["a", "b"], "dev", [0, 1], **values), prediction_table(TASK, ["t", "u"], "test", [None, None], **values)]
+    )
 
 
 def test_predictions_round_trip(tmp_path):
     path = tmp_path / "predictions.parquet"
     frame = table()
     assert frame.columns == ["utterance", "fold", "split", "p.anger", "p.neutral", "arousal", "valence"]
-    frame.select("valence", "p.neutral", "split", "arousal", "fold", "p.anger", "utterance").write_parquet(path)  # columns by name, not by place
+    frame.select("valence", "p.neutral", "split", "arousal", "fold", "p.anger", "utterance").write_parquet(
+        path
+    )  # columns by name, not by place
     dev = read_predictions(path, TASK, "dev")
     assert dev.utterances == ["a", "b"]
     assert dev.fold.tolist() == [0, 1]

@@ -8,19 +8,19 @@ import torch
 
 from raysere.errors import ConfigError, DataError, InfeasibleTrial
 from raysere.methods.pooled import Pooled, PooledParams
-from raysere.testing.method import toy_data
-from raysere.training import loop, metrics
+from raysere.testing.toy import toy_data
+from raysere.training import metrics, steps
+from raysere.training.inputs import shape_of
 from raysere.training.loop import Trainer, load_predictor
 from raysere.training.method import Prediction, Shapes
-from raysere.training.inputs import shape_of
 from raysere.training.predictions import read_predictions
 
 SMALL = {"hidden": 24, "batch": 16, "epochs": 4, "lr": 3e-3}
 
 
-def trained(data, method=None, *, seed=0, epochs=None, **options):
+def trained(data, method=None, *, seed=0, stop=None, **options):
     trainer = Trainer(method or Pooled(), PooledParams(**{**SMALL, **options}), data, seed=seed)
-    while not trainer.finished and len(trainer.rows) != epochs:
+    while not trainer.finished and len(trainer.rows) != stop:
         trainer.epoch()
     return trainer
 
@@ -62,7 +62,7 @@ def test_score_is_pooled_over_folds_and_predictions_are_of_the_best_epoch():
 
 def test_test_rows_are_the_softmax_of_mean_logits_of_the_kept_weights():
     data = toy_data(noise=3.0)
-    trainer = trained(data, epochs=4)
+    trainer = trained(data, stop=4)
     state, method, params = trainer.state(), Pooled(), trainer.params
     shapes = Shapes(data.task, {"audio": shape_of(data.features["audio"])})
     single = []
@@ -96,8 +96,8 @@ def test_seeds():
 
 def test_a_fold_does_not_depend_on_the_others():
     data = toy_data(noise=2.0)
-    alone = trained(replace(data, folds=data.folds[1:2]), epochs=1).predictions().filter(pl.col("split") == "dev")
-    together = trained(data, epochs=1).predictions().filter((pl.col("split") == "dev") & (pl.col("fold") == 1))
+    alone = trained(replace(data, folds=data.folds[1:2]), stop=1).predictions().filter(pl.col("split") == "dev")
+    together = trained(data, stop=1).predictions().filter((pl.col("split") == "dev") & (pl.col("fold") == 1))
     for name in ("p.anger", "p.neutral"):
         assert np.allclose(alone[name], together[name], atol=1e-4)
 
@@ -113,21 +113,33 @@ def test_best_epoch_ties_go_to_the_lower_loss_and_patience_counts_scores():
     assert trainer.best["dev_loss"] == min(row["dev_loss"] for row in trainer.rows if row["score"] == trainer.best["score"])
     assert len(trainer.rows) == 7
     assert trainer.finished  # five epochs without a better score than epoch 1's
-    again = trained(data, Scripted(shares, data), patience=2, epochs=None)
+    again = trained(data, Scripted(shares, data), patience=2, epochs=7)
     assert len(again.rows) == 4
 
 
 def test_rows_log_each_term():
-    trainer = trained(toy_data("both"), gender_term=0.1, epochs=1)
+    trainer = trained(toy_data("both"), gender_term=0.1, stop=1)
     row = trainer.rows[0]
-    assert {"train.class", "train.attributes", "train.gender", "loss", "dev_loss", "score", "uar", "macro_f1", "accuracy", "ccc", "ccc.valence"} <= set(row)
+    assert {
+        "train.class",
+        "train.attributes",
+        "train.gender",
+        "loss",
+        "dev_loss",
+        "score",
+        "uar",
+        "macro_f1",
+        "accuracy",
+        "ccc",
+        "ccc.valence",
+    } <= set(row)
     assert row["loss"] == pytest.approx(row["train.class"] + row["train.attributes"] + row["train.gender"])
     assert trainer.best["metrics"].keys() == {"uar", "macro_f1", "accuracy", "ccc", "ccc.arousal", "ccc.valence", "ccc.dominance"}
 
 
 def test_attributes_come_out_on_the_scale_of_the_task():
     data = toy_data("dimensional")
-    trainer = trained(data, epochs=4)
+    trainer = trained(data, stop=4)
     dev = read_predictions(trainer.predictions(), data.task, "dev")
     number = {utterance: row for row, utterance in enumerate(data.labels.utterances)}
     rows = [number[utterance] for utterance in dev.utterances]
@@ -144,12 +156,14 @@ def test_absent_features_are_neither_trained_on_nor_predicted():
     gone = {int(data.folds[0].train[0]), int(data.folds[0].dev[0]), int(data.test[0])}
     arrays = {layer: [None if row in gone else view.matrix(layer, [row]) for row in range(len(view))] for layer in (0, 1)}
     less = replace(data, features={"audio": type(view).from_arrays(view.spec, view.utterances, arrays)})
-    trainer = trained(less, epochs=1)
+    trainer = trained(less, stop=1)
     ids = set(trainer.predictions()["utterance"])
     assert len(ids) == len(view) - len(gone)
     assert not ids & {data.labels.utterances[row] for row in gone}
     with pytest.raises(DataError, match="without features"):
-        load_predictor(Pooled(), trainer.params, Shapes(data.task, {"audio": shape_of(view)}), trainer.state()).predict(less.features, sorted(gone))
+        load_predictor(Pooled(), trainer.params, Shapes(data.task, {"audio": shape_of(view)}), trainer.state()).predict(
+            less.features, sorted(gone)
+        )
 
 
 def test_views_are_joined_by_utterance_id():
@@ -158,7 +172,7 @@ def test_views_are_joined_by_utterance_id():
     order = np.random.default_rng(0).permutation(len(view))
     arrays = {layer: [view.matrix(layer, [row]) for row in order] for layer in (0, 1)}
     other = type(view).from_arrays(view.spec, [view.utterances[row] for row in order], arrays)
-    first, second = trained(data, epochs=2), trained(replace(data, features={"audio": other}), epochs=2)
+    first, second = trained(data, stop=2), trained(replace(data, features={"audio": other}), stop=2)
     assert np.allclose(first.predictions()["p.anger"], second.predictions()["p.anger"], atol=1e-4)
 
 
@@ -176,7 +190,7 @@ def test_little_memory_changes_nothing(granularity, normaliser):
 
 def test_description():
     data = toy_data()
-    description = trained(data, normalise="speaker", class_weight=0, epochs=1).describe()
+    description = trained(data, normalise="speaker", class_weight=0, stop=1).describe()
     assert description["transductive"] is True
     assert description["normalise"] == {"audio": "speaker"}
     assert sum(description["layer_weights"]["audio"].values()) == pytest.approx(1)
@@ -184,17 +198,17 @@ def test_description():
     label = data.labels.label
     shares = np.mean([np.bincount(label[fold.train]) / len(fold.train) for fold in data.folds], axis=0)
     assert list(description["effective_prior"].values()) == pytest.approx(shares)
-    assert trained(data, epochs=1).describe()["transductive"] is False
+    assert trained(data, stop=1).describe()["transductive"] is False
 
 
 def test_the_prior_of_weights_that_never_saw_a_balanced_epoch():
-    trainer = trained(toy_data(), sampler="natural_then_balanced", class_weight=0, epochs=2)
+    trainer = trained(toy_data(), sampler="natural_then_balanced", class_weight=0, stop=2)
     assert len(set(trainer.describe()["effective_prior"].values())) > 1
 
 
 def test_an_unknown_speakers_batch_takes_its_own_statistics():
     data = toy_data()
-    trainer = trained(data, normalise="speaker", epochs=4)
+    trainer = trained(data, normalise="speaker", stop=4)
     predictor = load_predictor(Pooled(), trainer.params, Shapes(data.task, {"audio": shape_of(data.features["audio"])}), trainer.state())
     names = [data.labels.speakers[code] for code in data.labels.speaker[data.test]]
     own = predictor.logits(data.features, data.test, speakers=names)
@@ -206,12 +220,12 @@ def test_an_unknown_speakers_batch_takes_its_own_statistics():
 
 
 def test_schedule():
-    factors = [loop._schedule(step, 100, 0.1, "cosine") for step in range(100)]
+    factors = [steps.schedule(step, 100, 0.1, "cosine") for step in range(100)]
     assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
     assert factors[10] == 1
     assert factors[55] == pytest.approx(0.5)
     assert factors[99] < 0.001
-    assert loop._schedule(70, 100, 0.1, "constant") == 1
+    assert steps.schedule(70, 100, 0.1, "constant") == 1
 
 
 @pytest.mark.parametrize("limit", [0.1, 100.0])
@@ -225,7 +239,7 @@ def test_clipping_equals_torch(limit):
     for other, gradient in zip(others, expected, strict=True):
         other.grad = gradient
     torch.nn.utils.clip_grad_norm_(others, limit)
-    loop._clip(parameters, limit)
+    steps.clip(parameters, limit)
     for parameter, other in zip(parameters, others, strict=True):
         assert torch.allclose(parameter.grad, other.grad)
 
@@ -234,7 +248,12 @@ def test_a_diverging_or_too_large_trial_is_infeasible(monkeypatch):
     data = toy_data()
     with pytest.raises(InfeasibleTrial, match="not finite"):
         trained(data, type("Broken", (Pooled,), {"losses": lambda self, *args: {"class": args[0].classes.weight.sum() * float("nan")}})())
-    for error in (torch.cuda.OutOfMemoryError("CUDA out of memory"), MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")):
+    for error in (
+        torch.cuda.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ):
+
         def full(self, *args, error=error):
             raise error
 

@@ -113,7 +113,9 @@ def test_rater_dropout():
     assert torch.equal(second, distribution[1::3])  # the only rater cannot be dropped
     assert float(third.abs().sum()) == 0
     # all three votes of class 0 and both of class 1 kept or all lost, or equal thinning: P(share unchanged) by enumeration
-    same = sum(math.comb(3, a) * math.comb(2, b) * 0.8 ** (a + b) * 0.2 ** (5 - a - b) for a in range(4) for b in range(3) if a * 2 == b * 3)
+    same = sum(
+        math.comb(3, a) * math.comb(2, b) * 0.8 ** (a + b) * 0.2 ** (5 - a - b) for a in range(4) for b in range(3) if a * 2 == b * 3
+    )
     assert float((first[:, 0] - 0.6).abs().lt(1e-6).float().mean()) == pytest.approx(same, abs=0.03)
 
 

@@ -69,7 +69,9 @@ def test_scores_by_task():
     task = Task(kind="both", classes=("a", "b"), attributes=("arousal",), metric="ccc")
     values = metrics.scores(task, label=[0, 1], scores_of_classes=[[2, 1], [0, 1]], attributes=[[1], [2]], predicted_attributes=[[1], [2]])
     assert set(values) == {"uar", "macro_f1", "accuracy", "ccc", "ccc.arousal"}
-    assert metrics.score(task, label=[0, 1], scores_of_classes=[[2, 1], [0, 1]], attributes=[[1], [2]], predicted_attributes=[[1], [2]]) == pytest.approx(1)
+    assert metrics.score(
+        task, label=[0, 1], scores_of_classes=[[2, 1], [0, 1]], attributes=[[1], [2]], predicted_attributes=[[1], [2]]
+    ) == pytest.approx(1)
     with pytest.raises(DataError, match="'ccc' cannot be computed"):
         metrics.score(task, label=[0, 1], scores_of_classes=[[2, 1], [0, 1]])
 
@@ -150,4 +152,6 @@ def test_paired_difference_refuses_other_items():
     with pytest.raises(DataError, match="same items"):
         metrics.bootstrap_difference(metrics.group_confusions(y, p, g, 4), metrics.group_confusions((y + 1) % 4, p, g, 4), metrics.uar_of)
     with pytest.raises(DataError, match="same groups"):
-        metrics.bootstrap_difference(metrics.group_confusions(y, p, g, 4), metrics.group_confusions(y[g > 0], p[g > 0], g[g > 0], 4), metrics.uar_of)
+        metrics.bootstrap_difference(
+            metrics.group_confusions(y, p, g, 4), metrics.group_confusions(y[g > 0], p[g > 0], g[g > 0], 4), metrics.uar_of
+        )

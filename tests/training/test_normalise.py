@@ -15,15 +15,34 @@ TRAIN = np.flatnonzero(SPEAKER < 4)
 
 
 def view_of(arrays, granularity="utterance", kind="dense"):
-    layers = tuple(LayerSpec(number=number, name=str(number), dim=rows[0].shape[1], rows="utterance" if granularity == "utterance" else "frame") for number, rows in arrays.items())
-    spec = FeatureSpec(backbone="toy", identity="x", modality="audio", granularity=granularity, layers=layers, dtype="float32", sampling_rate=16000, frame_s=0.02, kind=kind)
+    layers = tuple(
+        LayerSpec(number=number, name=str(number), dim=rows[0].shape[1], rows="utterance" if granularity == "utterance" else "frame")
+        for number, rows in arrays.items()
+    )
+    spec = FeatureSpec(
+        backbone="toy",
+        identity="x",
+        modality="audio",
+        granularity=granularity,
+        layers=layers,
+        dtype="float32",
+        sampling_rate=16000,
+        frame_s=0.02,
+        kind=kind,
+    )
     return FeatureView.from_arrays(spec, [f"u{number}" for number in range(len(next(iter(arrays.values()))))], arrays)
 
 
 def dense(granularity="utterance"):
     random = np.random.default_rng(0)
     lengths = np.ones(N, int) if granularity == "utterance" else random.integers(2, 6, N)
-    return {layer: [(random.normal(size=(lengths[row], 3)) * (layer + 1) + SPEAKER[row] * 5 + 50 * CORPUS[row]).astype(np.float32) for row in range(N)] for layer in (0, 2)}
+    return {
+        layer: [
+            (random.normal(size=(lengths[row], 3)) * (layer + 1) + SPEAKER[row] * 5 + 50 * CORPUS[row]).astype(np.float32)
+            for row in range(N)
+        ]
+        for layer in (0, 2)
+    }
 
 
 def fitted(kind, arrays, *, train=TRAIN, granularity="utterance", corpora=("a", "b"), speaker=SPEAKER, corpus=CORPUS, view=None, at=None):
@@ -64,8 +83,8 @@ def test_speaker_uses_each_speakers_own_rows():
     _, _, norm = fitted("speaker", arrays)
     out = norm.apply_(stacked(arrays), norm.group)
     for who in range(5):
-        assert torch.allclose(out[SPEAKER == who].mean(0), torch.zeros(6), atol=1e-4)
-        assert torch.allclose(out[SPEAKER == who].std(0, correction=0), torch.ones(6), atol=1e-4)
+        assert torch.allclose(out[who == SPEAKER].mean(0), torch.zeros(6), atol=1e-4)
+        assert torch.allclose(out[who == SPEAKER].std(0, correction=0), torch.ones(6), atol=1e-4)
     assert norm.shared
     assert norm.transductive
 
@@ -89,7 +108,7 @@ def test_frames_are_normalised_over_valid_frames(kind):
     for layer in (0, 2):
         assert not bool(stream.layers[layer][~stream.mask].any())
         for who in range(5):
-            group = torch.from_numpy(TRAIN[CORPUS[TRAIN] == CORPUS[who]] if kind == "corpus" else np.flatnonzero(SPEAKER == who))
+            group = torch.from_numpy(TRAIN[CORPUS[TRAIN] == CORPUS[who]] if kind == "corpus" else np.flatnonzero(who == SPEAKER))
             values = stream.layers[layer][group][stream.mask[group]]
             assert torch.allclose(values.mean(0), torch.zeros(3), atol=1e-3)
             assert torch.allclose(values.std(0, correction=0), torch.ones(3), atol=1e-3)
@@ -98,7 +117,18 @@ def test_frames_are_normalised_over_valid_frames(kind):
 def labels_of(view):
     from raysere.training.task import Labels
 
-    return Labels(list(view.utterances), np.zeros(N, np.int64), None, None, SPEAKER, list("abcde"), CORPUS, ["a", "b"], np.zeros(N, np.int64), np.ones(N))
+    return Labels(
+        list(view.utterances),
+        np.zeros(N, np.int64),
+        None,
+        None,
+        SPEAKER,
+        list("abcde"),
+        CORPUS,
+        ["a", "b"],
+        np.zeros(N, np.int64),
+        np.ones(N),
+    )
 
 
 @pytest.mark.parametrize("kind", ["none", "corpus", "speaker"])
@@ -118,7 +148,11 @@ def test_matrix_copies_and_batches_agree(kind):
             assert torch.allclose(results[0].layers[layer], other.layers[layer], atol=1e-5)
             assert other.layers[layer].shape == (4, 1, 3)
     expected = fitted(kind, arrays)[2]
-    assert torch.allclose(torch.cat([results[0].layers[0], results[0].layers[2]], -1)[:, 0], expected.apply_(stacked(arrays)[rows].clone(), None if expected.group is None else expected.group[rows]), atol=1e-5)
+    assert torch.allclose(
+        torch.cat([results[0].layers[0], results[0].layers[2]], -1)[:, 0],
+        expected.apply_(stacked(arrays)[rows].clone(), None if expected.group is None else expected.group[rows]),
+        atol=1e-5,
+    )
 
 
 def test_constant_values_become_zero_and_far_ones_are_held():

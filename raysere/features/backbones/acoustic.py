@@ -148,11 +148,10 @@ def _wave(item: Item) -> np.ndarray:
 
 def _groups(items: Sequence[Item]) -> list[list[int]]:
     """Indices in groups of up to a minute of similar lengths."""
-    order = sorted(range(len(items)), key=lambda i: 0 if items[i].wave is None else len(items[i].wave))
+    sizes = [0 if item.wave is None else len(item.wave) for item in items]
     groups: list[list[int]] = []
-    for i in order:
-        size = 0 if items[i].wave is None else len(items[i].wave)
-        if groups and (len(groups[-1]) + 1) * size <= _GROUP_S * 16000:
+    for i in sorted(range(len(items)), key=sizes.__getitem__):
+        if groups and (len(groups[-1]) + 1) * sizes[i] <= _GROUP_S * 16000:
             groups[-1].append(i)
         else:
             groups.append([i])

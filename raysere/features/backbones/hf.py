@@ -85,7 +85,7 @@ class HuggingFace:
 
     @staticmethod
     def open(argument: str | None = None, *, device: str = "cpu", window: str | None = None) -> Backbone:
-        """Load the model, float32, in evaluation mode. Raises as :meth:`describe`; EnvironmentFault where torchaudio breaks transformers."""
+        """Load the model, float32, in evaluation mode. Raises as :meth:`describe`; EnvironmentFault: torchaudio breaks transformers."""
         source = locate(argument, _MODEL_FILES)
         info = _describe(source, window)
         if info.modality == "audio":

@@ -19,7 +19,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -47,7 +47,7 @@ def describe_audio(config: Any, preprocessor: dict[str, Any], name: str, identit
             math.prod(config.conv_stride),
             _ATTENTION_LIMIT_S,
         )
-    batching = "single" if kind == "alone" or name.endswith("window=clip") else "padded"
+    batching: Literal["single", "padded"] = "single" if kind == "alone" or name.endswith("window=clip") else "padded"
     return BackboneInfo(
         name,
         "audio",
@@ -84,7 +84,7 @@ class WaveAudio(Backbone):
         normalise: whether it expects zero mean and unit variance of each clip (``do_normalize``).
     """
 
-    def __init__(self, model: nn.Module, normalise: bool, info: BackboneInfo) -> None:
+    def __init__(self, model: Any, normalise: bool, info: BackboneInfo) -> None:
         self.model, self.normalise, self.info = model, normalise, info
         self.device = next(model.parameters()).device
         self._mixed = AUDIO[model.config.model_type] == "mask"
@@ -161,7 +161,7 @@ class WhisperAudio(Backbone):
         window: ``full`` or ``clip``, see :meth:`HuggingFace.describe`.
     """
 
-    def __init__(self, encoder: nn.Module, extractor: Any, info: BackboneInfo, *, window: str = "full") -> None:
+    def __init__(self, encoder: Any, extractor: Any, info: BackboneInfo, *, window: str = "full") -> None:
         self.encoder, self.extractor, self.info, self.window = encoder, extractor, info, window
         self.device = next(encoder.parameters()).device
         self.positions = encoder.embed_positions.weight

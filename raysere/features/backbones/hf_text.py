@@ -57,7 +57,11 @@ class HFText(Backbone):
         self.device = torch.device(device)
         if not any((folder / name).is_file() for name in _VOCABULARIES):
             # transformers would make a tokeniser with an empty vocabulary, to which every word is unknown
-            raise MissingFileError("There is no tokeniser in the text model's folder", where=folder, remedy=f"One of these is needed: {', '.join(_VOCABULARIES)}.")
+            raise MissingFileError(
+                "There is no tokeniser in the text model's folder",
+                where=folder,
+                remedy=f"One of these is needed: {', '.join(_VOCABULARIES)}.",
+            )
         with quiet():
             from transformers import AutoTokenizer
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -41,7 +41,9 @@ class Table(Backbone):
         self._content, self.info = content, info
 
     @staticmethod
-    def describe(argument: str | None = None, *, modality: str = "audio", id: str | None = None, values: str | None = None) -> BackboneInfo:
+    def describe(
+        argument: str | None = None, *, modality: Literal["audio", "text"] = "audio", id: str | None = None, values: str | None = None
+    ) -> BackboneInfo:
         """Read the file.
 
         Args:
@@ -60,7 +62,12 @@ class Table(Backbone):
 
     @staticmethod
     def open(
-        argument: str | None = None, *, device: str = "cpu", modality: str = "audio", id: str | None = None, values: str | None = None
+        argument: str | None = None,
+        *,
+        device: str = "cpu",
+        modality: Literal["audio", "text"] = "audio",
+        id: str | None = None,
+        values: str | None = None,
     ) -> Table:
         """Arguments and errors: see :meth:`describe`. Stays in main memory whatever the device."""
         return Table(*_describe(argument, modality, id, values))
@@ -82,7 +89,9 @@ class Table(Backbone):
         return rows
 
 
-def _describe(argument: str | None, modality: str, id_name: str | None, values_name: str | None) -> tuple[_Content, BackboneInfo]:
+def _describe(
+    argument: str | None, modality: Literal["audio", "text"], id_name: str | None, values_name: str | None
+) -> tuple[_Content, BackboneInfo]:
     if not argument:
         raise ConfigError("The backbone 'table' needs a file after the colon", remedy="For instance table:vectors.parquet.")
     if modality not in ("audio", "text"):

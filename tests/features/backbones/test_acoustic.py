@@ -1,4 +1,4 @@
-"""The embedded backbone: exact in a batch, independent of gain and of silence around the speech, right where the answer is known, good for emotion."""
+"""The embedded backbone: exact in a batch, independent of gain and edge silence, right where the answer is known, good for emotion."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ def test_describe_needs_no_instance_and_names_every_column() -> None:
     info = describe_backbone("acoustic")
     assert info == BACKBONE.info
     assert [layer.name for layer in info.layers] == ["frames", "modulation", "functionals"]
-    for layer, names in zip(info.layers, (acoustic.frame_names(), functionals.modulation_names(), functionals.functional_names()), strict=True):
+    for layer, names in zip(
+        info.layers, (acoustic.frame_names(), functionals.modulation_names(), functionals.functional_names()), strict=True
+    ):
         assert len(set(names)) == len(names) == layer.dim
 
 
@@ -90,7 +92,9 @@ def test_silence_at_the_edges_does_not_reach_the_functionals(corpora_root: Path)
     wave, _ = sf.read(min((corpora_root / "emodb" / "wav").glob("*.flac")), dtype="float32")
     hiss = 1e-4 * np.random.default_rng(0).standard_normal(RATE).astype(np.float32)
     bare, padded = encode(wave, 2)[0], encode(np.concatenate([hiss, wave, hiss]), 2)[0]
-    many = np.stack([encode(sf.read(path, dtype="float32")[0], 2)[0] for path in sorted((corpora_root / "emodb" / "wav").glob("03*.flac"))[:12]])
+    many = np.stack(
+        [encode(sf.read(path, dtype="float32")[0], 2)[0] for path in sorted((corpora_root / "emodb" / "wav").glob("03*.flac"))[:12]]
+    )
     spread = many.std(axis=0) + 1e-3
     assert np.median(np.abs(padded - bare) / spread) < 0.02
     assert (np.abs(padded - bare) / spread > 0.5).mean() < 0.03
@@ -235,7 +239,10 @@ def test_everything_is_finite(name: str) -> None:
 @given(lengths=st.lists(st.integers(1, 6000), min_size=1, max_size=5), seed=st.integers(0, 2**16))
 def test_company_does_not_matter(lengths: list[int], seed: int) -> None:
     random = np.random.default_rng(seed)
-    items = [Item(str(i), wave=random.standard_normal(length).astype(np.float32) * 10 ** random.uniform(-4, 0)) for i, length in enumerate(lengths)]
+    items = [
+        Item(str(i), wave=random.standard_normal(length).astype(np.float32) * 10 ** random.uniform(-4, 0))
+        for i, length in enumerate(lengths)
+    ]
     together = BACKBONE.encode(items, [0, 1, 2])
     for item, rows in zip(items, together, strict=True):
         alone = BACKBONE.encode([item], [0, 1, 2])[0]
@@ -260,10 +267,12 @@ def test_the_input_may_be_read_only() -> None:
 
 
 def test_a_change_of_the_output_needs_a_new_code_version() -> None:
-    """Values written down once. Where this fails, features in users' stores would differ under the same key: raise acoustic.CODE_VERSION."""
+    """Values written down once. Where this fails, stored features would differ under the same key: raise acoustic.CODE_VERSION."""
     assert acoustic.CODE_VERSION == 1
     frames, modulation, row = BACKBONE.encode([sample_items("audio")[1]], [0, 1, 2])[0]
-    assert np.allclose(frames[50, [0, 5, 41, 42, 62, 63, 70, 85]], [-24.875, -4.3287, -0.2368, 14.3632, 33.072, 0.3791, 0.2231, 21.6027], atol=0.02)
+    assert np.allclose(
+        frames[50, [0, 5, 41, 42, 62, 63, 70, 85]], [-24.875, -4.3287, -0.2368, 14.3632, 33.072, 0.3791, 0.2231, 21.6027], atol=0.02
+    )
     assert np.allclose(modulation[0, [0, 30, 60, 90, 100]], [-5.2576, -5.8142, -2.9578, -1.7024, 4.6302], atol=0.02)
     expected = [-24.6381, -2.0176, -5.9281, -2.1199, 1.5324, 0.38, -0.9388, 22.1164, 1.0, -2.9869]
     assert np.allclose(row[0, [0, 1, 10, 50, 95, 200, 300, 400, 450, 460]], expected, atol=0.02)
@@ -283,7 +292,10 @@ def _emodb(root: Path) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
 
 
 def test_good_for_emotion(corpora_root: Path) -> None:
-    """EmoDB, four classes, leave one speaker out, z-norm by speaker, ridge classifier: in the same test eGeMAPS has a UAR of .850, ComParE_2016 .882, this .906."""
+    """EmoDB, four classes, leave one speaker out, z-norm by speaker, ridge classifier.
+
+    Measured UAR in the same test: eGeMAPSv02 .850, ComParE_2016 .882, functionals .906, modulation .680.
+    """
     from sklearn.linear_model import RidgeClassifier
     from sklearn.metrics import recall_score
 

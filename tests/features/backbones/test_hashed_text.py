@@ -29,8 +29,7 @@ def test_keeps_the_contract() -> None:
 
 
 def test_terms_are_words_pairs_and_characters_within_words() -> None:
-    assert sorted(terms("No no!")) == sorted(
-        ["w:no", "w:no", "w:!", "p:no no", "p:no !"] + 2 * ["c: no", "c:no ", "c: no "] + ["c: ! "])  # fmt: skip
+    assert sorted(terms("No no!")) == sorted(["w:no", "w:no", "w:!", "p:no no", "p:no !"] + 2 * ["c: no", "c:no ", "c: no "] + ["c: ! "])
 
 
 def test_every_term_is_counted_in_its_bin() -> None:
@@ -40,15 +39,18 @@ def test_every_term_is_counted_in_its_bin() -> None:
     assert row.sum() == 12
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("Don't SHOUT!", ["don't", "shout", "!"]),
-    ("Perché? L’amore...", ["perché", "?", "l’amore", "..."]),
-    ("你好吗？", ["你", "好", "吗", "?"]),
-    ("Я очень рад", ["я", "очень", "рад"]),
-    ("我 love 你", ["我", "love", "你"]),
-    ("snake_case 42", ["snake", "case", "42"]),
-    ("Straße", ["strasse"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Don't SHOUT!", ["don't", "shout", "!"]),
+        ("Perché? L’amore...", ["perché", "?", "l’amore", "..."]),
+        ("你好吗？", ["你", "好", "吗", "?"]),
+        ("Я очень рад", ["я", "очень", "рад"]),
+        ("我 love 你", ["我", "love", "你"]),
+        ("snake_case 42", ["snake", "case", "42"]),
+        ("Straße", ["strasse"]),
+    ],
+)
 def test_tokens_of_many_languages(text: str, expected: list[str]) -> None:
     assert tokens(text) == expected
 
@@ -64,10 +66,20 @@ def test_forms_of_one_text_are_one() -> None:
 
 
 def test_the_hash_is_the_same_in_every_process() -> None:
-    code = ("from raysere.features.backbones import open_backbone; from raysere.features.backbone import Item; "
-            "print(open_backbone('hashed').encode([Item('a', text='so very happy')], [0])[0][0][0].nonzero()[0].tolist())")
-    results = {subprocess.run([sys.executable, "-c", code], env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)}, capture_output=True, text=True, check=True).stdout
-               for seed in ("1", "2")}
+    code = (
+        "from raysere.features.backbones import open_backbone; from raysere.features.backbone import Item; "
+        "print(open_backbone('hashed').encode([Item('a', text='so very happy')], [0])[0][0][0].nonzero()[0].tolist())"
+    )
+    results = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
     assert results == {f"{count('so very happy').nonzero()[0].tolist()}\n"}
 
 

@@ -17,7 +17,9 @@ from raysere.features.backbone import Item
 from raysere.features.backbones import describe_backbone, hf, open_backbone
 from raysere.testing.backbone import check_backbone
 
-FAMILIES = [(kind, norm) for kind in ("wav2vec2", "hubert", "wavlm", "unispeech", "unispeech-sat") for norm in ("group", "layer")] + [("data2vec-audio", "layer")]
+FAMILIES = [(kind, norm) for kind in ("wav2vec2", "hubert", "wavlm", "unispeech", "unispeech-sat") for norm in ("group", "layer")] + [
+    ("data2vec-audio", "layer")
+]
 
 
 @pytest.mark.parametrize(("kind", "norm"), FAMILIES)
@@ -63,7 +65,9 @@ def test_keeps_the_contract(tiny_model: Callable[..., Path], kind: str) -> None:
 
 def test_description(tiny_model: Callable[..., Path]) -> None:
     info = describe_backbone(f"hf:{tiny_model('wav2vec2', 'group')}")
-    assert [(layer.name, layer.dim, layer.rows) for layer in info.layers] == [(name, 32, "frame") for name in ("input", "block01", "block02", "block03")]
+    assert [(layer.name, layer.dim, layer.rows) for layer in info.layers] == [
+        (name, 32, "frame") for name in ("input", "block01", "block02", "block03")
+    ]
     assert info.modality == "audio"
     assert info.sampling_rate == 16000
     assert info.frame_s == pytest.approx(0.02)
@@ -135,7 +139,9 @@ def test_real_whisper_on_real_speech(models_root: Path, corpora_root: Path) -> N
     rows = backbone.encode([Item("a", wave=wave)], list(range(7)))[0]
     values = AutoFeatureExtractor.from_pretrained(folder)(wave, sampling_rate=16000, return_tensors="pt").input_features
     with torch.no_grad():
-        hidden = AutoModel.from_pretrained(folder, dtype=torch.float32).get_encoder().eval()(values, output_hidden_states=True).hidden_states
+        hidden = (
+            AutoModel.from_pretrained(folder, dtype=torch.float32).get_encoder().eval()(values, output_hidden_states=True).hidden_states
+        )
     assert len(hidden) == 7
     for found, expected in zip(rows, hidden, strict=True):
         assert found.shape == (-(-len(wave) // 320), 512)

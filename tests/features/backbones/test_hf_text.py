@@ -50,7 +50,10 @@ def test_rows_are_the_hidden_states_of_the_tokens(minilm: Path) -> None:
 
 def test_meaning_shows_in_the_mean_row(minilm: Path) -> None:
     texts = ["I am so happy today", "what a joyful day this is", "the invoice is due on Monday"]
-    means = [rows[0].mean(axis=0) for rows in open_backbone(f"hf:{minilm}").encode([Item(str(i), text=text) for i, text in enumerate(texts)], [6])]
+    means = [
+        rows[0].mean(axis=0)
+        for rows in open_backbone(f"hf:{minilm}").encode([Item(str(i), text=text) for i, text in enumerate(texts)], [6])
+    ]
     means = [mean / np.linalg.norm(mean) for mean in means]
     assert means[0] @ means[1] > means[0] @ means[2] + 0.2
 
@@ -74,7 +77,15 @@ def test_long_text_is_cut_and_counted(models_root: Path) -> None:
 def test_positions_of_roberta_start_late(tmp_path: Path, models_root: Path) -> None:
     from transformers import RobertaConfig, RobertaModel
 
-    config = RobertaConfig(vocab_size=12534, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, max_position_embeddings=40, pad_token_id=1)
+    config = RobertaConfig(
+        vocab_size=12534,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=40,
+        pad_token_id=1,
+    )
     RobertaModel(config).save_pretrained(tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(models_root / "glove-static-48d" / name, tmp_path / name)

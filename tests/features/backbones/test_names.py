@@ -43,7 +43,9 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_naming_backbones_loads_no_torch() -> None:
-    code = "import sys, raysere.features.backbones as b; b.FAMILIES.names(); b.describe_backbone('hashed'); sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, raysere.features.backbones as b; b.FAMILIES.names(); b.describe_backbone('hashed'); sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -53,7 +55,9 @@ class Toy(Backbone):
     def __init__(self, fault: str = "") -> None:
         self.fault = fault
         self.calls = 0
-        self.info = BackboneInfo("toy", "audio", (Layer("a", 2), Layer("b", 3), Layer("c", 1, "utterance")), "1", frame_s=0.01, batching="padded")
+        self.info = BackboneInfo(
+            "toy", "audio", (Layer("a", 2), Layer("b", 3), Layer("c", 1, "utterance")), "1", frame_s=0.01, batching="padded"
+        )
 
     @staticmethod
     def describe(argument: str | None = None, *, speed: int = 1) -> BackboneInfo:
@@ -104,21 +108,41 @@ def test_a_registered_family_opens_by_name(monkeypatch: pytest.MonkeyPatch) -> N
         open_backbone("toy", pace=3)
 
 
-@pytest.mark.parametrize(("fault", "message"), [
-    ("company", "in a batch"), ("random", "other values the second time"), ("rows", "different lengths"), ("two utterance rows", "promised one an utterance"),
-    ("width", "promised"), ("nan", "not finite"), ("order", "layer"), ("dtype", "float32"), ("layout", "C-contiguous"), ("changes the input", "changed the samples"),
-    ("accepts a missing layer", "accepts a layer that is not there"), ("raises another error", "IndexError"), ("accepts nothing", "accepts an item without content"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("company", "in a batch"),
+        ("random", "other values the second time"),
+        ("rows", "different lengths"),
+        ("two utterance rows", "promised one an utterance"),
+        ("width", "promised"),
+        ("nan", "not finite"),
+        ("order", "layer"),
+        ("dtype", "float32"),
+        ("layout", "C-contiguous"),
+        ("changes the input", "changed the samples"),
+        ("accepts a missing layer", "accepts a layer that is not there"),
+        ("raises another error", "IndexError"),
+        ("accepts nothing", "accepts an item without content"),
+    ],
+)
 def test_the_suite_finds_broken_backbones(fault: str, message: str) -> None:
     check_backbone(Toy())
     with pytest.raises(AssertionError, match=message):
         check_backbone(Toy(fault))
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"identity": ""}, "no identity"), ({"layers": ()}, "no layers"), ({"layers": (Layer("a", 2), Layer("a", 3))}, "two layers of one name"),
-    ({"modality": "smell"}, "modality"), ({"min_s": 9.0, "max_s": 1.0}, "no length"), ({"frame_s": 0.0}, "frames of no length"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"identity": ""}, "no identity"),
+        ({"layers": ()}, "no layers"),
+        ({"layers": (Layer("a", 2), Layer("a", 3))}, "two layers of one name"),
+        ({"modality": "smell"}, "modality"),
+        ({"min_s": 9.0, "max_s": 1.0}, "no length"),
+        ({"frame_s": 0.0}, "frames of no length"),
+    ],
+)
 def test_the_suite_finds_broken_descriptions(change: dict, message: str) -> None:
     toy = Toy()
     toy.info = replace(toy.info, **change)

@@ -38,7 +38,13 @@ def test_rows_are_joined_by_id_in_every_format(tmp_path: Path, suffix: str, colu
     rows = [row[0][0] for row in backbone.encode(items, [0])]
     assert np.array_equal(rows, VALUES[[1, 0, 2, 2]])
     info = backbone.info
-    assert (info.modality, info.sampling_rate, info.layers[0].dim, info.layers[0].rows, info.kind) == ("audio", None, 4, "utterance", "dense")
+    assert (info.modality, info.sampling_rate, info.layers[0].dim, info.layers[0].rows, info.kind) == (
+        "audio",
+        None,
+        4,
+        "utterance",
+        "dense",
+    )
 
 
 def test_lists_in_a_column_are_vectors(tmp_path: Path) -> None:
@@ -53,6 +59,9 @@ def test_many_rows_an_utterance_are_frames_in_their_order(tmp_path: Path) -> Non
     assert (backbone.info.layers[0].rows, backbone.info.frame_s, backbone.info.modality) == ("frame", None, "text")
     assert np.array_equal(backbone.encode([Item("x/b")], [0])[0][0], VALUES[[0, 2]])
     check_backbone(backbone, [Item("x/b"), Item("x/a")])
+    ids = np.random.default_rng(0).choice(["a", "b", "c"], 500)
+    backbone = open_backbone(f"table:{save(tmp_path / 'long.npz', list(ids), np.arange(500.0)[:, None])}")
+    assert np.array_equal(backbone.encode([Item("b")], [0])[0][0][:, 0], np.flatnonzero(ids == "b"))
 
 
 def test_what_is_missing_or_not_finite_is_refused_by_row(tmp_path: Path) -> None:
