@@ -31,14 +31,15 @@ class RaysereError(Exception):
 
     @property
     def message(self) -> str:
-        parts = [self.what.rstrip(".") + "."]
+        listing = "\n" in self.what.strip()  # several problems, a line each
+        parts = [self.what.rstrip() + "\n" if listing else self.what.rstrip().rstrip(".") + "."]
         if self.where:
             parts.append(f"Where: {self.where}.")
         if self.choices is not None:
             parts.append("Valid choices: " + (", ".join(self.choices) if self.choices else "none are defined yet") + ".")
         if self.remedy:
             parts.append(self.remedy)
-        return " ".join(parts)
+        return (parts[0] + " ".join(parts[1:])) if listing else " ".join(parts)
 
     def __str__(self) -> str:  # KeyError would print the repr
         return self.message

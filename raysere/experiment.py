@@ -239,7 +239,7 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
     lines = []
     for problem in error.errors(include_url=False):
         place = [part for part in problem["loc"] if not (isinstance(part, str) and ("[" in part or part in {"str", "int", "float", "bool"}))]
-        key = ".".join(str(part) for part in place) or "(whole file)"
+        key = ".".join(str(part) for part in place)
         if problem["type"] == "extra_forbidden":
             names = sorted(_fields_at(model, place[:-1]))
             close = difflib.get_close_matches(str(place[-1]), names, n=1)
@@ -250,7 +250,7 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
             text = problem["msg"].removeprefix("Value error, ")
             if problem["type"] not in {"value_error", "literal_error"} and isinstance(problem["input"], str | int | float):
                 text += f" (it is {problem['input']!r})"
-        line = f"  {key}: {text}"
+        line = f"  {key}: {text}" if key else f"  {text}"
         if line not in lines:
             lines.append(line)
     return "\n".join(lines)

@@ -26,10 +26,22 @@ def explain_write_errors(path: Path) -> Iterator[None]:
     """Turn a full disk or a folder that cannot be written into an :class:`EnvironmentFault` that says so."""
     try:
         yield
-    except OSError as error:
-        if isinstance(error, EnvironmentFault) or error.errno not in _ENVIRONMENT:
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else None
+        if number is None and type(error).__module__.startswith("polars") and _free_bytes(path) < _FULL:
+            number = errno.ENOSPC  # polars tells a full disk as some error of the parquet format
+        if isinstance(error, EnvironmentFault) or number not in _ENVIRONMENT:
             raise
-        raise EnvironmentFault(_ENVIRONMENT[error.errno], where=path, remedy="Free space there or name another folder, then run the same command again: finished work is kept.") from error
+        raise EnvironmentFault(_ENVIRONMENT[number], where=path, remedy="Free space there or name another folder, then run the same command again: finished work is kept.") from error
+
+
+_FULL = 1 << 20  # with less than this free, a failed write is a full disk
+
+
+def _free_bytes(path: Path) -> int:
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return shutil.disk_usage(path).free
 
 
 @contextlib.contextmanager

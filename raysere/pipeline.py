@@ -254,7 +254,9 @@ def _extract(prepared: Prepared, progress: Progress) -> pl.DataFrame:
         done = extract(manifest, spec, prepared.experiment.store_folder, actors=prepared.experiment.extraction.actors,
                        fail_threshold=prepared.experiment.extraction.fail_threshold, progress=progress)
         if done.quarantined.height:
-            rejected.append(done.quarantined.select(path="path", utterance="utterance", reason=pl.lit(f"{name}: ") + pl.col("reason"), stage=pl.lit("features")))
+            places = manifest.table.select("utterance", relative="path")
+            rejected.append(done.quarantined.join(places, on="utterance", how="left", maintain_order="left").select(
+                path=pl.coalesce("relative", "path"), utterance="utterance", reason=pl.lit(f"{name}: ") + pl.col("reason"), stage=pl.lit("features")))
     return pl.concat(rejected)
 
 

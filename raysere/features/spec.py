@@ -114,8 +114,10 @@ class FeatureSpec(BaseModel):
 
     @property
     def key(self) -> str:
-        """16 hex digits: the name of the folder in a store."""
-        return digest(self.model_dump(mode="json", exclude_defaults=True))
+        """16 hex digits: the name of the folder in a store. A model folder or table that moves keeps it: ``identity`` holds its content."""
+        family = self.backbone.partition(":")[0]
+        name = {"backbone": family} if family in ("hf", "table") else {}
+        return digest({**self.model_dump(mode="json", exclude_defaults=True), **name})
 
     @property
     def numbers(self) -> list[int]:

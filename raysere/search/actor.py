@@ -54,7 +54,9 @@ class LedgerCallback(Callback):
         if proposal is None:
             return
         try:
-            self.board.give_up(proposal, f"The worker process died at each of {proposal.failures} attempts: {_last_lines(trial.error_file)}")
+            self.board.give_up(
+                proposal, f"The worker process died at each of {proposal.failures} attempts: {_last_lines(trial.error_file)}"
+            )
         except Exception as fault:
             self.board.fail(fault)
 

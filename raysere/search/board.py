@@ -80,8 +80,11 @@ class Board:
         from raysere.search.searcher import Lane
 
         records = self._mine()
-        self.lanes = [Lane(study, outer, [record for record in records if record.study == study.name and record.outer == outer])
-                      for study in self.studies for outer in study.lanes]
+        self.lanes = [
+            Lane(study, outer, [record for record in records if record.study == study.name and record.outer == outer])
+            for study in self.studies
+            for outer in study.lanes
+        ]
 
     @property
     def unfinished(self) -> int:
@@ -91,8 +94,17 @@ class Board:
     def job(self, proposal: Proposal) -> dict[str, Any]:
         """What a worker needs of a proposal."""
         study = proposal.lane.study
-        return {"study": study.name, "outer": proposal.lane.outer, "number": proposal.number, "trial": proposal.trial, "params": proposal.params,
-                "config": proposal.config, "attempt": attempt_name(self.stamp, proposal.trial, proposal.failures), "stamp": self.stamp, **self.resources}
+        return {
+            "study": study.name,
+            "outer": proposal.lane.outer,
+            "number": proposal.number,
+            "trial": proposal.trial,
+            "params": proposal.params,
+            "config": proposal.config,
+            "attempt": attempt_name(self.stamp, proposal.trial, proposal.failures),
+            "stamp": self.stamp,
+            **self.resources,
+        }
 
     def fail(self, fault: BaseException) -> None:
         """Remember the first fault that ends the whole search."""
@@ -113,7 +125,17 @@ class Board:
     def give_up(self, proposal: Proposal, reason: str) -> None:
         """Record a trial whose worker process died at each attempt."""
         job = self.job(proposal)
-        done = {"status": "error", "score": None, "epoch": None, "epochs": 0, "seconds": 0.0, "error": reason, "metrics": {}, "describe": {}, "twin_of": None}
+        done: dict[str, Any] = {
+            "status": "error",
+            "score": None,
+            "epoch": None,
+            "epochs": 0,
+            "seconds": 0.0,
+            "error": reason,
+            "metrics": {},
+            "describe": {},
+            "twin_of": None,
+        }
         self._recorded(proposal, self.ledger.record_without_training(head(proposal.lane.study, job), done, job["attempt"]))
         self.ran += 1
 
@@ -128,7 +150,7 @@ class Board:
     def _recorded(self, proposal: Proposal, record: Record) -> None:
         proposal.lane.remember(record)
         self._write_events(record, proposal.lane.study)
-        best = max((other.score for lane in self.lanes for other in lane.by_config.values() if other.scored), default=None)
+        best = max((other.value(-1.0) for lane in self.lanes for other in lane.by_config.values() if other.scored), default=None)
         self.progress.advance(STAGE, note="" if best is None else f"best {best:.4f}")
 
     def _write_events(self, record: Record, study: StudySpec) -> None:
@@ -155,8 +177,11 @@ class Board:
             if mine and not any(record.scored for record in mine):
                 reasons = Counter(_reason(record) for record in mine)
                 reason, count = reasons.most_common(1)[0]
-                raise RaysereError(f"All {len(mine)} trials of the study {study.name!r} failed, {count} of them with: {reason}", where=self.ledger.folder / mine[0].trial / "DONE",
-                                   remedy="Correct the space, the features or the environment; then run again with the failed trials forgotten (or under another name).")
+                raise RaysereError(
+                    f"All {len(mine)} trials of the study {study.name!r} failed, {count} of them with: {reason}",
+                    where=self.ledger.folder / mine[0].trial / "DONE",
+                    remedy="Correct the space, the features or the environment; then run again with the failed trials forgotten (or under another name).",
+                )
 
     def summary(self, notes: list[str]) -> SearchSummary:
         records = self._mine()
@@ -164,8 +189,16 @@ class Board:
         for record in records:
             if record.scored and (record.study not in best or record.score > best[record.study][1]):
                 best[record.study] = (record.trial, float(record.score))
-        return SearchSummary(len(records), dict(Counter(record.status for record in records)), self.ran, self.copied, self.resumed, best,
-                             time.monotonic() - self.started, tuple(notes))
+        return SearchSummary(
+            len(records),
+            dict(Counter(record.status for record in records)),
+            self.ran,
+            self.copied,
+            self.resumed,
+            best,
+            time.monotonic() - self.started,
+            tuple(notes),
+        )
 
 
 def _reason(record: Record) -> str:

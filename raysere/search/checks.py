@@ -41,8 +41,10 @@ def check(space: Space, Params: type[BaseModel], shapes: Shapes | None = None, *
     for name in space.dims:
         if name not in fields:
             close = difflib.get_close_matches(name, fields, n=1)
-            problems.append(f"space.{name}: {space.method} has no such parameter; valid choices: {', '.join(sorted(fields))}" +
-                            (f" (did you mean {close[0]!r}?)" if close else ""))
+            problems.append(
+                f"space.{name}: {space.method} has no such parameter; valid choices: {', '.join(sorted(fields))}"
+                + (f" (did you mean {close[0]!r}?)" if close else "")
+            )
     if problems:
         raise space_error(problems, space.where)
     space = _in_context(space, shapes)
@@ -54,10 +56,15 @@ def check(space: Space, Params: type[BaseModel], shapes: Shapes | None = None, *
         adapter = _adapter(fields[name])
         values = dimension.choices or (dimension.low, dimension.high)
         key = f"space.{name}" + ("" if dimension.kind == "fixed" else f".{dimension.kind}")
-        problems.extend(f"{key}: {value!r} is outside of what {space.method} takes: {fault}" for value in values if (fault := _fault(adapter, value)))
+        problems.extend(
+            f"{key}: {value!r} is outside of what {space.method} takes: {fault}" for value in values if (fault := _fault(adapter, value))
+        )
         for parent, wanted in dimension.when.items():
-            problems.extend(f"space.{name}.when.{parent}: {value!r} is not among the values of {parent}: {space.dims[parent].text()}"
-                            for value in wanted if not space.dims[parent].holds(value))
+            problems.extend(
+                f"space.{name}.when.{parent}: {value!r} is not among the values of {parent}: {space.dims[parent].text()}"
+                for value in wanted
+                if not space.dims[parent].holds(value)
+            )
     if not problems:
         space = _with_defaults(space, fields, problems)
     if problems:
@@ -65,7 +72,9 @@ def check(space: Space, Params: type[BaseModel], shapes: Shapes | None = None, *
     try:
         Params.model_validate(space.default_config())
     except ValidationError as error:
-        raise space_error([f"defaults: {'.'.join(map(str, fault['loc'])) or 'together'}: {fault['msg']}" for fault in error.errors()], space.where) from error
+        raise space_error(
+            [f"defaults: {'.'.join(map(str, fault['loc'])) or 'together'}: {fault['msg']}" for fault in error.errors()], space.where
+        ) from error
     return space if method is None or shapes is None else _applied(space, Params, shapes, method, open_ended)
 
 
@@ -88,7 +97,8 @@ def _in_context(space: Space, shapes: Shapes | None) -> Space:
 
 
 def _adapter(field: FieldInfo) -> TypeAdapter:
-    return TypeAdapter(Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation)
+    annotation: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+    return TypeAdapter(annotation)
 
 
 def _fault(adapter: TypeAdapter, value: Any) -> str | None:
@@ -109,15 +119,22 @@ def _without_last(space: Space, fields: Mapping[str, FieldInfo], shapes: Shapes 
         nonlocal used
         if isinstance(value, list):
             return [number(name, item) for item in value]
-        if value != LAST or (space.dims[name].kind != "int" and _fault(_adapter(fields[name]), LAST) is None):  # an option may be called "last"
+        if value != LAST or (
+            space.dims[name].kind != "int" and _fault(_adapter(fields[name]), LAST) is None
+        ):  # an option may be called "last"
             return value
         used = True
         return 0 if last is None else last
 
     dims = {}
     for name, old in space.dims.items():
-        new = replace(old, choices=tuple(number(name, value) for value in old.choices), low=number(name, old.low), high=number(name, old.high),
-                      when={parent: tuple(number(parent, value) for value in values) for parent, values in old.when.items()})
+        new = replace(
+            old,
+            choices=tuple(number(name, value) for value in old.choices),
+            low=number(name, old.low),
+            high=number(name, old.high),
+            when={parent: tuple(number(parent, value) for value in values) for parent, values in old.when.items()},
+        )
         if new.kind == "int" and last is not None and new.low > new.high:
             problems.append(f"space.{name}.int: the low end {new.low} is above the last layer, {new.high}")
         dims[name] = trimmed(new) if new != old else old
@@ -143,7 +160,9 @@ def _with_defaults(space: Space, fields: Mapping[str, FieldInfo], problems: list
         if dimension.holds(published):
             defaults[name] = published
         elif not dimension.when:
-            problems.append(f"defaults.{name}: the published default {published!r} is not in the space ({dimension.text()}): name one under defaults")
+            problems.append(
+                f"defaults.{name}: the published default {published!r} is not in the space ({dimension.text()}): name one under defaults"
+            )
         else:  # a branch that trial 0 may never enter: any value of it serves
             defaults[name] = dimension.choices[0] if dimension.choices else dimension.low
     required = [name for name, field in fields.items() if field.is_required() and name not in space.dims]
@@ -173,7 +192,9 @@ def _applied(space: Space, Params: type[BaseModel], shapes: Shapes, method: Meth
     problems: list[str] = []
     dims: dict[str, Dimension] = {}  # parents come first, so that a branch is entered by a value that is still there
     for name, old in space.dims.items():
-        when = {parent: tuple(value for value in values if parent in dims and dims[parent].holds(value)) for parent, values in old.when.items()}
+        when = {
+            parent: tuple(value for value in values if parent in dims and dims[parent].holds(value)) for parent, values in old.when.items()
+        }
         if not all(when.values()):
             continue  # a branch that cannot be entered any more
         dimension = dims[name] = replace(old, when=when)
@@ -195,8 +216,11 @@ def _applied(space: Space, Params: type[BaseModel], shapes: Shapes, method: Meth
         dims[name] = Dimension("choice" if len(kept) > 1 else "fixed", choices=kept, when=when)
     if problems:
         raise space_error(problems, space.where)
-    defaults = {name: value if dims[name].holds(value) else dims[name].choices[0] for name, value in space.defaults.items()
-                if name in dims and dims[name].kind != "fixed"}
+    defaults = {
+        name: value if dims[name].holds(value) else dims[name].choices[0]
+        for name, value in space.defaults.items()
+        if name in dims and dims[name].kind != "fixed"
+    }
     return replace(space, dims=dims, defaults=defaults, notes=tuple(notes))
 
 
@@ -230,7 +254,9 @@ def _repaired(space: Space, refusal: Any, fault: str) -> tuple[Space, str]:
             continue
         for choice in dimension.choices:
             if isinstance(choice, str) and choice != space.defaults[name] and refusal(_one_step(space, space.dims, name, choice)) is None:
-                return replace(space, defaults={**space.defaults, name: choice}), f"trial 0 has {name} {choice} instead of {space.defaults[name]}: {fault}"
+                return replace(
+                    space, defaults={**space.defaults, name: choice}
+                ), f"trial 0 has {name} {choice} instead of {space.defaults[name]}: {fault}"
     raise space_error([f"defaults: trial 0 cannot work on these features: {fault}"], space.where)
 
 
@@ -241,8 +267,12 @@ def space_schema() -> dict[str, Any]:
     scalar = {"type": ["string", "number", "boolean", "null"]}
     value = {"anyOf": [scalar, {"type": "array", "items": scalar}]}
     integer = {"anyOf": [{"type": "integer"}, {"const": LAST}]}
-    when = {"type": "object", "minProperties": 1, "additionalProperties": {"anyOf": [scalar, {"type": "array", "items": value}]},
-            "description": "the parameter exists only where every named parameter has (one of) the given values"}
+    when = {
+        "type": "object",
+        "minProperties": 1,
+        "additionalProperties": {"anyOf": [scalar, {"type": "array", "items": value}]},
+        "description": "the parameter exists only where every named parameter has (one of) the given values",
+    }
 
     def distribution(kind: str, content: dict[str, Any], **more: Any) -> dict[str, Any]:
         return {"type": "object", "required": [kind], "additionalProperties": False, "properties": {kind: content, "when": when, **more}}
@@ -252,12 +282,29 @@ def space_schema() -> dict[str, Any]:
 
     log = {"type": "boolean", "default": False, "description": "sample in the logarithm"}
     step = {"type": "number", "exclusiveMinimum": 0}
-    dimension = {"anyOf": [value, distribution("choice", {"type": "array", "minItems": 1, "items": value}),
-                           distribution("int", ends(integer), log=log, step={**step, "type": "integer"}),
-                           distribution("float", ends({"type": "number"}), log=log, step=step)]}
+    dimension = {
+        "anyOf": [
+            value,
+            distribution("choice", {"type": "array", "minItems": 1, "items": value}),
+            distribution("int", ends(integer), log=log, step={**step, "type": "integer"}),
+            distribution("float", ends({"type": "number"}), log=log, step=step),
+        ]
+    }
     assert set(DIMENSION_KEYS) == {"choice", "int", "float", "log", "step", "when"}
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "raysere search space", "type": "object",
-            "required": ["method"], "additionalProperties": False,
-            "properties": {TOP_KEYS[0]: {"type": "string", "examples": METHODS.names()}, TOP_KEYS[1]: {"type": "string"},
-                           TOP_KEYS[2]: {"type": "object", "additionalProperties": value, "description": "trial 0; unnamed parameters keep their published default"},
-                           TOP_KEYS[3]: {"type": "object", "additionalProperties": dimension}}}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "raysere search space",
+        "type": "object",
+        "required": ["method"],
+        "additionalProperties": False,
+        "properties": {
+            TOP_KEYS[0]: {"type": "string", "examples": METHODS.names()},
+            TOP_KEYS[1]: {"type": "string"},
+            TOP_KEYS[2]: {
+                "type": "object",
+                "additionalProperties": value,
+                "description": "trial 0; unnamed parameters keep their published default",
+            },
+            TOP_KEYS[3]: {"type": "object", "additionalProperties": dimension},
+        },
+    }

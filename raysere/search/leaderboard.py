@@ -9,11 +9,25 @@ from typing import Any
 import polars as pl
 
 from raysere.files import atomic_write, canonical_json
-from raysere.search.ledger import Ledger, Record, STATUSES
+from raysere.search.ledger import STATUSES, Ledger, Record
 
-COLUMNS: dict[str, Any] = {"trial": pl.String, "study": pl.String, "space": pl.String, "method": pl.String, "features": pl.String, "modality": pl.String, "outer": pl.Int32,
-                           "status": pl.String, "score": pl.Float64, "metric": pl.String, "epoch": pl.Int32, "epochs": pl.Int32, "seconds": pl.Float64, "twin_of": pl.String,
-                           "error": pl.String}
+COLUMNS: dict[str, Any] = {
+    "trial": pl.String,
+    "study": pl.String,
+    "space": pl.String,
+    "method": pl.String,
+    "features": pl.String,
+    "modality": pl.String,
+    "outer": pl.Int32,
+    "status": pl.String,
+    "score": pl.Float64,
+    "metric": pl.String,
+    "epoch": pl.Int32,
+    "epochs": pl.Int32,
+    "seconds": pl.Float64,
+    "twin_of": pl.String,
+    "error": pl.String,
+}
 
 
 def leaderboard(run_dir: str | os.PathLike[str], *, write: bool = True) -> pl.DataFrame:
@@ -66,4 +80,6 @@ def _param_series(name: str, values: list[Any]) -> pl.Series:
         return pl.Series(column, values, dtype=pl.Int64)
     if kinds <= {int, float}:
         return pl.Series(column, [None if value is None else float(value) for value in values], dtype=pl.Float64)
-    return pl.Series(column, [value if value is None or isinstance(value, str) else canonical_json(value) for value in values], dtype=pl.String)
+    return pl.Series(
+        column, [value if value is None or isinstance(value, str) else canonical_json(value) for value in values], dtype=pl.String
+    )

@@ -64,6 +64,10 @@ class Record:
     def scored(self) -> bool:
         return self.status in SCORED and self.score is not None
 
+    def value(self, penalty: float) -> float:
+        """What the sampler is told: the score, or ``penalty`` where there is none."""
+        return self.score if self.scored and self.score is not None else penalty
+
     def rows(self) -> pl.DataFrame:
         """``metrics.parquet``: a row an epoch, with ``epoch`` (from 0), ``score`` and what the loop logs."""
         return pl.read_parquet(self.folder / "metrics.parquet")
@@ -87,7 +91,11 @@ class Ledger:
         """Ids of the finished trials, sorted."""
         if not self.folder.is_dir():
             return []
-        return sorted(entry.name for entry in os.scandir(self.folder) if not entry.name.startswith(".") and os.path.isfile(os.path.join(entry.path, "DONE")))
+        return sorted(
+            entry.name
+            for entry in os.scandir(self.folder)
+            if not entry.name.startswith(".") and os.path.isfile(os.path.join(entry.path, "DONE"))
+        )
 
     def read(self, trial: str) -> Record:
         """One record. Raises MissingFileError, or DataError for a folder that is no finished trial of a known format."""
@@ -98,11 +106,24 @@ class Ledger:
                 raise DataError(f"The trial is of the format {head['format']!r}, and this version reads {TRIAL_FORMAT!r}", where=folder)
             if done["status"] not in STATUSES:
                 raise DataError(f"The trial has the unknown status {done['status']!r}", where=folder, choices=STATUSES)
-            return Record(folder=folder, **{key: head[key] for key in ("trial", "study", "space", "method", "modality", "outer", "number", "seed", "config", "params")},
-                          features=tuple(head["features"]), resolved=head.get("resolved") or {}, status=done["status"], score=done["score"],
-                          **{key: done[key] for key in ("epoch", "epochs", "seconds", "error", "metrics", "describe", "twin_of") if key in done})
+            return Record(
+                folder=folder,
+                **{
+                    key: head[key]
+                    for key in ("trial", "study", "space", "method", "modality", "outer", "number", "seed", "config", "params")
+                },
+                features=tuple(head["features"]),
+                resolved=head.get("resolved") or {},
+                status=done["status"],
+                score=done["score"],
+                **{key: done[key] for key in ("epoch", "epochs", "seconds", "error", "metrics", "describe", "twin_of") if key in done},
+            )
         except (KeyError, TypeError) as error:
-            raise DataError(f"The trial lacks {error}", where=folder, remedy="Move this folder away and run the same command again: the trial is then trained anew.") from error
+            raise DataError(
+                f"The trial lacks {error}",
+                where=folder,
+                remedy="Move this folder away and run the same command again: the trial is then trained anew.",
+            ) from error
 
     def trials(self) -> list[Record]:
         """All finished trials, by id."""

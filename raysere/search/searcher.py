@@ -16,7 +16,6 @@ import math
 import warnings
 from collections import deque
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -62,7 +61,7 @@ class Lane:
         self.space = study.parsed_space()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.optuna = optuna.create_study(direction="maximize", pruner=optuna.pruners.NopPruner(), sampler=self._sampler(0))
-        self.halving = _halving(study)
+        self.halving: Any = _halving(study)  # it is shown trials by their names only, see _Known
         self.by_config: dict[str, Record] = {}
         self.running: dict[int, Proposal] = {}
         for record in sorted(finished, key=lambda record: record.number):
@@ -73,20 +72,29 @@ class Lane:
     def _sampler(self, number: int) -> optuna.samplers.TPESampler:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # multivariate and group are marked experimental
-            return optuna.samplers.TPESampler(multivariate=True, group=True, constant_liar=True, n_startup_trials=STARTUP,
-                                              seed=self.study.sampler_seed(self.outer, number))
+            return optuna.samplers.TPESampler(
+                multivariate=True,
+                group=True,
+                constant_liar=True,
+                n_startup_trials=STARTUP,
+                seed=self.study.sampler_seed(self.outer, number),
+            )
 
     def _refill(self, record: Record) -> None:
         """Put a finished trial back into the Optuna study and into the rungs, as if it had just finished."""
         dimensions = self.space.searched(record.params)
-        value = record.score if record.scored else self.study.penalty
-        self.optuna.add_trial(optuna.trial.create_trial(
-            value=value, params={name: dimension.to_optuna(record.params[name]) for name, dimension in dimensions.items()},
-            distributions={name: dimension.distribution() for name, dimension in dimensions.items()}))
+        value = record.value(self.study.penalty)
+        self.optuna.add_trial(
+            optuna.trial.create_trial(
+                value=value,
+                params={name: dimension.to_optuna(record.params[name]) for name, dimension in dimensions.items()},
+                distributions={name: dimension.distribution() for name, dimension in dimensions.items()},
+            )
+        )
         self.remember(record)
         if self.halving is not None and record.scored and record.twin_of is None:
             scores = record.rows()["score"].to_list()
-            trial = SimpleNamespace(trial_id=record.trial)
+            trial = _Known(record.trial, self)
             self.halving.on_trial_add(None, trial)
             for rung in self.study.rungs(record.epochs + 1):
                 so_far = [score for score in scores[:rung] if score is not None and math.isfinite(score)]
@@ -107,7 +115,9 @@ class Lane:
         number = self.free.popleft()
         if number == 0:
             default = self.space.default_config()
-            self.optuna.enqueue_trial({name: dimension.to_optuna(default[name]) for name, dimension in self.space.searched(default).items()})
+            self.optuna.enqueue_trial(
+                {name: dimension.to_optuna(default[name]) for name, dimension in self.space.searched(default).items()}
+            )
         self.optuna.sampler = self._sampler(number)
         asked = self.optuna.ask()
         params = suggest(asked, self.space)
@@ -125,8 +135,15 @@ def _halving(study: StudySpec) -> AsyncHyperBandScheduler | None:
     if study.asha is None:
         return None
     limit = study.max_epochs or 10_000
-    return AsyncHyperBandScheduler(time_attr="epoch", metric="score", mode="max", max_t=max(limit, study.asha.grace) + 1, grace_period=study.asha.grace,
-                                   reduction_factor=study.asha.reduction, stop_last_trials=True)
+    return AsyncHyperBandScheduler(
+        time_attr="epoch",
+        metric="score",
+        mode="max",
+        max_t=max(limit, study.asha.grace) + 1,
+        grace_period=study.asha.grace,
+        reduction_factor=study.asha.reduction,
+        stop_last_trials=True,
+    )
 
 
 class LaneSearcher(Searcher):
@@ -165,7 +182,7 @@ class LaneSearcher(Searcher):
             if twin is None:
                 return proposal
             record = self.board.copy(proposal, twin)
-            lane.tell(proposal, record.score if record.scored else lane.study.penalty)
+            lane.tell(proposal, record.value(lane.study.penalty))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell the lane; a trial whose process died goes back to be tried again, and is given up after the last attempt."""

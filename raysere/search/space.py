@@ -129,8 +129,14 @@ class Space:
         return config
 
     def default_config(self) -> dict[str, Any]:
-        """Trial 0."""
-        return self.walk(lambda name, _: self.defaults[name])
+        """Trial 0. Raises ConfigError where a parameter has no default; :func:`raysere.search.checks.check` completes them."""
+
+        def pick(name: str, _: Dimension) -> Any:
+            if name not in self.defaults:
+                raise ConfigError(f"The parameter {name!r} has no default", where=self.where or None, remedy="Name one under defaults.")
+            return self.defaults[name]
+
+        return self.walk(pick)
 
     def searched(self, config: Mapping[str, Any]) -> dict[str, Dimension]:
         """The dimensions that were sampled to give ``config``."""
@@ -138,14 +144,21 @@ class Space:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that :func:`parse_space` reads back to an equal space."""
-        return {"name": self.name, "method": self.method, "description": self.description, "defaults": dict(self.defaults),
-                "space": {name: dimension.to_dict() for name, dimension in self.dims.items()}}
+        return {
+            "name": self.name,
+            "method": self.method,
+            "description": self.description,
+            "defaults": dict(self.defaults),
+            "space": {name: dimension.to_dict() for name, dimension in self.dims.items()},
+        }
 
 
 def is_active(dimension: Dimension, config: Mapping[str, Any]) -> bool:
     """Whether every condition of ``when`` holds in ``config`` (a parameter that is not there fulfils none)."""
-    return all(parent in config and canonical_json(config[parent]) in {canonical_json(value) for value in values}
-               for parent, values in dimension.when.items())
+    return all(
+        parent in config and canonical_json(config[parent]) in {canonical_json(value) for value in values}
+        for parent, values in dimension.when.items()
+    )
 
 
 def suggest(trial: optuna.Trial, space: Space) -> dict[str, Any]:
@@ -207,23 +220,35 @@ def parse_space(raw: Any, *, name: str | None = None, where: str = "") -> Space:
         if not isinstance(blocks[key], Mapping):
             problems.append(f"{key}: a mapping of parameters is expected, not {blocks[key]!r}")
             blocks[key] = {}
-    dims = {str(key): _dimension(str(key), value, problems) for key, value in blocks["space"].items()}
+    dims: dict[str, Dimension] = {}
+    for key, value in blocks["space"].items():
+        dimension = _dimension(str(key), value, problems)
+        if dimension is not None:
+            dims[str(key)] = dimension
     defaults = {str(key): value for key, value in blocks["defaults"].items()}
     for key, value in defaults.items():  # a default that is not searched is a fixed value
         dims.setdefault(key, Dimension("fixed", choices=(value,)))
-    dims = {key: dimension for key, dimension in dims.items() if dimension is not None}
     order = _ordered(dims, problems)
     if problems:
         raise space_error(problems, where)
     kept = {key: value for key, value in defaults.items() if dims[key].kind != "fixed"}
-    return Space(name=name or str(raw.get("name", "space")), method=str(method), defaults=kept, dims={key: dims[key] for key in order},
-                 where=where, description=str(raw.get("description", "")))
+    return Space(
+        name=name or str(raw.get("name", "space")),
+        method=str(method),
+        defaults=kept,
+        dims={key: dims[key] for key in order},
+        where=where,
+        description=str(raw.get("description", "")),
+    )
 
 
 def space_error(problems: Iterable[str], where: str) -> ConfigError:
     """One error for all problems, one line each."""
-    return ConfigError("This search space cannot be right:\n  " + "\n  ".join(dict.fromkeys(problems)) + "\n", where=where or None,
-                       remedy="`raysere schema space` prints the grammar.")
+    return ConfigError(
+        "This search space cannot be right:\n  " + "\n  ".join(dict.fromkeys(problems)) + "\n",
+        where=where or None,
+        remedy="`raysere schema space` prints the grammar.",
+    )
 
 
 def with_fixed(space: Space, fixed: Mapping[str, Any]) -> Space:
@@ -268,9 +293,13 @@ def _dimension(name: str, value: Any, problems: list[str]) -> Dimension | None:
     if not isinstance(ends, list) or len(ends) != 2:
         problems.append(f"{here}.{kind}: two ends are expected, [low, high]")
         return None
-    problems.extend(f"{here}.{kind}: {end!r} is not {'a whole number' if whole else 'a number'}" + (f" or {LAST!r}" if whole else "") +
-                    (" (YAML 1.1 reads 1e-5 as text: write 1.0e-5)" if isinstance(end, str) and "e" in end.lower() and not whole else "")
-                    for end in ends if not _number(end, whole) and not (whole and end == LAST))
+    problems.extend(
+        f"{here}.{kind}: {end!r} is not {'a whole number' if whole else 'a number'}"
+        + (f" or {LAST!r}" if whole else "")
+        + (" (YAML 1.1 reads 1e-5 as text: write 1.0e-5)" if isinstance(end, str) and "e" in end.lower() and not whole else "")
+        for end in ends
+        if not _number(end, whole) and not (whole and end == LAST)
+    )
     low, high = ends
     numbers = _number(low, whole) and _number(high, whole)
     if numbers and low > high:
@@ -314,14 +343,16 @@ def _ordered(dims: Mapping[str, Dimension], problems: list[str]) -> list[str]:
         if name in order:
             return
         if name in open_:
-            problems.append(f"space.{name}.when: the conditions go round in a circle ({' > '.join([*open_[open_.index(name):], name])})")
+            problems.append(f"space.{name}.when: the conditions go round in a circle ({' > '.join([*open_[open_.index(name) :], name])})")
             return
         open_.append(name)
         for parent in dims[name].when:
             if parent in CONTEXT and parent not in dims:
                 continue
             if parent not in dims:
-                problems.append(f"space.{name}.when.{parent}: no such parameter in this space; valid choices: {', '.join([*sorted(set(dims) - {name}), *CONTEXT])}")
+                problems.append(
+                    f"space.{name}.when.{parent}: no such parameter in this space; valid choices: {', '.join([*sorted(set(dims) - {name}), *CONTEXT])}"
+                )
             else:
                 visit(parent)
         open_.pop()

@@ -1,4 +1,4 @@
-"""What a study is: one space on one set of features, searched in one lane per outer fold. A worker needs no more than this and the run directory."""
+"""What a study is: one space on one set of features, searched in one lane per outer fold. Workers need this and the run directory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from raysere.files import digest, read_json, write_json
 from raysere.search.space import Space, parse_space
 from raysere.training.task import Task
 
-FORMAT = "raysere.study/1"
 MAY_CHANGE = frozenset({"format", "trials", "threads", "device", "store"})  # between two starts of one run
 
 
@@ -30,7 +29,7 @@ class StudyFeature(_Model):
 
 
 class Asha(_Model):
-    """Asynchronous successive halving (Li et al. 2018, arXiv 1810.05934): first rung at ``grace`` epochs, the next ones ``reduction`` times later."""
+    """Asynchronous successive halving (Li et al. 2018, arXiv 1810.05934): rungs at ``grace`` epochs, then ``reduction`` times later each."""
 
     grace: int = Field(5, ge=1)
     reduction: int = Field(3, ge=2)
@@ -50,7 +49,7 @@ class StudySpec(_Model):
         threads: torch threads of a worker; None takes the CPUs of a trial.
     """
 
-    format: Literal["raysere.study/1"] = FORMAT
+    format: Literal["raysere.study/1"] = "raysere.study/1"
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
     space: dict[str, Any]
     method: str
@@ -89,7 +88,14 @@ class StudySpec(_Model):
 
     def config_hash(self, params: dict[str, Any]) -> str:
         """Equal for configurations that train the same model on the same features (the fold is not part of it)."""
-        return digest({"method": self.method, "features": [feature.spec_key for feature in self.features], "params": params, "max_epochs": self.max_epochs})
+        return digest(
+            {
+                "method": self.method,
+                "features": [feature.spec_key for feature in self.features],
+                "params": params,
+                "max_epochs": self.max_epochs,
+            }
+        )
 
     def trial_seed(self, outer: int, config: str) -> int:
         """Seed of a trial, from its configuration alone: neither the order of the search nor a restart can change it."""
@@ -122,8 +128,11 @@ def save_study(run_dir: Path, study: StudySpec) -> None:
         old = read_study(run_dir, study.name).model_dump(mode="json")
         different = sorted(key for key in new if key not in MAY_CHANGE and old.get(key) != new[key])
         if different:
-            raise ConfigError(f"The study {study.name!r} of this run was started with another {', '.join(different)}", where=path,
-                              remedy="Give the search another `name`, or the experiment another `name`; only trials, threads, device and store may change.")
+            raise ConfigError(
+                f"The study {study.name!r} of this run was started with another {', '.join(different)}",
+                where=path,
+                remedy="Give the search another `name`, or the experiment another `name`; only trials, threads, device and store may change.",
+            )
         if old == new:
             return
     write_json(path, new)

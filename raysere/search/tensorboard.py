@@ -81,7 +81,9 @@ class TrialEvents:
             if key not in self._labels:
                 table = Manifest.read(self.run_dir / "manifest.parquet").table
                 mapped = class_map(study.class_map).apply(table)[0]
-                self._labels[key] = {utterance: label for utterance, label in zip(table["utterance"].to_list(), mapped, strict=True) if label is not None}
+                self._labels[key] = {
+                    utterance: label for utterance, label in zip(table["utterance"].to_list(), mapped, strict=True) if label is not None
+                }
             return self._labels[key]
 
 
@@ -110,10 +112,14 @@ def write_events(folder: Path, record: Record, confusion: np.ndarray | None, cla
                 start.hparams[name].number_value = value
         add(0, _hparams_summary("_hparams_/session_start_info", HParamsPluginData(session_start_info=start)))
         for row in record.rows().iter_rows(named=True):
-            values = [Summary.Value(tag=tag(name), simple_value=float(value)) for name, value in row.items() if name != "epoch" and value is not None]
+            values = [
+                Summary.Value(tag=tag(name), simple_value=float(value))
+                for name, value in row.items()
+                if name != "epoch" and value is not None
+            ]
             if values:
                 add(int(row["epoch"]), Summary(value=values))
-        if record.scored:
+        if record.score is not None:
             add(record.epoch or 0, Summary(value=[Summary.Value(tag="best/score", simple_value=float(record.score))]))
         if confusion is not None:
             png, (height, width) = confusion_image(confusion, classes, title=f"{record.trial}: development, epoch {record.epoch}")

@@ -49,15 +49,23 @@ class Workshop:
 
         manifest = self._keep(("manifest", run_dir), lambda: Manifest.read(run_dir / "manifest.parquet"))
         rules = json.dumps([study.class_map, study.task.model_dump(mode="json")], sort_keys=True)
-        labels = self._keep(("labels", run_dir, rules), lambda: build_labels(
-            manifest, None if study.class_map is None else class_map(study.class_map), study.task)[0])
+        labels = self._keep(
+            ("labels", run_dir, rules),
+            lambda: build_labels(manifest, None if study.class_map is None else class_map(study.class_map), study.task)[0],
+        )
         splits = self._keep(("splits", run_dir), lambda: pl.read_parquet(run_dir / "splits.parquet"))
         store = str(run_dir / study.store)
-        views = {feature.name: self._keep(("view", store, feature.spec_key), lambda key=feature.spec_key: FeatureStore(store).open(key, manifest.table))
-                 for feature in study.features}
+        views = {
+            feature.name: self._keep(
+                ("view", store, feature.spec_key), lambda key=feature.spec_key: FeatureStore(store).open(key, manifest.table)
+            )
+            for feature in study.features
+        }
         names = tuple(sorted(views))
-        return self._keep(("data", run_dir, rules, outer, names, tuple(feature.spec_key for feature in study.features)),
-                          lambda: trial_data(labels, splits, outer, views, study.task))
+        return self._keep(
+            ("data", run_dir, rules, outer, names, tuple(feature.spec_key for feature in study.features)),
+            lambda: trial_data(labels, splits, outer, views, study.task),
+        )
 
 
 WORKSHOP = Workshop()  # one a process: the cache of what is read, never of what is decided
@@ -143,7 +151,14 @@ class TrialRun:
         self.resolved = params.model_dump(mode="json")
         method.check(params, Shapes(data.task, {name: shape_of(view) for name, view in data.features.items()}))
         self.rungs = study.rungs(params.epochs)
-        self.trainer = Trainer(method, params, data, seed=study.trial_seed(job["outer"], job["config"]), device=study.device, threads=study.threads or max(1, int(job["cpu"])))
+        self.trainer = Trainer(
+            method,
+            params,
+            data,
+            seed=study.trial_seed(job["outer"], job["config"]),
+            device=study.device,
+            threads=study.threads or max(1, int(job["cpu"])),
+        )
 
     def _train(self) -> str:
         goal = next((rung for rung in self.rungs if rung > self.epochs), None)
@@ -176,8 +191,15 @@ class TrialRun:
         best = None if failed else self._best()
         with atomic_folder(staged) as folder:
             write_head(folder, self._head())
-            outcome: dict[str, Any] = {"score": None if best is None else float(best["score"]), "epoch": None if best is None else int(best["epoch"]),
-                                       "epochs": self.epochs, "seconds": round(self.seconds, 3), "error": error, "metrics": {}, "describe": {}}
+            outcome: dict[str, Any] = {
+                "score": None if best is None else float(best["score"]),
+                "epoch": None if best is None else int(best["epoch"]),
+                "epochs": self.epochs,
+                "seconds": round(self.seconds, 3),
+                "error": error,
+                "metrics": {},
+                "describe": {},
+            }
             rows = [] if self.trainer is None else self.trainer.rows
             frame = _rows_frame(rows)
             frame.write_parquet(folder / "metrics.parquet")
@@ -187,8 +209,11 @@ class TrialRun:
                 outcome["metrics"] = {key: float(value) for key, value in best.get("metrics", {}).items()}
                 outcome["describe"] = plain(self.trainer.describe())
                 self.trainer.predictions().write_parquet(folder / "predictions.parquet")
-                save_file({name: tensor.detach().cpu().contiguous() for name, tensor in self.trainer.state().items()}, str(folder / "model.safetensors"),
-                          metadata={"format": "raysere.trial/1", "trial": self.job["trial"]})
+                save_file(
+                    {name: tensor.detach().cpu().contiguous() for name, tensor in self.trainer.state().items()},
+                    str(folder / "model.safetensors"),
+                    metadata={"format": "raysere.trial/1", "trial": self.job["trial"]},
+                )
             write_json(folder / OUTCOME, plain(outcome))
         if self._staged is not None and self._staged != staged:
             shutil.rmtree(self._staged, ignore_errors=True)
@@ -199,10 +224,21 @@ class TrialRun:
         """What stops the whole search travels as plain values: any process can build the error again."""
         self._free("fatal")
         if isinstance(fault, RaysereError):
-            parts: dict[str, Any] = {"kind": type(fault).__name__, "what": fault.what, "where": fault.where, "remedy": fault.remedy, "choices": fault.choices}
+            parts: dict[str, Any] = {
+                "kind": type(fault).__name__,
+                "what": fault.what,
+                "where": fault.where,
+                "remedy": fault.remedy,
+                "choices": fault.choices,
+            }
         else:
-            parts = {"kind": "RaysereError", "what": f"A worker could not load the study {self.job['study']!r}: {type(fault).__name__}: {fault}",
-                     "where": "".join(traceback.format_exception(fault))[-2000:], "remedy": None, "choices": None}
+            parts = {
+                "kind": "RaysereError",
+                "what": f"A worker could not load the study {self.job['study']!r}: {type(fault).__name__}: {fault}",
+                "where": "".join(traceback.format_exception(fault))[-2000:],
+                "remedy": None,
+                "choices": None,
+            }
         return {"score": 0.0, "epoch": self.epochs, "status": "fatal", "staged": "", "error": json.dumps(parts)}
 
     def _free(self, status: str) -> None:
@@ -223,9 +259,19 @@ class _Fatal(Exception):
 
 def head(study: StudySpec, job: dict[str, Any]) -> dict[str, Any]:
     """``params.yaml`` of a trial, from what the driver knows."""
-    return {"trial": job["trial"], "study": study.name, "space": study.space["name"], "method": study.method, "features": [feature.name for feature in study.features],
-            "modality": study.modality, "outer": job["outer"], "number": job["number"], "seed": study.trial_seed(job["outer"], job["config"]),
-            "config": job["config"], "params": job["params"]}
+    return {
+        "trial": job["trial"],
+        "study": study.name,
+        "space": study.space["name"],
+        "method": study.method,
+        "features": [feature.name for feature in study.features],
+        "modality": study.modality,
+        "outer": job["outer"],
+        "number": job["number"],
+        "seed": study.trial_seed(job["outer"], job["config"]),
+        "config": job["config"],
+        "params": job["params"],
+    }
 
 
 def _classify(fault: BaseException) -> tuple[str, str]:
@@ -235,7 +281,9 @@ def _classify(fault: BaseException) -> tuple[str, str]:
     if isinstance(fault, ConfigError | InfeasibleTrial):
         return "infeasible", fault.message
     text = str(fault)
-    if isinstance(fault, torch.OutOfMemoryError | MemoryError) or (isinstance(fault, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)):
+    if isinstance(fault, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(fault, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+    ):
         return "infeasible", f"Out of memory: {text.splitlines()[0] if text else type(fault).__name__}"
     return "error", "".join(traceback.format_exception(fault))
 
@@ -247,8 +295,16 @@ def _rows_frame(rows: list[dict[str, Any]]) -> Any:
     if not rows:
         return empty_rows()
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    frame = pl.DataFrame({key: pl.Series(key, [None if row.get(key) is None else (int if key == "epoch" else float)(row[key]) for row in rows],
-                                         dtype=pl.Int64 if key == "epoch" else pl.Float64) for key in columns})
+    frame = pl.DataFrame(
+        {
+            key: pl.Series(
+                key,
+                [None if row.get(key) is None else (int if key == "epoch" else float)(row[key]) for row in rows],
+                dtype=pl.Int64 if key == "epoch" else pl.Float64,
+            )
+            for key in columns
+        }
+    )
     return frame
 
 

@@ -24,14 +24,25 @@ from raysere.search.study import StudySpec, save_study
 
 _RESTARTS = 2  # of Tune itself, should it fall over between trials (an idle worker that dies can do that)
 _SWITCHES = {
-    "RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0", "TUNE_GLOBAL_CHECKPOINT_S": "1e9", "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1e9",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 _LOGGERS = ("ray.tune", "ray.train", "ray.air", "ray._private")
 
 
-def run_search(run_dir: str | os.PathLike[str], studies: list[StudySpec], *, resources: Mapping[str, float] | None = None, max_concurrent: int | None = None,
-               progress: Progress | None = None, retry_errors: bool = False) -> SearchSummary:
+def run_search(
+    run_dir: str | os.PathLike[str],
+    studies: list[StudySpec],
+    *,
+    resources: Mapping[str, float] | None = None,
+    max_concurrent: int | None = None,
+    progress: Progress | None = None,
+    retry_errors: bool = False,
+) -> SearchSummary:
     """Run every trial of every study that the ledger of ``run_dir`` does not hold yet.
 
     Can be killed at any instant and called again: finished trials never run again, each number runs exactly once, and with one
@@ -59,8 +70,11 @@ def run_search(run_dir: str | os.PathLike[str], studies: list[StudySpec], *, res
         raise ConfigError("There is no study to search")
     slots = capacity(trial) if max_concurrent is None else max_concurrent
     if slots < 1:
-        raise EnvironmentFault(f"No machine here can hold one trial ({trial['cpu']:g} CPU, {trial['gpu']:g} GPU)", where=_machines(),
-                               remedy="Ask for less under `trial:` in the experiment, or name `concurrent` when the cluster is to grow.")
+        raise EnvironmentFault(
+            f"No machine here can hold one trial ({trial['cpu']:g} CPU, {trial['gpu']:g} GPU)",
+            where=_machines(),
+            remedy="Ask for less under `trial:` in the experiment, or name `concurrent` when the cluster is to grow.",
+        )
     with explain_write_errors(run_dir):
         for study in studies:
             save_study(run_dir, study)
@@ -77,10 +91,9 @@ def run_search(run_dir: str | os.PathLike[str], studies: list[StudySpec], *, res
     try:
         board.catch_up()
         if board.unfinished:
-            warm = _warm_up(min(slots, board.unfinished), trial)
             for restart in range(_RESTARTS + 1):
                 try:
-                    _tune(board, trial, min(slots, board.unfinished), warm if restart == 0 else [])
+                    _tune(board, trial, min(slots, board.unfinished))
                     break
                 except Exception:
                     if board.failure is not None or restart == _RESTARTS:
@@ -107,7 +120,11 @@ def capacity(trial: Mapping[str, float]) -> int:
     for node in ray.nodes():
         if not node["Alive"]:
             continue
-        rooms = [math.floor(node["Resources"].get(name, 0.0) / need + 1e-6) for name, need in (("CPU", trial["cpu"]), ("GPU", trial["gpu"])) if need > 0]
+        rooms = [
+            math.floor(node["Resources"].get(name, 0.0) / need + 1e-6)
+            for name, need in (("CPU", trial["cpu"]), ("GPU", trial["gpu"]))
+            if need > 0
+        ]
         total += min(rooms, default=1)
     return total
 
@@ -115,26 +132,16 @@ def capacity(trial: Mapping[str, float]) -> int:
 def _machines() -> str:
     import ray
 
-    return "; ".join(f"{node['Resources'].get('CPU', 0):g} CPU, {node['Resources'].get('GPU', 0):g} GPU" for node in ray.nodes() if node["Alive"]) or "no machine"
+    return (
+        "; ".join(
+            f"{node['Resources'].get('CPU', 0):g} CPU, {node['Resources'].get('GPU', 0):g} GPU" for node in ray.nodes() if node["Alive"]
+        )
+        or "no machine"
+    )
 
 
-def _warm_up(count: int, trial: Mapping[str, float]) -> list[Any]:
-    """Let idle workers import torch and the methods while the driver prepares Tune: actors are made of such processes."""
-    import ray
-
-    def load() -> None:
-        import raysere.search.actor  # noqa: F401, I001  # Tune, and with it pyarrow, before torch: the other way round aborts the process now and then
-        import raysere.methods.pooled  # noqa: F401
-        import raysere.training.loop  # noqa: F401
-
-    task = ray.remote(load).options(num_cpus=max(trial["cpu"], 0.01), scheduling_strategy="SPREAD", max_retries=0)
-    return [task.remote() for _ in range(count)]
-
-
-def _tune(board: Board, trial: Mapping[str, float], slots: int, warm: list[Any]) -> None:
+def _tune(board: Board, trial: Mapping[str, float], slots: int) -> None:
     """One run of Tune over what is still to do."""
-    import ray
-
     with _quiet(), _signals_restored(), _environment({**_SWITCHES, "TUNE_MAX_PENDING_TRIALS_PG": str(slots)}):
         from ray import tune
         from ray.tune import TuneConfig, Tuner
@@ -145,14 +152,27 @@ def _tune(board: Board, trial: Mapping[str, float], slots: int, warm: list[Any])
         searcher = LaneSearcher(board)
         trainable = tune.with_resources(TrialActor, {name: amount for name, amount in trial.items() if amount > 0})
         tuner = Tuner(
-            trainable, param_space={"run_dir": str(board.run_dir)},
-            tune_config=TuneConfig(search_alg=searcher, scheduler=LaneHalving(searcher), num_samples=-1, reuse_actors=True, max_concurrent_trials=slots,
-                                   trial_name_creator=_trial_name, trial_dirname_creator=_trial_folder),
-            run_config=tune.RunConfig(name="tune", storage_path=str(board.run_dir / "search"), verbose=0, callbacks=[LedgerCallback(board, searcher)], stop=Whole(board),
-                                      failure_config=tune.FailureConfig(max_failures=0), checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False)),
+            trainable,
+            param_space={"run_dir": str(board.run_dir)},
+            tune_config=TuneConfig(
+                search_alg=searcher,
+                scheduler=LaneHalving(searcher),
+                num_samples=-1,
+                reuse_actors=True,
+                max_concurrent_trials=slots,
+                trial_name_creator=_trial_name,
+                trial_dirname_creator=_trial_folder,
+            ),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=str(board.run_dir / "search"),
+                verbose=0,
+                callbacks=[LedgerCallback(board, searcher)],
+                stop=Whole(board),
+                failure_config=tune.FailureConfig(max_failures=0),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            ),
         )
-        if warm:
-            ray.wait(warm, num_returns=len(warm), timeout=60)
         tuner.fit()
 
 
@@ -208,6 +228,3 @@ def _quiet() -> Iterator[None]:
     finally:
         for name, level in before.items():
             logging.getLogger(name).setLevel(level)
-
-
-

@@ -25,9 +25,6 @@ def table(tmp_path_factory):
     return make_corpus(tmp_path_factory.mktemp("corpus"))
 
 
-ACOUSTIC = {"features": {"acoustic": {"backbone": "acoustic"}}}
-
-
 @pytest.mark.parametrize(("changes", "words"), [
     ({"serch": 1}, ["serch", "unknown key", "did you mean 'search'"]),
     ({"search": [{"space": "pooled", "features": "acoustic", "trials": -1}]}, ["search.0.trials"]),
@@ -35,7 +32,7 @@ ACOUSTIC = {"features": {"acoustic": {"backbone": "acoustic"}}}
     ({"search": [{"space": "pooled", "features": "acoustic", "fixed": {"hiden": 3}}]}, ["hiden", "hidden"]),
     ({"search": [{"space": "pooled", "features": "acoustic", "fixed": {"dropout": 3}}]}, ["dropout"]),
     ({"search": [{"space": "pooled", "features": "acoustic", "fixed": {"layers": "one", "layer": 17}}]}, ["layer", "17"]),
-    ({"features": {"acoustic": {"backbone": "acoustics"}}}, ["acoustics", "acoustic"]),
+    ({"features": {"acoustic": {"backbone": "acoustics"}, "words": {"backbone": "hashed"}}}, ["acoustics", "Did you mean 'acoustic'"]),
     ({"features": {"acoustic": {"backbone": "acoustic", "layers": [9]}}, "search": [{"space": "pooled", "features": "acoustic"}]}, ["no layer 9", "frames"]),
     ({"task": {"classes": "emodb5"}}, ["emodb5", "emodb4"]),
     ({"task": {"classes": ["anger", "neutral"]}}, ["sadness"]),

@@ -97,3 +97,11 @@ def test_a_field_added_later_with_a_default_leaves_keys_as_they_are():
 def test_a_spec_is_light():
     code = "import sys; import raysere.features.spec; print([name for name in ('torch', 'ray', 'transformers') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_a_model_folder_that_moves_keeps_its_key_and_another_content_changes_it() -> None:
+    config = FeatureConfig(backbone="hashed")
+    spec = resolve(config)
+    here, there = (spec.model_copy(update={"backbone": f"hf:{place}/model", "identity": "same"}) for place in ("/a", "/b"))
+    assert here.key == there.key != here.model_copy(update={"identity": "other"}).key
+    assert here.key != spec.key

@@ -7,18 +7,21 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from toy import SPACE, toy_study  # noqa: E402
+from toy import SPACE, toy_study
 
-from raysere.cluster import start_ray, stop_ray  # noqa: E402
-from raysere.search.study import Asha, StudySpec  # noqa: E402
-from raysere.search.tuner import run_search  # noqa: E402
+from raysere.cluster import start_ray, stop_ray
+from raysere.search.study import Asha, StudySpec
+from raysere.search.tuner import run_search
 
 
 def studies(trials: int, epochs: int) -> list[StudySpec]:
     """Two studies, one of them nested: three lanes, with successive halving."""
     space = {**SPACE, "defaults": {**SPACE["defaults"], "epochs": epochs, "patience": epochs}}
     asha = Asha(grace=2, reduction=2)
-    return [toy_study("flat", space=space, trials=trials, asha=asha), toy_study("nested", space=space, trials=trials, outer=(0, 1), asha=asha)]
+    return [
+        toy_study("flat", space=space, trials=trials, asha=asha),
+        toy_study("nested", space=space, trials=trials, outer=(0, 1), asha=asha),
+    ]
 
 
 if __name__ == "__main__":

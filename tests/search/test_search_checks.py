@@ -13,8 +13,13 @@ from raysere.training.task import Task
 
 
 def shapes(layers: tuple[int, ...] = (0, 1, 2, 3), granularity: str = "utterance", kind: str = "categorical") -> Shapes:
-    task = Task(kind=kind, classes=() if kind == "dimensional" else ("a", "b"), attributes=() if kind == "categorical" else ("arousal",), metric="ccc" if kind == "dimensional" else "uar")
-    return Shapes(task, {"speech": StreamShape("audio", {layer: 8 for layer in layers}, 2, granularity)})
+    task = Task(
+        kind=kind,
+        classes=() if kind == "dimensional" else ("a", "b"),
+        attributes=() if kind == "categorical" else ("arousal",),
+        metric="ccc" if kind == "dimensional" else "uar",
+    )
+    return Shapes(task, {"speech": StreamShape("audio", dict.fromkeys(layers, 8), 2, granularity)})
 
 
 def checked(raw: dict, where: Shapes | None = None):
@@ -40,13 +45,18 @@ def test_names_in_the_folder_are_all_tested() -> None:
 
 
 def test_last_is_the_last_layer() -> None:
-    space = checked({"space": {"layers": {"choice": ["one", "mix"]}, "layer": {"int": [0, "last"], "when": {"layers": "one"}}}}, shapes(tuple(range(13))))
+    space = checked(
+        {"space": {"layers": {"choice": ["one", "mix"]}, "layer": {"int": [0, "last"], "when": {"layers": "one"}}}},
+        shapes(tuple(range(13))),
+    )
     assert (space.dims["layer"].low, space.dims["layer"].high) == (0, 12)
     assert checked({"defaults": {"layers": "one", "layer": "last"}}, shapes((0, 7))).default_config()["layer"] == 7
 
 
 def test_last_over_features_of_some_layers_means_those_layers() -> None:
-    space = checked({"space": {"layers": {"choice": ["one", "mix"]}, "layer": {"int": [0, "last"], "when": {"layers": "one"}}}}, shapes((0, 6, 12)))
+    space = checked(
+        {"space": {"layers": {"choice": ["one", "mix"]}, "layer": {"int": [0, "last"], "when": {"layers": "one"}}}}, shapes((0, 6, 12))
+    )
     assert space.dims["layer"].choices == (0, 6, 12)
     assert any("layer: 1, 2" in note for note in space.notes)
 
@@ -60,11 +70,28 @@ def test_a_layer_that_the_backbone_does_not_have() -> None:
 
 def test_all_problems_in_one_message() -> None:
     with pytest.raises(ConfigError) as caught:
-        checked({"space": {"dropout": {"float": [0, 2]}, "pooling": {"choice": ["mean", "men"]}, "hidden": {"int": [1, 64]}, "depth": True,
-                           "lr": {"float": [0.1, 0.2]}, "layer": {"int": [0, 1], "when": {"layers": "two"}}, "layers": {"choice": ["one", "mix"]}}})
+        checked(
+            {
+                "space": {
+                    "dropout": {"float": [0, 2]},
+                    "pooling": {"choice": ["mean", "men"]},
+                    "hidden": {"int": [1, 64]},
+                    "depth": True,
+                    "lr": {"float": [0.1, 0.2]},
+                    "layer": {"int": [0, 1], "when": {"layers": "two"}},
+                    "layers": {"choice": ["one", "mix"]},
+                }
+            }
+        )
     text = str(caught.value)
-    for part in ("space.dropout.float: 2 is outside of what pooled takes: Input should be less than or equal to 0.9", "space.pooling.choice: 'men'", "'mean', 'mean_std' or 'attentive'",
-                 "space.hidden.int: 1 ", "space.depth: True", "space.layer.when.layers: 'two' is not among the values of layers: one, mix"):
+    for part in (
+        "space.dropout.float: 2 is outside of what pooled takes: Input should be less than or equal to 0.9",
+        "space.pooling.choice: 'men'",
+        "'mean', 'mean_std' or 'attentive'",
+        "space.hidden.int: 1 ",
+        "space.depth: True",
+        "space.layer.when.layers: 'two' is not among the values of layers: one, mix",
+    ):
         assert part in text, part
 
 

@@ -22,12 +22,32 @@ class Remembered(Record):
     scores: tuple[float, ...] = field(default=())
 
     def rows(self) -> pl.DataFrame:
-        return pl.DataFrame({"epoch": list(range(len(self.scores))), "score": list(self.scores)}, schema={"epoch": pl.Int64, "score": pl.Float64})
+        return pl.DataFrame(
+            {"epoch": list(range(len(self.scores))), "score": list(self.scores)}, schema={"epoch": pl.Int64, "score": pl.Float64}
+        )
 
 
-def remembered(study: StudySpec, number: int, params: dict, score: float | None, *, status: str = "done", scores: tuple[float, ...] = ()) -> Remembered:
-    return Remembered(folder=Path(), trial=study.trial_id(0, number), study=study.name, space="toy", method="pooled", features=("words",), modality="text", outer=0, number=number,
-                      seed=0, config=study.config_hash(params), params=params, status=status, score=score, epochs=len(scores), scores=scores)
+def remembered(
+    study: StudySpec, number: int, params: dict, score: float | None, *, status: str = "done", scores: tuple[float, ...] = ()
+) -> Remembered:
+    return Remembered(
+        folder=Path(),
+        trial=study.trial_id(0, number),
+        study=study.name,
+        space="toy",
+        method="pooled",
+        features=("words",),
+        modality="text",
+        outer=0,
+        number=number,
+        seed=0,
+        config=study.config_hash(params),
+        params=params,
+        status=status,
+        score=score,
+        epochs=len(scores),
+        scores=scores,
+    )
 
 
 def value(params: dict) -> float:
@@ -42,7 +62,15 @@ def search(study: StudySpec, finished: list[Remembered], until: int) -> list[Rem
         proposal = lane.propose()
         failed = proposal.number % 7 == 5  # some trials have no score; the sampler is told the penalty
         lane.tell(proposal, study.penalty if failed else value(proposal.params))
-        records.append(remembered(study, proposal.number, proposal.params, None if failed else value(proposal.params), status="infeasible" if failed else "done"))
+        records.append(
+            remembered(
+                study,
+                proposal.number,
+                proposal.params,
+                None if failed else value(proposal.params),
+                status="infeasible" if failed else "done",
+            )
+        )
     return records
 
 
@@ -124,8 +152,21 @@ def test_halving_survives_a_restart() -> None:
     first = decisions(whole, curves, 0)
     assert "STOP" in first and "CONTINUE" in first
     expected = decisions(whole, probe, len(curves))
-    refilled = Lane(study, 0, [remembered(study, number, {**study.parsed_space().default_config(), "lr": 0.01 + number / 100}, max(curve), status="stopped", scores=curve)
-                               for number, curve in enumerate(curves)])
+    refilled = Lane(
+        study,
+        0,
+        [
+            remembered(
+                study,
+                number,
+                {**study.parsed_space().default_config(), "lr": 0.01 + number / 100},
+                max(curve),
+                status="stopped",
+                scores=curve,
+            )
+            for number, curve in enumerate(curves)
+        ],
+    )
     assert decisions(refilled, probe, len(curves)) == expected
     assert decisions(Lane(study, 0, []), probe, len(curves)) != expected  # without the rungs it would decide otherwise
 

@@ -17,7 +17,17 @@ from raysere.search.study import Asha, StudySpec, read_study, save_study
 from raysere.search.trial import head
 
 
-def put(ledger: Ledger, study: StudySpec, number: int, params: dict, *, status: str = "done", score: float | None = 0.5, attempt: str = "a", error: str | None = None) -> Record:
+def put(
+    ledger: Ledger,
+    study: StudySpec,
+    number: int,
+    params: dict,
+    *,
+    status: str = "done",
+    score: float | None = 0.5,
+    attempt: str = "a",
+    error: str | None = None,
+) -> Record:
     job = {"trial": study.trial_id(0, number), "outer": 0, "number": number, "params": params, "config": study.config_hash(params)}
     staged = ledger.staged_path(job["trial"], attempt, 3)
     with atomic_folder(staged) as folder:
@@ -25,7 +35,21 @@ def put(ledger: Ledger, study: StudySpec, number: int, params: dict, *, status: 
         pl.DataFrame({"epoch": [0, 1, 2], "score": [0.1, 0.5, 0.4]}).write_parquet(folder / "metrics.parquet")
         if status in ("done", "stopped"):
             pl.DataFrame({"utterance": ["u"], "fold": [0], "split": ["dev"]}).write_parquet(folder / "predictions.parquet")
-    return ledger.finalise(job["trial"], staged, {"status": status, "score": score, "epoch": 1, "epochs": 3, "seconds": 2.0, "error": error, "metrics": {"uar": score or 0.0}, "describe": {}, "twin_of": None})
+    return ledger.finalise(
+        job["trial"],
+        staged,
+        {
+            "status": status,
+            "score": score,
+            "epoch": 1,
+            "epochs": 3,
+            "seconds": 2.0,
+            "error": error,
+            "metrics": {"uar": score or 0.0},
+            "describe": {},
+            "twin_of": None,
+        },
+    )
 
 
 def test_ids_and_seeds() -> None:
@@ -38,8 +62,17 @@ def test_ids_and_seeds() -> None:
     assert toy_study("a", seed=1).trial_seed(0, "x") != flat.trial_seed(0, "x")
 
 
-@pytest.mark.parametrize(("asha", "epochs", "rungs"), [(None, 30, []), (Asha(grace=1, reduction=3), 30, [1, 3, 9, 27]), (Asha(grace=5, reduction=3), 30, [5, 15]),
-                                                       (Asha(grace=5, reduction=3), 5, []), (Asha(grace=3, reduction=3), 27, [3, 9]), (Asha(grace=3, reduction=2), 1, [])])
+@pytest.mark.parametrize(
+    ("asha", "epochs", "rungs"),
+    [
+        (None, 30, []),
+        (Asha(grace=1, reduction=3), 30, [1, 3, 9, 27]),
+        (Asha(grace=5, reduction=3), 30, [5, 15]),
+        (Asha(grace=5, reduction=3), 5, []),
+        (Asha(grace=3, reduction=3), 27, [3, 9]),
+        (Asha(grace=3, reduction=2), 1, []),
+    ],
+)
 def test_rungs(asha: Asha | None, epochs: int, rungs: list[int]) -> None:
     assert toy_study(asha=asha).rungs(epochs) == rungs
 
@@ -58,7 +91,11 @@ def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
     params = {"lr": 1e-5, "hidden": 8, "layers": "one", "flag": True, "nothing": None, "list": [1, 2], "tiny": 1.2345678901234567e-7}
     record = put(ledger, study, 3, params)
     again = Ledger(tmp_path).read("toy-0003")
-    assert again == record and again.params == params and [type(value) for value in again.params.values()] == [type(value) for value in params.values()]
+    assert (
+        again == record
+        and again.params == params
+        and [type(value) for value in again.params.values()] == [type(value) for value in params.values()]
+    )
     assert again.scored and again.predictions()["utterance"].to_list() == ["u"] and again.rows()["score"].to_list() == [0.1, 0.5, 0.4]
     assert not list(tmp_path.glob("trials/.*"))
 
@@ -89,7 +126,10 @@ def test_a_twin_is_a_copy_under_its_own_name(tmp_path: Path) -> None:
     job = {"trial": "toy-0004", "outer": 0, "number": 4, "params": {"lr": 0.1}, "config": first.config}
     twin = ledger.copy(first, head(study, job), "b")
     assert (twin.twin_of, twin.number, twin.score, twin.seconds) == ("toy-0000", 4, 0.5, 0.0)
-    assert twin.predictions().equals(first.predictions()) and ledger.copy(twin, head(study, {**job, "trial": "toy-0005", "number": 5}), "c").twin_of == "toy-0000"
+    assert (
+        twin.predictions().equals(first.predictions())
+        and ledger.copy(twin, head(study, {**job, "trial": "toy-0005", "number": 5}), "c").twin_of == "toy-0000"
+    )
 
 
 def test_foreign_folders_say_what_they_lack(tmp_path: Path) -> None:
@@ -133,7 +173,9 @@ def test_leaderboard_order_and_columns(tmp_path: Path) -> None:
 
 def test_an_empty_run_has_an_empty_leaderboard(tmp_path: Path) -> None:
     board = leaderboard(tmp_path, write=False)
-    assert board.height == 0 and {"trial", "space", "method", "modality", "status", "score", "metric", "epochs", "seconds"} <= set(board.columns)
+    assert board.height == 0 and {"trial", "space", "method", "modality", "status", "score", "metric", "epochs", "seconds"} <= set(
+        board.columns
+    )
 
 
 def test_study_json_names_its_format(tmp_path: Path) -> None:

@@ -53,7 +53,9 @@ def wait_for(condition: Callable[[], object], seconds: float = 240) -> None:
 
 def test_a_whole_search(uninterrupted: Path) -> None:
     board = pl.read_parquet(uninterrupted / "leaderboard.parquet")
-    assert sorted(board["trial"].to_list()) == sorted([f"flat-{n:04d}" for n in range(TRIALS)] + [f"nested-o{o:02d}-{n:04d}" for o in (0, 1) for n in range(TRIALS)])
+    assert sorted(board["trial"].to_list()) == sorted(
+        [f"flat-{n:04d}" for n in range(TRIALS)] + [f"nested-o{o:02d}-{n:04d}" for o in (0, 1) for n in range(TRIALS)]
+    )
     assert set(board["status"]) == {"done", "stopped"}  # successive halving did its work
     assert board["score"].to_list() == sorted(board["score"].to_list(), reverse=True) and board["score"].max() > 0.5
     stopped = board.filter(pl.col("status") == "stopped")
@@ -76,9 +78,17 @@ def test_again_does_nothing(uninterrupted: Path) -> None:
 
 def test_a_killed_driver_goes_on_as_if_nothing_had_happened(uninterrupted: Path, tmp_path: Path) -> None:
     run_dir = toy_run(tmp_path / "run", outers=2)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]), "OMP_NUM_THREADS": "1"}
-    driver = subprocess.Popen([sys.executable, str(Path(__file__).parent / "drive.py"), str(run_dir), "1", str(TRIALS), str(EPOCHS)], env=environment,
-                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]),
+        "OMP_NUM_THREADS": "1",
+    }
+    driver = subprocess.Popen(
+        [sys.executable, str(Path(__file__).parent / "drive.py"), str(run_dir), "1", str(TRIALS), str(EPOCHS)],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         wait_for(lambda: len(stamps(run_dir)) >= 4 or driver.poll() is not None)
     finally:
@@ -124,8 +134,12 @@ def trainers() -> list[int]:
     """Processes of this Ray that are in a training step now."""
     import psutil
 
-    return [process.pid for process in psutil.Process().children(recursive=True) if process.status() != psutil.STATUS_ZOMBIE and "TrialActor.train" in _title(process)
-            or "ResourceTrainable.train" in _title(process)]
+    return [
+        process.pid
+        for process in psutil.Process().children(recursive=True)
+        if (process.status() != psutil.STATUS_ZOMBIE and "TrialActor.train" in _title(process))
+        or "ResourceTrainable.train" in _title(process)
+    ]
 
 
 def _title(process: object) -> str:
@@ -173,7 +187,9 @@ def test_a_killed_worker_costs_no_trial(tmp_path: Path) -> None:
 def test_a_worker_that_always_dies_becomes_an_error(tmp_path: Path) -> None:
     run_dir, done = toy_run(tmp_path / "run"), threading.Event()
     thread = killing(3, done)
-    with pytest.raises(RaysereError, match=r"All 1 trials of the study 'toy' failed, 1 of them with: The worker process died at each of 3 attempts"):
+    with pytest.raises(
+        RaysereError, match=r"All 1 trials of the study 'toy' failed, 1 of them with: The worker process died at each of 3 attempts"
+    ):
         run_search(run_dir, [long_study(trials=1)], max_concurrent=1)
     done.set()
     thread.join()
@@ -184,23 +200,44 @@ def test_a_worker_that_always_dies_becomes_an_error(tmp_path: Path) -> None:
 
 def test_infeasible_trials_are_recorded_and_the_search_goes_on(tmp_path: Path) -> None:
     run_dir = toy_run(tmp_path / "run")
-    space = {"name": "odd", "method": "pooled", "defaults": {"layer": 1, "layers": "one", "hidden": 8, "epochs": 2}, "space": {"layer": {"choice": [0, 1, 7, 8, 9]}}}
+    space = {
+        "name": "odd",
+        "method": "pooled",
+        "defaults": {"layer": 1, "layers": "one", "hidden": 8, "epochs": 2},
+        "space": {"layer": {"choice": [0, 1, 7, 8, 9]}},
+    }
     study = toy_study("odd", trials=10).model_copy(update={"space": space})
     summary = run_search(run_dir, [study], max_concurrent=2)
     board = leaderboard(run_dir)
-    assert summary.trials == 10 and summary.copied >= 1 and set(board["status"]) == {"done", "infeasible"}  # five configurations, so some come twice
+    assert (
+        summary.trials == 10 and summary.copied >= 1 and set(board["status"]) == {"done", "infeasible"}
+    )  # five configurations, so some come twice
     assert board.filter(pl.col("status") == "infeasible")["score"].null_count() == board.filter(pl.col("status") == "infeasible").height
     assert all("have no layer" in text for text in board.filter(pl.col("status") == "infeasible")["error"])
     for record in Ledger(run_dir).trials():
         if record.twin_of:
             twin = Ledger(run_dir).read(record.twin_of)
-            assert (twin.config, twin.status, twin.score, twin.seed) == (record.config, record.status, record.score, record.seed) and twin.twin_of is None
+            assert (twin.config, twin.status, twin.score, twin.seed) == (
+                record.config,
+                record.status,
+                record.score,
+                record.seed,
+            ) and twin.twin_of is None
     assert len(set(board.filter(pl.col("twin_of").is_null())["params.layer"])) >= 2
 
 
 def test_a_study_that_only_fails_says_why(tmp_path: Path) -> None:
     run_dir = toy_run(tmp_path / "run")
-    study = toy_study("bad", trials=2).model_copy(update={"space": {"name": "bad", "method": "pooled", "defaults": {"layers": "one", "layer": 9}, "space": {"lr": {"float": [0.001, 0.01]}}}})
+    study = toy_study("bad", trials=2).model_copy(
+        update={
+            "space": {
+                "name": "bad",
+                "method": "pooled",
+                "defaults": {"layers": "one", "layer": 9, "lr": 0.01},
+                "space": {"lr": {"float": [0.001, 0.01]}},
+            }
+        }
+    )
     with pytest.raises(RaysereError, match=r"All 2 trials of the study 'bad' failed, 2 of them with: The features 'words' have no layer 9"):
         run_search(run_dir, [study], max_concurrent=1)
 

@@ -79,7 +79,12 @@ def test_a_space_survives_json_and_yaml(raw: dict) -> None:
 
 
 def test_parents_come_before_children_whatever_the_order_of_the_file() -> None:
-    space = parse_space({"method": "m", "space": {"c": {"int": [1, 2], "when": {"b": 1}}, "b": {"choice": [1, 2], "when": {"a": "x"}}, "a": {"choice": ["x", "y"]}}})
+    space = parse_space(
+        {
+            "method": "m",
+            "space": {"c": {"int": [1, 2], "when": {"b": 1}}, "b": {"choice": [1, 2], "when": {"a": "x"}}, "a": {"choice": ["x", "y"]}},
+        }
+    )
     assert list(space.dims) == ["a", "b", "c"]
     assert space.walk(lambda name, _: {"a": "y", "b": 1, "c": 2}[name]) == {"a": "y"}  # c hangs on b, which is not there
 
@@ -97,16 +102,41 @@ def test_lists_are_choices_too() -> None:
 
 
 def test_every_fault_is_said_at_once_with_its_key() -> None:
-    raw = {"method": 3, "spaces": {}, "space": {
-        "a": {"choice": []}, "b": {"int": [3, 1]}, "c": {"float": ["1e-5", 1]}, "d": {"float": [0, 1], "log": True}, "e": {"int": [1, 2.5]},
-        "f": {"int": [1, 2], "float": [1, 2]}, "g": {"choice": [1, 1]}, "h": {"int": [1, 9], "log": True, "step": 2}, "i": {"int": [1, 2], "when": {"zz": 1}},
-        "j": {"choice": [1, 2], "log": True}, "k": {"range": [1, 2]}}}
+    raw = {
+        "method": 3,
+        "spaces": {},
+        "space": {
+            "a": {"choice": []},
+            "b": {"int": [3, 1]},
+            "c": {"float": ["1e-5", 1]},
+            "d": {"float": [0, 1], "log": True},
+            "e": {"int": [1, 2.5]},
+            "f": {"int": [1, 2], "float": [1, 2]},
+            "g": {"choice": [1, 1]},
+            "h": {"int": [1, 9], "log": True, "step": 2},
+            "i": {"int": [1, 2], "when": {"zz": 1}},
+            "j": {"choice": [1, 2], "log": True},
+            "k": {"range": [1, 2]},
+        },
+    }
     with pytest.raises(ConfigError) as caught:
         parse_space(raw, where="my.yaml")
     text = str(caught.value)
-    for part in ("my.yaml", "spaces: unknown key; valid choices: method, description, defaults, space", "method: is missing", "space.a.choice", "space.b.int: the low end 3 is above",
-                 "write 1.0e-5", "space.d.float: with log the low end", "space.e.int: 2.5 is not a whole number", "space.f: exactly one of choice, int, float", "space.g.choice: a value stands there twice",
-                 "space.h: log and step", "space.j.log: only int and float", "space.k.range: unknown key"):
+    for part in (
+        "my.yaml",
+        "spaces: unknown key; valid choices: method, description, defaults, space",
+        "method: is missing",
+        "space.a.choice",
+        "space.b.int: the low end 3 is above",
+        "write 1.0e-5",
+        "space.d.float: with log the low end",
+        "space.e.int: 2.5 is not a whole number",
+        "space.f: exactly one of choice, int, float",
+        "space.g.choice: a value stands there twice",
+        "space.h: log and step",
+        "space.j.log: only int and float",
+        "space.k.range: unknown key",
+    ):
         assert part in text, part
 
 
@@ -124,7 +154,10 @@ def test_a_default_that_is_not_searched_is_fixed() -> None:
 
 
 def test_fixed_parameters_of_an_experiment_replace_a_range() -> None:
-    space = with_fixed(parse_space({"method": "m", "defaults": {"a": 1}, "space": {"a": {"int": [0, 3]}, "b": {"int": [0, 3], "when": {"a": 9}}}}), {"a": 9, "c": "x"})
+    space = with_fixed(
+        parse_space({"method": "m", "defaults": {"a": 1}, "space": {"a": {"int": [0, 3]}, "b": {"int": [0, 3], "when": {"a": 9}}}}),
+        {"a": 9, "c": "x"},
+    )
     config, _ = sample(space, 0)
     assert config["a"] == 9 and config["c"] == "x" and "b" in config
 
@@ -149,3 +182,8 @@ def test_files_and_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     (tmp_path / "bad.yaml").write_text("method: [\n")
     with pytest.raises(ConfigError, match="line"):
         load_space("bad.yaml")
+
+
+def test_a_space_without_a_default_says_so() -> None:
+    with pytest.raises(ConfigError, match="'a' has no default"):
+        parse_space({"method": "m", "space": {"a": {"int": [1, 2]}}}).default_config()

@@ -35,8 +35,14 @@ def with_predictions(record: Record, run_dir: Path) -> np.ndarray:
     """Predictions that are right for two classes and take the third for the first; returns the confusion matrix."""
     table = pl.read_parquet(run_dir / "manifest.parquet").select("utterance", "emotion")
     said = ["anger" if label == "sadness" else label for label in table["emotion"].to_list()]
-    frame = pl.DataFrame({"utterance": table["utterance"], "fold": [0] * len(table), "split": ["dev"] * len(table),
-                          **{f"p.{name}": [0.8 if label == name else 0.1 for label in said] for name in CLASSES}})
+    frame = pl.DataFrame(
+        {
+            "utterance": table["utterance"],
+            "fold": [0] * len(table),
+            "split": ["dev"] * len(table),
+            **{f"p.{name}": [0.8 if label == name else 0.1 for label in said] for name in CLASSES},
+        }
+    )
     frame.write_parquet(record.folder / "predictions.parquet")
     return np.array([[24, 0, 0], [0, 24, 0], [24, 0, 0]])
 
@@ -56,7 +62,14 @@ def test_scalars_hparams_and_confusion_come_back(run_dir: Path) -> None:
     assert [event.value for event in back.Scalars("best/score")] == [0.5]
     start = metadata.parse_session_start_info_plugin_data(back.SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content)
     assert {name: value.WhichOneof("kind") for name, value in start.hparams.items()} == {
-        "study": "string_value", "method": "string_value", "features": "string_value", "lr": "number_value", "layers": "string_value", "flag": "bool_value", "list": "string_value"}
+        "study": "string_value",
+        "method": "string_value",
+        "features": "string_value",
+        "lr": "number_value",
+        "layers": "string_value",
+        "flag": "bool_value",
+        "list": "string_value",
+    }
     assert start.hparams["lr"].number_value == 0.1 and start.group_name == "toy-0000"
     end = metadata.parse_session_end_info_plugin_data(back.SummaryMetadata(metadata.SESSION_END_INFO_TAG).plugin_data.content)
     assert end.status == 1
@@ -106,7 +119,16 @@ def test_tags_group_by_what_stands_before_the_slash() -> None:
 
 def test_hparams_are_plain_scalars(run_dir: Path) -> None:
     record = put(Ledger(run_dir), toy_study(), 2, {"a": 1, "b": 0.5, "c": "x", "d": False, "e": None, "f": [1]})
-    assert hparams(record) == {"study": "toy", "method": "pooled", "features": "words", "a": 1.0, "b": 0.5, "c": "x", "d": False, "f": "[1]"}
+    assert hparams(record) == {
+        "study": "toy",
+        "method": "pooled",
+        "features": "words",
+        "a": 1.0,
+        "b": 0.5,
+        "c": "x",
+        "d": False,
+        "f": "[1]",
+    }
 
 
 def test_the_shade_of_a_cell_is_the_share_of_its_row() -> None:

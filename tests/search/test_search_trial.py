@@ -29,8 +29,18 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trial(run_dir: Path, study: StudySpec, *, attempt: str = "a", workshop: Workshop | None = None, outer: int = 0, **params) -> TrialRun:
     save_study(run_dir, study)
     params = {**study.parsed_space().default_config(), **params}
-    job = {"study": study.name, "outer": outer, "number": 0, "trial": study.trial_id(outer, 0), "params": params, "config": study.config_hash(params), "attempt": attempt,
-           "stamp": "s", "cpu": 1.0, "gpu": 0.0}
+    job = {
+        "study": study.name,
+        "outer": outer,
+        "number": 0,
+        "trial": study.trial_id(outer, 0),
+        "params": params,
+        "config": study.config_hash(params),
+        "attempt": attempt,
+        "stamp": "s",
+        "cpu": 1.0,
+        "gpu": 0.0,
+    }
     return TrialRun(run_dir, job, workshop or Workshop())
 
 
@@ -55,8 +65,21 @@ def test_it_stops_at_each_rung_and_stages_everything(run_dir: Path) -> None:
     last = folders[-1]
     head = read_yaml(last / "params.yaml")
     assert {key: head[key] for key in ("format", "trial", "study", "space", "method", "features", "modality", "outer", "number")} == {
-        "format": "raysere.trial/1", "trial": "rungs-o01-0000", "study": "rungs", "space": "toy", "method": "pooled", "features": ["words"], "modality": "text", "outer": 1, "number": 0}
-    assert head["params"]["hidden"] == 16 and "layer" not in head["params"] and Pooled.Params(**head["resolved"]) == Pooled.Params(**head["params"])
+        "format": "raysere.trial/1",
+        "trial": "rungs-o01-0000",
+        "study": "rungs",
+        "space": "toy",
+        "method": "pooled",
+        "features": ["words"],
+        "modality": "text",
+        "outer": 1,
+        "number": 0,
+    }
+    assert (
+        head["params"]["hidden"] == 16
+        and "layer" not in head["params"]
+        and Pooled.Params(**head["resolved"]) == Pooled.Params(**head["params"])
+    )
     predictions = pl.read_parquet(last / "predictions.parquet")
     assert set(predictions["split"]) == {"dev", "test"} and predictions.columns[:3] == ["utterance", "fold", "split"]
     assert predictions["utterance"].is_unique().all() and len(predictions) == 72
@@ -92,7 +115,14 @@ def test_threads_are_set_in_a_process_that_had_others(run_dir: Path) -> None:
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize(("params", "reason"), [({"layers": "one", "layer": 9}, "have no layer 9"), ({"pooling": "attentive"}, "Attentive pooling needs"), ({"dropout": 3.0}, "exclude each other")])
+@pytest.mark.parametrize(
+    ("params", "reason"),
+    [
+        ({"layers": "one", "layer": 9}, "have no layer 9"),
+        ({"pooling": "attentive"}, "Attentive pooling needs"),
+        ({"dropout": 3.0}, "exclude each other"),
+    ],
+)
 def test_what_this_configuration_cannot_do_is_infeasible(run_dir: Path, params: dict, reason: str) -> None:
     outcome = trial(run_dir, toy_study("infeasible"), **params).advance()
     assert outcome["status"] == "infeasible" and outcome["score"] == 0.0 and reason in outcome["error"]
@@ -101,14 +131,17 @@ def test_what_this_configuration_cannot_do_is_infeasible(run_dir: Path, params: 
     assert sorted(path.name for path in folder_of(outcome).iterdir()) == ["metrics.parquet", OUTCOME, "params.yaml"]
 
 
-@pytest.mark.parametrize(("fault", "status", "part"), [
-    (InfeasibleTrial("Too large"), "infeasible", "Too large"),
-    (torch.OutOfMemoryError("CUDA out of memory. Tried"), "infeasible", "Out of memory"),
-    (MemoryError(), "infeasible", "emory"),
-    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "infeasible", "memory"),
-    (RuntimeError("shapes do not match"), "error", "RuntimeError: shapes do not match"),
-    (ZeroDivisionError("x"), "error", "Traceback (most recent call last)"),
-])
+@pytest.mark.parametrize(
+    ("fault", "status", "part"),
+    [
+        (InfeasibleTrial("Too large"), "infeasible", "Too large"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), "infeasible", "Out of memory"),
+        (MemoryError(), "infeasible", "emory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "infeasible", "memory"),
+        (RuntimeError("shapes do not match"), "error", "RuntimeError: shapes do not match"),
+        (ZeroDivisionError("x"), "error", "Traceback (most recent call last)"),
+    ],
+)
 def test_faults_in_training(run_dir: Path, monkeypatch: pytest.MonkeyPatch, fault: BaseException, status: str, part: str) -> None:
     epoch = Trainer.epoch
 
@@ -120,7 +153,10 @@ def test_faults_in_training(run_dir: Path, monkeypatch: pytest.MonkeyPatch, faul
     monkeypatch.setattr(Trainer, "epoch", fails_later)
     outcome = trial(run_dir, toy_study("faults")).advance()
     assert (outcome["status"], outcome["epoch"]) == (status, 2) and part in outcome["error"]
-    assert not (folder_of(outcome) / "predictions.parquet").exists() and len(pl.read_parquet(folder_of(outcome) / "metrics.parquet")) in (0, 2)
+    assert not (folder_of(outcome) / "predictions.parquet").exists() and len(pl.read_parquet(folder_of(outcome) / "metrics.parquet")) in (
+        0,
+        2,
+    )
     assert outcome["score"] == 0.0  # the sampler is told the penalty, never the half-trained score
 
 
