@@ -27,7 +27,7 @@ def test_each_error_is_the_standard_error_it_is_and_says_what_where_and_what_to_
 
 
 def test_errors_survive_a_process_border():
-    error = pickle.loads(pickle.dumps(UnknownNameError("method", "poled", ["pooled"], where="space")))
+    error = pickle.loads(pickle.dumps(UnknownNameError("method", "poled", ["pooled"], where="space")))  # noqa: S301  as Ray does
     assert isinstance(error, UnknownNameError)
     assert isinstance(error, KeyError)
     assert "Did you mean 'pooled'?" in str(error)

@@ -112,12 +112,18 @@ class StreamPool(nn.Module):
 class PooledModel(nn.Module):
     """Streams pooled and put side by side, a trunk, and a linear head a task."""
 
+    params: PooledParams
+    prior: Tensor
+    weights: Tensor
+
     def __init__(self, params: PooledParams, shapes: Shapes, layers: Mapping[str, list[int]]) -> None:
         super().__init__()
         task = shapes.task
         self.names = list(shapes.streams)
-        self.pools = nn.ModuleList([StreamPool(shapes.streams[name], layers[name], params) for name in self.names])
-        width = sum(pool.out for pool in self.pools)
+        self.params = params
+        pools = [StreamPool(shapes.streams[name], layers[name], params) for name in self.names]
+        self.pools = nn.ModuleList(pools)
+        width = sum(pool.out for pool in pools)
         self.first = Dropout(params.dropout)
         blocks = []
         for _ in range(params.depth):
@@ -147,11 +153,11 @@ class PooledModel(nn.Module):
 
     def layer_weights(self) -> dict[str, dict[int, float]]:
         """Share of each layer by stream, where shares are learned."""
-        return {
-            name: dict(zip(pool.numbers, pool.mix.shares().tolist(), strict=True))
-            for name, pool in zip(self.names, self.pools, strict=True)
-            if pool.mix is not None
-        }
+        result = {}
+        for name, pool in zip(self.names, self.pools, strict=True):
+            if isinstance(pool, StreamPool) and pool.mix is not None:
+                result[name] = dict(zip(pool.numbers, pool.mix.shares().tolist(), strict=True))
+        return result
 
 
 class Pooled(Method):
@@ -183,13 +189,11 @@ class Pooled(Method):
         return rows[labels.has_target(task, soft=params.other == "soft")[rows]]
 
     def build(self, params: PooledParams, shapes: Shapes) -> PooledModel:
-        model = PooledModel(params, shapes, self.layers(params, shapes))
-        model.params = params
-        return model
+        return PooledModel(params, shapes, self.layers(params, shapes))
 
-    def losses(self, model: PooledModel, batch: Batch, step: Step) -> dict[str, Tensor]:
+    def losses(self, model: Any, batch: Batch, step: Step) -> dict[str, Tensor]:
         params: PooledParams = model.params
-        mixing = losses.mixup_draw(len(batch.label), params.mixup, params.mixup_alpha, step.generator) if params.mixup else None
+        mixing = losses.mixup_draw(len(batch.label), params.mixup, params.mixup_alpha, step.generator)
         if mixing is not None:
             mixing = (mixing[0], mixing[1].to(batch.label.device))
         hidden = model(batch.streams, mixing)
@@ -210,7 +214,7 @@ class Pooled(Method):
     def _class_terms(
         self, model: PooledModel, logits: Tensor, batch: Batch, step: Step, mixing: tuple[float, Tensor] | None
     ) -> dict[str, Tensor]:
-        params: PooledParams = model.params
+        params = model.params
         # a balanced epoch shows every class equally often: weights and priors of the natural shares would correct twice
         balanced = balanced_at(params.sampler, step.epoch)
         weights = None if balanced or not params.class_weight else model.weights
@@ -241,7 +245,7 @@ class Pooled(Method):
             soft = soft * (batch.label >= 0).unsqueeze(1)
         return soft if params.loss == "kl" else torch.where((batch.label >= 0).unsqueeze(1), hard, soft)
 
-    def predict(self, model: PooledModel, batch: Batch) -> Prediction:
+    def predict(self, model: Any, batch: Batch) -> Prediction:
         hidden = model(batch.streams)
         logits = None if model.classes is None else model.classes(hidden).float()
         attributes = None if model.attributes is None else model.attributes(hidden).float().clamp(0, 1)

@@ -56,27 +56,34 @@ class Board:
     resources: dict[str, float]
     ledger: Ledger = field(init=False)
     lanes: list[Lane] = field(init=False)
+    records: dict[str, Record] = field(init=False)
     failure: BaseException | None = None
     given_up: dict[str, Proposal] = field(default_factory=dict)
     ran: int = 0
     copied: int = 0
+    best: float | None = None
 
     def __post_init__(self) -> None:
         self.ledger = Ledger(self.run_dir)
         self.stamp = uuid.uuid4().hex
         self.started = time.monotonic()
-        self.resumed = len(self._mine())
+        self.reload()
         self._events = TrialEvents(self.run_dir)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="tensorboard")  # drawing must not hold up the next trial
         self._written: list[Future[None]] = []
         self.rebuild()
 
-    def _mine(self) -> list[Record]:
+    def reload(self) -> None:
+        """Read the finished trials of these studies."""
         names = {study.name for study in self.studies}
-        return [record for record in self.ledger.trials() if record.study in names]
+        self.records = {record.trial: record for record in self.ledger.trials() if record.study in names}
+        self.resumed = len(self.records)
+
+    def _mine(self) -> list[Record]:
+        return [self.records[trial] for trial in sorted(self.records)]
 
     def rebuild(self) -> None:
-        """Build all lanes from the ledger."""
+        """Build all lanes from the finished trials."""
         from raysere.search.searcher import Lane
 
         records = self._mine()
@@ -150,8 +157,10 @@ class Board:
     def _recorded(self, proposal: Proposal, record: Record) -> None:
         proposal.lane.remember(record)
         self._write_events(record, proposal.lane.study)
-        best = max((other.value(-1.0) for lane in self.lanes for other in lane.by_config.values() if other.scored), default=None)
-        self.progress.advance(STAGE, note="" if best is None else f"best {best:.4f}")
+        self.records[record.trial] = record
+        if record.scored and (self.best is None or record.value(-1.0) > self.best):
+            self.best = record.value(-1.0)
+        self.progress.advance(STAGE, note="" if self.best is None else f"best {self.best:.4f}")
 
     def _write_events(self, record: Record, study: StudySpec) -> None:
         self._written.append(self._writer.submit(self._events.write, record, study))
@@ -180,15 +189,15 @@ class Board:
                 raise RaysereError(
                     f"All {len(mine)} trials of the study {study.name!r} failed, {count} of them with: {reason}",
                     where=self.ledger.folder / mine[0].trial / "DONE",
-                    remedy="Correct the space, the features or the environment; then run again with the failed trials forgotten (or under another name).",
+                    remedy="Correct the space, the features or the machine, then retry the errors, or give the search another name.",
                 )
 
     def summary(self, notes: list[str]) -> SearchSummary:
         records = self._mine()
         best: dict[str, tuple[str, float]] = {}
         for record in records:
-            if record.scored and (record.study not in best or record.score > best[record.study][1]):
-                best[record.study] = (record.trial, float(record.score))
+            if record.scored and (record.study not in best or record.value(-1.0) > best[record.study][1]):
+                best[record.study] = (record.trial, record.value(-1.0))
         return SearchSummary(
             len(records),
             dict(Counter(record.status for record in records)),

@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 
 from raysere.errors import RaysereError
 from raysere.files import canonical_json
-from raysere.search.space import CONTEXT, DIMENSION_KEYS, LAST, TOP_KEYS, Dimension, Space, space_error, trimmed
+from raysere.search.space import CONTEXT, LAST, Dimension, Space, space_error, trimmed
 
 if TYPE_CHECKING:
     from raysere.training.method import Method, Shapes
@@ -258,53 +258,3 @@ def _repaired(space: Space, refusal: Any, fault: str) -> tuple[Space, str]:
                     space, defaults={**space.defaults, name: choice}
                 ), f"trial 0 has {name} {choice} instead of {space.defaults[name]}: {fault}"
     raise space_error([f"defaults: trial 0 cannot work on these features: {fault}"], space.where)
-
-
-def space_schema() -> dict[str, Any]:
-    """JSON Schema (2020-12) of a search space file, for editors and ``raysere schema space``."""
-    from raysere.methods import METHODS
-
-    scalar = {"type": ["string", "number", "boolean", "null"]}
-    value = {"anyOf": [scalar, {"type": "array", "items": scalar}]}
-    integer = {"anyOf": [{"type": "integer"}, {"const": LAST}]}
-    when = {
-        "type": "object",
-        "minProperties": 1,
-        "additionalProperties": {"anyOf": [scalar, {"type": "array", "items": value}]},
-        "description": "the parameter exists only where every named parameter has (one of) the given values",
-    }
-
-    def distribution(kind: str, content: dict[str, Any], **more: Any) -> dict[str, Any]:
-        return {"type": "object", "required": [kind], "additionalProperties": False, "properties": {kind: content, "when": when, **more}}
-
-    def ends(item: dict[str, Any]) -> dict[str, Any]:
-        return {"type": "array", "items": item, "minItems": 2, "maxItems": 2, "description": "low and high end, both included"}
-
-    log = {"type": "boolean", "default": False, "description": "sample in the logarithm"}
-    step = {"type": "number", "exclusiveMinimum": 0}
-    dimension = {
-        "anyOf": [
-            value,
-            distribution("choice", {"type": "array", "minItems": 1, "items": value}),
-            distribution("int", ends(integer), log=log, step={**step, "type": "integer"}),
-            distribution("float", ends({"type": "number"}), log=log, step=step),
-        ]
-    }
-    assert set(DIMENSION_KEYS) == {"choice", "int", "float", "log", "step", "when"}
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "raysere search space",
-        "type": "object",
-        "required": ["method"],
-        "additionalProperties": False,
-        "properties": {
-            TOP_KEYS[0]: {"type": "string", "examples": METHODS.names()},
-            TOP_KEYS[1]: {"type": "string"},
-            TOP_KEYS[2]: {
-                "type": "object",
-                "additionalProperties": value,
-                "description": "trial 0; unnamed parameters keep their published default",
-            },
-            TOP_KEYS[3]: {"type": "object", "additionalProperties": dimension},
-        },
-    }

@@ -29,7 +29,7 @@ class StudyFeature(_Model):
 
 
 class Asha(_Model):
-    """Asynchronous successive halving (Li et al. 2018, arXiv 1810.05934): rungs at ``grace`` epochs, then ``reduction`` times later each."""
+    """Successive halving (Li et al. 2018, arXiv:1810.05934): rungs at ``grace`` epochs, each next ``reduction`` times later."""
 
     grace: int = Field(5, ge=1)
     reduction: int = Field(3, ge=2)
@@ -131,7 +131,7 @@ def save_study(run_dir: Path, study: StudySpec) -> None:
             raise ConfigError(
                 f"The study {study.name!r} of this run was started with another {', '.join(different)}",
                 where=path,
-                remedy="Give the search another `name`, or the experiment another `name`; only trials, threads, device and store may change.",
+                remedy="Give the search or the experiment another `name`; only trials, threads, device and store may change.",
             )
         if old == new:
             return

@@ -156,7 +156,7 @@ def hparams(record: Record) -> dict[str, float | bool | str]:
 
 
 def confusion_image(matrix: np.ndarray, classes: Sequence[str], *, title: str = "") -> tuple[bytes, tuple[int, int]]:
-    """A PNG of a confusion matrix: rows are true classes, shade is the share of the row, numbers are counts. Returns (bytes, (height, width))."""
+    """PNG of a confusion matrix and its (height, width): rows are true classes, shade is the share of the row, numbers are counts."""
     from PIL import Image, ImageDraw, ImageFont
 
     font, small = ImageFont.load_default(size=15), ImageFont.load_default(size=13)

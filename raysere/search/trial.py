@@ -54,10 +54,12 @@ class Workshop:
             lambda: build_labels(manifest, None if study.class_map is None else class_map(study.class_map), study.task)[0],
         )
         splits = self._keep(("splits", run_dir), lambda: pl.read_parquet(run_dir / "splits.parquet"))
+        # rows that no split uses (without a label, unlabelled) need no features
+        used = self._keep(("used", run_dir), lambda: manifest.table.join(splits.select("utterance").unique(), on="utterance", how="semi"))
         store = str(run_dir / study.store)
         views = {
             feature.name: self._keep(
-                ("view", store, feature.spec_key), lambda key=feature.spec_key: FeatureStore(store).open(key, manifest.table)
+                ("view", run_dir, store, feature.spec_key), lambda key=feature.spec_key: FeatureStore(store).open(key, used)
             )
             for feature in study.features
         }
@@ -177,11 +179,13 @@ class TrialRun:
 
     def _score(self) -> float:
         best = self._best()
+        if self.study is None:
+            return 0.0
         return self.study.penalty if best is None else float(best["score"])
 
     def _head(self) -> dict[str, Any]:
-        study, job = self.study, self.job
-        return {**head(study, job), "resolved": self.resolved}
+        assert self.study is not None  # nothing is staged before the study is read
+        return {**head(self.study, self.job), "resolved": self.resolved}
 
     def _stage(self, status: str, error: str | None) -> Path:
         """Write the whole folder under a hidden name of this attempt and epoch, then drop the older one."""

@@ -83,7 +83,7 @@ def run_search(
     board = Board(run_dir, studies, progress, trial)
     board.ledger.sweep()
     if retry_errors and board.ledger.forget_errors({study.name for study in studies}):
-        board.resumed = len(board.ledger.ids())
+        board.reload()
         board.rebuild()
     total = sum(study.trials * len(study.lanes) for study in studies)
     progress.start(STAGE, total=total, done=total - board.unfinished)

@@ -15,7 +15,7 @@ import torch
 from pydantic import ValidationError
 
 from raysere.features.views import Stream
-from raysere.testing.toy import Granularity, Kind, toy_batch, toy_data
+from raysere.testing.toy import Kind, toy_batch, toy_data
 from raysere.training import metrics
 from raysere.training.inputs import shape_of
 from raysere.training.loop import Trainer
@@ -30,7 +30,7 @@ def check_method(
     params: Mapping[str, Any] | None = None,
     *,
     kinds: Sequence[Kind] = ("categorical", "dimensional", "both"),
-    granularities: Sequence[Granularity] | None = None,
+    granularities: Sequence[str] | None = None,
     learns: float = 0.7,
     idle: Sequence[str] = (),
 ) -> list[str]:
@@ -125,7 +125,7 @@ def check_losses(method: Method, params: Any, data: TrialData, *, where: str = "
             assert value.shape == (), f"{where}: the loss term {name!r} is no scalar tensor"
             assert bool(torch.isfinite(value)), f"{where}: the loss term {name!r} is {float(value)}"
         optimiser.zero_grad()
-        sum(terms.values()).backward()
+        torch.stack(list(terms.values())).sum().backward()
         for name, parameter in model.named_parameters():
             if parameter.grad is not None:
                 assert bool(torch.isfinite(parameter.grad).all()), f"{where}: the gradient of {name!r} is not finite"
@@ -153,7 +153,7 @@ def check_predictions(method: Method, params: Any, data: TrialData, *, where: st
         batch = toy_batch(data, np.arange(size), layers)
         batch.label, batch.soft, batch.attributes, batch.votes = torch.full_like(batch.label, -1), None, None, None
         with torch.inference_mode():
-            prediction = method.predict(model, batch)
+            prediction: Any = method.predict(model, batch)
         expected = {"logits": 3 if data.task.categorical else None, "attributes": 3 if data.task.dimensional else None}
         for name, width in expected.items():
             value = getattr(prediction, name)
@@ -219,7 +219,7 @@ def check_training(method: Method, params: Any, data: TrialData, *, where: str =
         if metric in ("uar", "ccc"):
             assert value >= learns, f"{where}: {metric} {value:.2f} on development speakers of a separable problem, {learns} expected"
     table = first.predictions()
-    predicted = read_predictions(table, data.task, "test")
+    predicted: Any = read_predictions(table, data.task, "test")
     assert predicted.utterances == [data.labels.utterances[row] for row in data.test], f"{where}: every test row is predicted once"
     if data.task.categorical:
         value = metrics.uar(data.labels.label[data.test], predicted.probabilities.argmax(1), 3)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ def toy_task(kind: Kind = "categorical") -> Task:
 def toy_data(
     kind: Kind = "categorical",
     *,
-    granularity: Granularity = "utterance",
+    granularity: str = "utterance",
     modalities: Sequence[str] = ("audio",),
     layers: int = 2,
     dim: int = 8,
@@ -66,7 +66,7 @@ def toy_data(
             backbone=f"toy-{modality}",
             identity="toy",
             modality=modality,
-            granularity=granularity,
+            granularity=granularity,  # type: ignore[arg-type]
             dtype="float32",
             sampling_rate=16000,
             frame_s=0.02,
@@ -99,12 +99,12 @@ def toy_data(
     )
 
 
-def toy_batch(data: TrialData, rows: Sequence[int], layers: Mapping[str, list[int]]) -> Batch:
+def toy_batch(data: TrialData, rows: Sequence[int] | np.ndarray, layers: Mapping[str, list[int]]) -> Batch:
     """A batch of label rows as the loop makes it, without normalisation."""
     labels, index = data.labels, torch.as_tensor(np.asarray(rows), dtype=torch.long)
     low, high = data.task.scale
 
-    def take(values: np.ndarray | None) -> torch.Tensor | None:
+    def take(values: np.ndarray | None) -> Any:
         return None if values is None else torch.from_numpy(values)[index]
 
     attributes = take(labels.attributes)

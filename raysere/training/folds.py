@@ -34,10 +34,10 @@ class TrialContext:
     sources: dict[str, TrialStream]
     present: np.ndarray
     used: np.ndarray
-    columns: dict[str, Tensor | None]
+    columns: dict[str, Any]
 
 
-def label_columns(data: TrialData, device: torch.device) -> dict[str, Tensor | None]:
+def label_columns(data: TrialData, device: torch.device) -> dict[str, Any]:
     """Targets and groups of all rows on the device, attributes in [0, 1], in the order of the fields of :class:`Batch`."""
     labels, (low, high) = data.labels, data.task.scale
     attributes = (labels.attributes - low) / (high - low) if labels.attributes is not None and data.task.dimensional else None
@@ -72,7 +72,7 @@ class FoldTrainer:
             counts = f"{len(self.rows)} training and {len(self.dev)} development"
             raise DataError(f"Fold {fold.number} has {counts} utterances with features and targets")
         self.streams: dict[str, FoldStream] = {}
-        groups = {"corpus": labels.corpus, "corpora": labels.corpora, "speaker": labels.speaker}
+        groups: dict[str, Any] = {"corpus": labels.corpus, "corpora": labels.corpora, "speaker": labels.speaker}
         for name, source in context.sources.items():
             norm = normalise.fit(params.normalise, source.view, source.columns, source.at, self.rows, context.used, **groups)
             self.streams[name] = source.fold(norm.to(device))
@@ -116,8 +116,8 @@ class FoldTrainer:
         order = self.index[self.sampler.order(epoch, self.generator).to(context.device)]
         rows = order.split(self.cuts)
         # one gather an epoch, then slices: a gather a step and column costs more than the head's own arithmetic
-        nothing = [None] * len(rows)
-        columns = [nothing if values is None else values[order].split(self.cuts) for values in context.columns.values()]
+        nothing: list[Any] = [None] * len(rows)
+        columns: list[Any] = [nothing if values is None else values[order].split(self.cuts) for values in context.columns.values()]
         for number, here in enumerate(rows):
             optimiser.param_groups[0]["lr"] = params.lr * schedule(self.step, total, params.warmup, params.schedule)
             streams = {name: stream.batch(here) for name, stream in self.streams.items()}
@@ -149,8 +149,8 @@ class FoldTrainer:
             for here in torch.from_numpy(rows[order]).to(context.device).split(size):
                 none = torch.full_like(here, -1)  # a prediction reads no label
                 streams = {name: stream.batch(here) for name, stream in self.streams.items()}
-                groups = (context.columns[name][here] for name in ("sex", "speaker"))
-                parts.append(context.method.predict(model, Batch(here, streams, none, None, None, *groups)))
+                sex, speaker = context.columns["sex"], context.columns["speaker"]
+                parts.append(context.method.predict(model, Batch(here, streams, none, None, None, sex[here], speaker[here])))
         back = torch.from_numpy(np.argsort(order))
 
         def joined(name: str) -> Tensor | None:

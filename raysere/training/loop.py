@@ -80,8 +80,11 @@ class Trainer:
         data, labels = self.data, self.data.labels
         layers = self.method.layers(self.params, self.shapes)
         used = np.unique(np.concatenate([data.test, *(part for fold in data.folds for part in (fold.train, fold.dev))]))
-        shares = {"device": self.device, "folds": len(data.folds), "budget": budget // len(data.features)}
-        sources = {name: TrialStream(view, layers[name], labels, used, **shares) for name, view in data.features.items()}
+        share = budget // len(data.features)
+        sources = {
+            name: TrialStream(view, layers[name], labels, used, device=self.device, folds=len(data.folds), budget=share)
+            for name, view in data.features.items()
+        }
         present = np.logical_and.reduce([source.present for source in sources.values()])
         columns = label_columns(data, self.device)
         context = TrialContext(self.method, self.params, data, self.shapes, seed, self.device, sources, present, used, columns)
@@ -124,7 +127,7 @@ class Trainer:
                 fold.keep_best(prediction)
         return row
 
-    def _development(self, predictions: list[Prediction]) -> tuple[float, dict[str, float]]:
+    def _development(self, predictions: list[Any]) -> tuple[float, dict[str, float]]:
         """Loss and metrics over the development rows of all folds."""
         labels, task = self.data.labels, self.task
         rows = np.concatenate([fold.dev for fold in self.folds])
@@ -136,7 +139,7 @@ class Trainer:
             total = nn.functional.cross_entropy(logits, label, ignore_index=-1, reduction="sum")
             loss += float(total / (label >= 0).sum().clamp_min(1))
             named |= {"label": labels.label[rows], "scores_of_classes": logits.numpy()}
-        if task.dimensional:
+        if task.dimensional and labels.attributes is not None:
             predicted = torch.cat([part.attributes for part in predictions]).numpy()
             target = (labels.attributes[rows] - low) / (high - low)
             loss += float(np.nanmean((predicted - target) ** 2))
@@ -166,7 +169,7 @@ class Trainer:
             tables.append(prediction_table(self.task, names, "test", [None] * len(names), **self._arrays(self._tests)))
         return pl.concat(tables)
 
-    def _arrays(self, prediction: Prediction) -> dict[str, np.ndarray | None]:
+    def _arrays(self, prediction: Any) -> dict[str, np.ndarray | None]:
         low, high = self.task.scale
         result: dict[str, np.ndarray | None] = {}
         if self.task.categorical:

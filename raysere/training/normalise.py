@@ -34,6 +34,9 @@ TFIDF_LENGTH = 10.0  # l2 norm of a tf-idf row: of the order of a z-normed row, 
 MIN_OWN_ROWS = 8  # feature rows (utterances, chunks or frames) below which a group's own statistics are not trusted
 
 
+_NOTHING = torch.empty(0)
+
+
 @dataclass
 class Normaliser:
     """Normalises rows of one stream whose asked layers stand side by side, W columns in all.
@@ -41,7 +44,7 @@ class Normaliser:
     Attributes:
         kind: none, corpus, speaker or tfidf.
         columns: (start, stop) of each layer in W.
-        mean, scale: float32 (G + 1, W), one row a group, the last for everything else; idf: float32 (W,).
+        mean, scale: float32 (G + 1, W), one row a group, the last for everything else; idf: float32 (W,); empty where the kind has none.
         group: int64 (N,) row of ``mean`` for each row of the labels.
         names: names of the G groups (corpora).
         shared: whether the statistics do not depend on the fold, so that one normalised copy serves all folds.
@@ -49,9 +52,9 @@ class Normaliser:
 
     kind: str
     columns: dict[int, tuple[int, int]]
-    mean: Tensor | None = None
-    scale: Tensor | None = None
-    idf: Tensor | None = None
+    mean: Tensor = _NOTHING
+    scale: Tensor = _NOTHING
+    idf: Tensor = _NOTHING
     group: Tensor | None = None
     names: list[str] = field(default_factory=list)
     shared: bool = False
@@ -109,7 +112,7 @@ class Normaliser:
     def from_state(cls, kind: str, columns: dict[int, tuple[int, int]], state: dict[str, Tensor]) -> Normaliser:
         """What :meth:`state` gave, ready for utterances that training did not see."""
         names = json.loads(bytes(state["corpora"].tolist())) if "corpora" in state else []
-        return cls(kind, columns, state.get("mean"), state.get("scale"), state.get("idf"), None, names)
+        return cls(kind, columns, state.get("mean", _NOTHING), state.get("scale", _NOTHING), state.get("idf", _NOTHING), None, names)
 
     def groups_of(self, corpora: list[str] | None, rows: int) -> Tensor:
         """Row of ``mean`` for each of ``rows`` new utterances by the name of their corpus; the last row where it is not known."""
@@ -171,7 +174,7 @@ def fit(
         shared = not len(seen) or bool((group[seen] < len(tables)).all())
     mean = torch.from_numpy(np.stack([table[0] for table in [*tables, pooled]]).astype(np.float32))
     scale = torch.from_numpy(np.stack([_scale(*table) for table in [*tables, pooled]]))
-    return Normaliser(kind, columns, mean, scale, None, torch.from_numpy(group.astype(np.int64)), names, shared)
+    return Normaliser(kind, columns, mean, scale, _NOTHING, torch.from_numpy(group.astype(np.int64)), names, shared)
 
 
 def _scale(mean: np.ndarray, std: np.ndarray) -> np.ndarray:
@@ -204,8 +207,7 @@ def _by_speaker(
         mean, std = grouped_moments(torch.from_numpy(view.matrix(layer, at[kept])), codes, len(trusted))
         means.append(mean.numpy())
         stds.append(std.numpy())
-    mean, std = np.concatenate(means, 1), np.concatenate(stds, 1)
-    return [(mean[number], std[number]) for number in range(len(trusted))], group
+    return list(zip(np.concatenate(means, 1), np.concatenate(stds, 1))), group
 
 
 def grouped_moments(x: Tensor, codes: Tensor, groups: int) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,14 +37,15 @@ def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def mean_prediction(predictions: Sequence[Prediction]) -> Prediction:
     """Mean logits and mean attributes of the folds; the spread of fold attributes adds to their own variance."""
-    logits = None if predictions[0].logits is None else torch.stack([p.logits for p in predictions]).mean(0)
-    if predictions[0].attributes is None:
-        return Prediction(logits)
-    stack = torch.stack([p.attributes for p in predictions])
-    std = None
-    if predictions[0].std is not None:
-        std = (torch.stack([p.std for p in predictions]).square().mean(0) + stack.var(0, correction=0)).sqrt()
-    return Prediction(logits, stack.mean(0), std)
+
+    def stacked(name: str) -> Tensor | None:
+        values = [getattr(prediction, name) for prediction in predictions]
+        return None if values[0] is None else torch.stack(values)
+
+    logits, attributes, std = stacked("logits"), stacked("attributes"), stacked("std")
+    if std is not None and attributes is not None:
+        std = (std.square().mean(0) + attributes.var(0, correction=0)).sqrt()
+    return Prediction(None if logits is None else logits.mean(0), None if attributes is None else attributes.mean(0), std)
 
 
 class Predictor:
@@ -126,10 +128,10 @@ class Predictor:
         if self.params.normalise != "speaker" or view.spec.kind == "counts":
             return [None] * len(rows)
         who = np.asarray(speakers if speakers is not None else [""] * len(rows))
-        known = {}
+        known: dict[str, tuple[Tensor, Tensor] | None] = {}
         for speaker in np.unique(who):
             statistics = normalise.batch_statistics(view, self.columns[name], rows[who == speaker])
-            known[speaker] = None if statistics is None else tuple(value.to(self.device) for value in statistics)
+            known[speaker] = None if statistics is None else (statistics[0].to(self.device), statistics[1].to(self.device))
         return [known[speaker] for speaker in who]
 
     def _batch(
@@ -137,20 +139,19 @@ class Predictor:
     ) -> list[Prediction]:
         results = []
         none = torch.full((len(rows),), -1, dtype=torch.long, device=self.device)
+        raw = {name: view.batch(rows, self.layers[name], self.device) for name, view in views.items()}
+        names = None if corpora is None else list(corpora[where])
         for model, norms in self.folds:
             streams = {}
-            for name, view in views.items():
+            for name, stream in raw.items():
                 norm = norms[name]
-                own = tables[name][where]
+                group: Tensor | None = None
                 if norm.kind == "speaker":
-                    norm, group = _with_rows(norm, own)
-                else:
-                    group = (
-                        norm.groups_of(None if corpora is None else list(corpora[where]), len(rows)).to(self.device)
-                        if norm.kind == "corpus"
-                        else None
-                    )
-                streams[name] = normalised(view.batch(rows, self.layers[name], self.device), norm, group)
+                    norm, group = _with_rows(norm, tables[name][where])
+                elif norm.kind == "corpus":
+                    group = norm.groups_of(names, len(rows)).to(self.device)
+                own = replace(stream, layers={layer: x.clone() for layer, x in stream.layers.items()})  # normalised in place, by each fold
+                streams[name] = normalised(own, norm, group)
             items = Batch(torch.from_numpy(rows).to(self.device), streams, none, None, None, none, none)
             with torch.inference_mode():
                 results.append(_to_cpu(self.method.predict(model, items)))
@@ -173,7 +174,7 @@ def _to_cpu(prediction: Prediction) -> Prediction:
     )
 
 
-def _cat(values: list[Tensor | None]) -> Tensor | None:
+def _cat(values: list[Any]) -> Tensor | None:
     return torch.cat(values) if values and values[0] is not None else None
 
 

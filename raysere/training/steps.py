@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ def schedule(step: int, total: int, warmup: float, kind: str) -> float:
     return 1.0 if kind == "constant" else 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
 
 
-def clip(parameters: list[Tensor], limit: float) -> None:
+def clip(parameters: Sequence[Tensor], limit: float) -> None:
     """Scale all gradients so that their norm is at most ``limit``, without waiting for a GPU."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
@@ -42,7 +42,7 @@ def keep(kept: dict[str, Tensor], model: nn.Module) -> None:
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Torch's global generators follow from ``seed`` inside, and are as before outside."""
     cuda = device.type == "cuda"
-    before = torch.default_generator.get_state(), torch.cuda.get_rng_state(device) if cuda else None
+    before, before_cuda = torch.default_generator.get_state(), torch.cuda.get_rng_state(device) if cuda else None
     torch.default_generator.manual_seed(seed)  # not torch.manual_seed: it asks every kind of device, at a millisecond each
     if cuda:
         with torch.cuda.device(device):
@@ -50,9 +50,9 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     try:
         yield
     finally:
-        torch.default_generator.set_state(before[0])
-        if cuda:
-            torch.cuda.set_rng_state(before[1], device)
+        torch.default_generator.set_state(before)
+        if before_cuda is not None:
+            torch.cuda.set_rng_state(before_cuda, device)
 
 
 def autocast(device: torch.device) -> contextlib.AbstractContextManager:

@@ -13,9 +13,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from raysere.errors import ConfigError
 from raysere.experiment import load_experiment
 from raysere.files import read_json
-from raysere.pipeline import run_experiment
+from raysere.pipeline import evaluate_run, only_driver, run_experiment
 from raysere.search.ledger import Ledger
 from tests.end_to_end.toy import experiment, make_corpus
 
@@ -94,16 +95,24 @@ def test_a_finished_run_is_skipped_and_a_grown_one_only_adds(reference):
     assert (whole / "evaluation.json").stat().st_ino == evaluated
 
 
-def test_two_drivers_on_one_run_are_refused_and_on_one_store_share_the_work(tmp_path, reference):
-    table, whole = reference
-    one, two = experiment(tmp_path, table, name="one"), None
-    two = tmp_path / "two.yaml"
+def test_two_extractions_at_once_on_one_store_share_the_work(tmp_path, reference):
+    table, _ = reference
+    one, two = experiment(tmp_path, table, name="one"), tmp_path / "two.yaml"
     two.write_text(one.read_text().replace("name: one", "name: two"))
     both = [start(one, "extract"), start(two, "extract")]
     for process in both:
         output = process.communicate(timeout=LIMIT_S)[0].decode()
         assert process.returncode == 0, output
+    rows = pl.read_csv(table)
+    found = set()
     for key in (folder for folder in (tmp_path / "features").iterdir() if folder.is_dir()):
-        rows = pl.concat([pl.read_parquet(shard / "index.parquet") for shard in sorted(key.glob("shard-*"))])
-        content = next(name for name in rows.columns if "hash" in name or "content" in name)
-        assert rows[content].n_unique() == rows.height == pl.read_csv(table).height if "words" not in key.name else True
+        index = pl.concat([pl.read_parquet(shard / "index.parquet") for shard in sorted(key.glob("shard-*"))])
+        assert index["content"].n_unique() == index.height  # nothing was computed twice
+        found.add(index.height)
+    assert found == {rows.height, rows["transcript"].n_unique()}
+
+
+def test_a_second_driver_on_one_run_is_refused(reference):
+    _, whole = reference
+    with only_driver(whole), pytest.raises(ConfigError, match="works on this run already"):
+        evaluate_run(whole)

@@ -151,3 +151,7 @@ def test_contributions_sum_to_one(saved):
     ids, shares, p = contributions_of(bundle.parts, held)
     assert np.allclose(shares.sum(0), 1)
     assert p.shape == (len(ids), len(held.utterances), 4)
+    twice = contributions_of([bundle.parts[0], bundle.parts[0]], held)[1]
+    assert np.allclose(twice.sum(0), 1), "two parts answer: each has half"
+    nobody = contributions_of(bundle.parts, held.take_members([]))[1]
+    assert (nobody == 0).all()

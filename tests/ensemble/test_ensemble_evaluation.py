@@ -178,6 +178,11 @@ def test_evaluation_json_holds_what_the_format_promises(tmp_path, toy, protocol,
     assert sum(entry["n"] for entry in result["by_speaker"].values()) == result["n_utterances"]
     assert sum(map(sum, result["confusion"]["counts"])) == result["n_utterances"]
     assert sum(entry["count"] for entry in result["calibration"]["bins"]) == result["n_utterances"]
+    bins = [entry for entry in result["calibration"]["bins"] if entry["count"]]
+    assert len(bins) > 3
+    assert all(entry["low"] <= entry["confidence"] <= entry["high"] for entry in bins)
+    right = sum(entry["count"] * entry["accuracy"] for entry in bins) / result["n_utterances"]
+    assert right == pytest.approx(result["other_metrics"]["accuracy"]["value"], abs=0.08)  # decided under another prior
     assert result["chance"]["value"] == pytest.approx(0.25)
     assert {"macro_f1", "accuracy", "balanced_macro_f1", "nll"} <= set(result["other_metrics"])
     assert set(result["by_group"]) == {"sex"}
@@ -222,6 +227,12 @@ def test_an_evaluation_is_stale_once_a_trial_is_added_or_a_setting_changes(tmp_p
     assert not evaluation_is_current(run.folder)
     done.write_text(kept)
     assert evaluation_is_current(run.folder)
+    done.write_text(json.dumps({**json.loads(kept), "score": 0.75}))
+    assert not evaluation_is_current(run.folder), "a trial of that name was trained anew"
+    done.write_text(kept)
+    run.splits.sort("utterance", descending=True).write_parquet(run.folder / "splits.parquet")
+    assert not evaluation_is_current(run.folder)
+    run.splits.write_parquet(run.folder / "splits.parquet")
     settings = yaml.safe_load((run.folder / "experiment.yaml").read_text())
     settings["ensemble"]["family"] = "average"
     (run.folder / "experiment.yaml").write_text(yaml.safe_dump(settings))

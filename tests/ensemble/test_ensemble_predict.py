@@ -172,6 +172,9 @@ def test_audio_alone_text_alone_and_neither(run):
     assert both["note"][0] is None
     assert "1 of 3 members (text) left out: no text" in both["note"][1]
     assert "renormalised" in both["note"][1]
+    swapped = ensemble.predict(files[1::-1], texts=["", texts[0]])
+    assert swapped["members"].to_list() == [2, 3]
+    assert np.allclose(swapped["p.high"].to_numpy()[::-1], both["p.high"].to_numpy(), atol=1e-5)
     words = ensemble.predict(texts=[texts[0], "  "])
     assert words["members"].to_list() == [1, 0]
     assert words["file"].to_list() == [None, None]
@@ -205,6 +208,28 @@ def test_the_answer_to_one_file_does_not_depend_on_the_others(run):
     together = ensemble.predict(files[:4], texts=texts[:4])
     single = pl.concat([ensemble.predict([file], texts=[text]) for file, text in zip(files[:4], texts[:4])])
     assert np.allclose(together["p.high"], single["p.high"], atol=1e-5)
+
+
+def test_speakers_reach_the_members_and_unknown_ones_are_apart(run):
+    _, files, _ = _test_items(run)
+    ensemble = Ensemble.load(run["folder"] / "ensemble")
+    seen = []
+
+    class Listening:
+        def __init__(self, inner):
+            self.inner = inner
+
+        def predict(self, views, rows, *, speakers):
+            seen.append(list(speakers))
+            return self.inner.predict(views, rows, speakers=speakers)
+
+    for name in ensemble.bundle.members:
+        ensemble._predictors[name] = Listening(ensemble._predictor(name))
+    ensemble.predict(files[:3], speakers=["anna", "anna", "bo"])
+    assert seen[0] == ["anna", "anna", "bo"]
+    seen.clear()
+    ensemble.predict(files[:3], speakers=["anna", None, None])
+    assert len(set(seen[0])) == 3
 
 
 def test_contributions(run):

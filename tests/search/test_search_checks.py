@@ -6,8 +6,8 @@ import pytest
 
 from raysere.errors import ConfigError
 from raysere.methods.pooled import Pooled
-from raysere.search.checks import check, space_schema
-from raysere.search.space import load_space, parse_space, space_names
+from raysere.search.checks import check
+from raysere.search.space import load_space, parse_space, space_names, space_schema
 from raysere.training.method import Shapes, StreamShape
 from raysere.training.task import Task
 
@@ -65,7 +65,8 @@ def test_a_layer_that_the_backbone_does_not_have() -> None:
     with pytest.raises(ConfigError) as caught:
         checked({"space": {"layers": {"choice": ["one", "mix"]}, "layer": {"int": [0, 12], "when": {"layers": "one"}}}})
     assert "space.layer.int: 4, 5, 6, 7, 8: The features 'speech' have no layer 4" in str(caught.value)
-    assert "Valid choices: 0, 1, 2, 3" in str(caught.value) and "x.yaml" in str(caught.value)
+    assert "Valid choices: 0, 1, 2, 3" in str(caught.value)
+    assert "x.yaml" in str(caught.value)
 
 
 def test_all_problems_in_one_message() -> None:
@@ -109,7 +110,8 @@ def test_defaults_stand_inside_their_range() -> None:
 
 def test_trial_zero_adapts_where_the_default_cannot_work() -> None:
     space = checked({"defaults": {"pooling": "attentive"}, "space": {"pooling": {"choice": ["attentive", "mean"]}}})
-    assert space.default_config()["pooling"] == "mean" and any("trial 0 has pooling mean" in note for note in space.notes)
+    assert space.default_config()["pooling"] == "mean"
+    assert any("trial 0 has pooling mean" in note for note in space.notes)
     with pytest.raises(ConfigError, match="trial 0 cannot work on these features: Attentive"):
         checked({"defaults": {"pooling": "attentive"}})
 
@@ -117,7 +119,8 @@ def test_trial_zero_adapts_where_the_default_cannot_work() -> None:
 def test_a_checked_space_is_complete_without_features() -> None:
     space = checked({"space": {"layers": {"choice": ["one", "mix"]}, "layer": {"int": [0, "last"], "when": {"layers": "one"}}}})
     again = parse_space(space.to_dict())
-    assert again.to_dict() == space.to_dict() and again.default_config() == space.default_config()
+    assert again.to_dict() == space.to_dict()
+    assert again.default_config() == space.default_config()
 
 
 def test_the_schema_takes_what_the_parser_takes() -> None:

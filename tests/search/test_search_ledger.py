@@ -54,11 +54,14 @@ def put(
 
 def test_ids_and_seeds() -> None:
     flat, nested = toy_study("a"), toy_study("a", outer=(0, 3))
-    assert flat.trial_id(0, 7) == "a-0007" and nested.trial_id(3, 7) == "a-o03-0007"
-    assert flat.lanes == (0,) and nested.lanes == (0, 3)
+    assert flat.trial_id(0, 7) == "a-0007"
+    assert nested.trial_id(3, 7) == "a-o03-0007"
+    assert flat.lanes == (0,)
+    assert nested.lanes == (0, 3)
     params = {"lr": 0.1}
     assert flat.config_hash(params) == nested.config_hash(dict(params)) != flat.config_hash({"lr": 0.2})
-    assert flat.trial_seed(0, "x") != flat.trial_seed(1, "x") and flat.trial_seed(0, "x") == flat.trial_seed(0, "x")
+    assert flat.trial_seed(0, "x") != flat.trial_seed(1, "x")
+    assert flat.trial_seed(0, "x") == flat.trial_seed(0, "x")
     assert toy_study("a", seed=1).trial_seed(0, "x") != flat.trial_seed(0, "x")
 
 
@@ -91,12 +94,12 @@ def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
     params = {"lr": 1e-5, "hidden": 8, "layers": "one", "flag": True, "nothing": None, "list": [1, 2], "tiny": 1.2345678901234567e-7}
     record = put(ledger, study, 3, params)
     again = Ledger(tmp_path).read("toy-0003")
-    assert (
-        again == record
-        and again.params == params
-        and [type(value) for value in again.params.values()] == [type(value) for value in params.values()]
-    )
-    assert again.scored and again.predictions()["utterance"].to_list() == ["u"] and again.rows()["score"].to_list() == [0.1, 0.5, 0.4]
+    assert again == record
+    assert again.params == params
+    assert [type(value) for value in again.params.values()] == [type(value) for value in params.values()]
+    assert again.scored
+    assert again.predictions()["utterance"].to_list() == ["u"]
+    assert again.rows()["score"].to_list() == [0.1, 0.5, 0.4]
     assert not list(tmp_path.glob("trials/.*"))
 
 
@@ -117,7 +120,8 @@ def test_a_finished_trial_is_never_replaced(tmp_path: Path) -> None:
     before = (tmp_path / "trials/toy-0000/DONE").stat()
     assert put(ledger, study, 0, {"lr": 0.1}, score=0.9, attempt="b").score == 0.5
     after = (tmp_path / "trials/toy-0000/DONE").stat()
-    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns) and not list(tmp_path.glob("trials/.*"))
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+    assert not list(tmp_path.glob("trials/.*"))
 
 
 def test_a_twin_is_a_copy_under_its_own_name(tmp_path: Path) -> None:
@@ -126,10 +130,8 @@ def test_a_twin_is_a_copy_under_its_own_name(tmp_path: Path) -> None:
     job = {"trial": "toy-0004", "outer": 0, "number": 4, "params": {"lr": 0.1}, "config": first.config}
     twin = ledger.copy(first, head(study, job), "b")
     assert (twin.twin_of, twin.number, twin.score, twin.seconds) == ("toy-0000", 4, 0.5, 0.0)
-    assert (
-        twin.predictions().equals(first.predictions())
-        and ledger.copy(twin, head(study, {**job, "trial": "toy-0005", "number": 5}), "c").twin_of == "toy-0000"
-    )
+    assert twin.predictions().equals(first.predictions())
+    assert ledger.copy(twin, head(study, {**job, "trial": "toy-0005", "number": 5}), "c").twin_of == "toy-0000"
 
 
 def test_foreign_folders_say_what_they_lack(tmp_path: Path) -> None:
@@ -150,8 +152,10 @@ def test_errors_can_be_forgotten(tmp_path: Path) -> None:
     put(ledger, study, 0, {"lr": 0.1})
     put(ledger, study, 1, {"lr": 0.2}, status="error", score=None)
     put(ledger, study, 2, {"lr": 0.3}, status="infeasible", score=None)
-    assert ledger.forget_errors({"other"}) == 0 and ledger.forget_errors({"toy"}) == 1
-    assert ledger.ids() == ["toy-0000", "toy-0002"] and not list(tmp_path.glob("trials/.*"))
+    assert ledger.forget_errors({"other"}) == 0
+    assert ledger.forget_errors({"toy"}) == 1
+    assert ledger.ids() == ["toy-0000", "toy-0002"]
+    assert not list(tmp_path.glob("trials/.*"))
 
 
 def test_leaderboard_order_and_columns(tmp_path: Path) -> None:
@@ -165,17 +169,18 @@ def test_leaderboard_order_and_columns(tmp_path: Path) -> None:
     board = leaderboard(tmp_path)
     assert board["trial"].to_list() == ["toy-0004", "toy-0001", "toy-0000", "toy-0003", "toy-0002"]
     assert board["score"].to_list() == [0.7, 0.7, 0.5, None, None]
-    assert board["params.layer"].to_list() == [None, None, 1, None, None] and board["params.lr"].dtype == pl.Float64
+    assert board["params.layer"].to_list() == [None, None, 1, None, None]
+    assert board["params.lr"].dtype == pl.Float64
     assert board["params.mixed"].to_list() == [None, "[1,2]", "all", None, "3"]
-    assert board["error"].to_list() == [None, None, None, "Too wide.", "ValueError: no"] and set(board["metric"]) == {"uar"}
+    assert board["error"].to_list() == [None, None, None, "Too wide.", "ValueError: no"]
+    assert set(board["metric"]) == {"uar"}
     assert pl.read_parquet(tmp_path / "leaderboard.parquet").equals(board)
 
 
 def test_an_empty_run_has_an_empty_leaderboard(tmp_path: Path) -> None:
     board = leaderboard(tmp_path, write=False)
-    assert board.height == 0 and {"trial", "space", "method", "modality", "status", "score", "metric", "epochs", "seconds"} <= set(
-        board.columns
-    )
+    assert board.height == 0
+    assert {"trial", "space", "method", "modality", "status", "score", "metric", "epochs", "seconds"} <= set(board.columns)
 
 
 def test_study_json_names_its_format(tmp_path: Path) -> None:

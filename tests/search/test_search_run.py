@@ -57,9 +57,11 @@ def test_a_whole_search(uninterrupted: Path) -> None:
         [f"flat-{n:04d}" for n in range(TRIALS)] + [f"nested-o{o:02d}-{n:04d}" for o in (0, 1) for n in range(TRIALS)]
     )
     assert set(board["status"]) == {"done", "stopped"}  # successive halving did its work
-    assert board["score"].to_list() == sorted(board["score"].to_list(), reverse=True) and board["score"].max() > 0.5
+    assert board["score"].to_list() == sorted(board["score"].to_list(), reverse=True)
+    assert board["score"].max() > 0.5
     stopped = board.filter(pl.col("status") == "stopped")
-    assert stopped["epochs"].is_in([2, 4, 8]).all() and set(board.filter(pl.col("status") == "done")["epochs"]) == {EPOCHS}
+    assert stopped["epochs"].is_in([2, 4, 8]).all()
+    assert set(board.filter(pl.col("status") == "done")["epochs"]) == {EPOCHS}
     first = {record.trial: record.params for record in Ledger(uninterrupted).trials() if record.number == 0}
     assert set(map(str, first.values())) == {str(studies(TRIALS, EPOCHS)[0].parsed_space().default_config())}
     for trial, study in zip(board["trial"], board["study"], strict=True):
@@ -72,8 +74,10 @@ def test_a_whole_search(uninterrupted: Path) -> None:
 def test_again_does_nothing(uninterrupted: Path) -> None:
     before = stamps(uninterrupted)
     summary = run_search(uninterrupted, studies(TRIALS, EPOCHS), max_concurrent=1)
-    assert (summary.ran, summary.copied, summary.resumed, summary.trials) == (0, 0, 12, 12) and stamps(uninterrupted) == before
-    assert set(summary.best) == {"flat", "nested"} and summary.statuses.keys() == {"done", "stopped"}
+    assert (summary.ran, summary.copied, summary.resumed, summary.trials) == (0, 0, 12, 12)
+    assert stamps(uninterrupted) == before
+    assert set(summary.best) == {"flat", "nested"}
+    assert summary.statuses.keys() == {"done", "stopped"}
 
 
 def test_a_killed_driver_goes_on_as_if_nothing_had_happened(uninterrupted: Path, tmp_path: Path) -> None:
@@ -100,7 +104,8 @@ def test_a_killed_driver_goes_on_as_if_nothing_had_happened(uninterrupted: Path,
     run_search(run_dir, studies(TRIALS, EPOCHS), max_concurrent=1)
     after = stamps(run_dir)
     assert {trial: after[trial] for trial in before} == before  # no finished trial ran again
-    assert len(after) == 12 and not list(run_dir.glob("trials/.*"))
+    assert len(after) == 12
+    assert not list(run_dir.glob("trials/.*"))
     assert comparable(leaderboard(run_dir)).equals(comparable(leaderboard(uninterrupted)))
     for trial in after:
         ours, theirs = (Ledger(folder).read(trial).predictions() for folder in (run_dir, uninterrupted))
@@ -124,10 +129,13 @@ def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
     thread.join()
     assert signal.getsignal(signal.SIGINT) is handler  # a later Ctrl-C works too
     before = stamps(run_dir)
-    assert 2 <= len(before) < 12 and (run_dir / "leaderboard.parquet").is_file()
+    assert 2 <= len(before) < 12
+    assert (run_dir / "leaderboard.parquet").is_file()
     summary = run_search(run_dir, [study], max_concurrent=2)
     after = stamps(run_dir)
-    assert len(after) == 12 and {trial: after[trial] for trial in before} == before and summary.resumed == len(before)
+    assert len(after) == 12
+    assert {trial: after[trial] for trial in before} == before
+    assert summary.resumed == len(before)
 
 
 def trainers() -> list[int]:
@@ -181,7 +189,9 @@ def test_a_killed_worker_costs_no_trial(tmp_path: Path) -> None:
     done.set()
     thread.join()
     assert len(thread.killed) == 1
-    assert summary.statuses == {"done": 3} and summary.ran == 3 and len(stamps(run_dir)) == 3
+    assert summary.statuses == {"done": 3}
+    assert summary.ran == 3
+    assert len(stamps(run_dir)) == 3
 
 
 def test_a_worker_that_always_dies_becomes_an_error(tmp_path: Path) -> None:
@@ -194,7 +204,9 @@ def test_a_worker_that_always_dies_becomes_an_error(tmp_path: Path) -> None:
     done.set()
     thread.join()
     record = Ledger(run_dir).read("toy-0000")
-    assert record.status == "error" and record.score is None and leaderboard(run_dir)["status"].to_list() == ["error"]
+    assert record.status == "error"
+    assert record.score is None
+    assert leaderboard(run_dir)["status"].to_list() == ["error"]
     assert run_search(run_dir, [long_study(trials=1)], max_concurrent=1, retry_errors=True).statuses == {"done": 1}
 
 
@@ -209,9 +221,9 @@ def test_infeasible_trials_are_recorded_and_the_search_goes_on(tmp_path: Path) -
     study = toy_study("odd", trials=10).model_copy(update={"space": space})
     summary = run_search(run_dir, [study], max_concurrent=2)
     board = leaderboard(run_dir)
-    assert (
-        summary.trials == 10 and summary.copied >= 1 and set(board["status"]) == {"done", "infeasible"}
-    )  # five configurations, so some come twice
+    assert summary.trials == 10
+    assert summary.copied >= 1
+    assert set(board["status"]) == {"done", "infeasible"}
     assert board.filter(pl.col("status") == "infeasible")["score"].null_count() == board.filter(pl.col("status") == "infeasible").height
     assert all("have no layer" in text for text in board.filter(pl.col("status") == "infeasible")["error"])
     for record in Ledger(run_dir).trials():
@@ -222,7 +234,8 @@ def test_infeasible_trials_are_recorded_and_the_search_goes_on(tmp_path: Path) -
                 record.status,
                 record.score,
                 record.seed,
-            ) and twin.twin_of is None
+            )
+            assert twin.twin_of is None
     assert len(set(board.filter(pl.col("twin_of").is_null())["params.layer"])) >= 2
 
 

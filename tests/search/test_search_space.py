@@ -92,7 +92,8 @@ def test_parents_come_before_children_whatever_the_order_of_the_file() -> None:
 def test_one_and_true_and_one_point_zero_are_three_choices() -> None:
     dimension = parse_space({"method": "m", "space": {"a": {"choice": [1, True, 1.0]}}}).dims["a"]
     assert len(dimension.distribution().choices) == 3
-    assert Dimension("choice", choices=(1,)).holds(1) and not Dimension("choice", choices=(1,)).holds(True)
+    assert Dimension("choice", choices=(1,)).holds(1)
+    assert not Dimension("choice", choices=(1,)).holds(True)
 
 
 def test_lists_are_choices_too() -> None:
@@ -159,7 +160,9 @@ def test_fixed_parameters_of_an_experiment_replace_a_range() -> None:
         {"a": 9, "c": "x"},
     )
     config, _ = sample(space, 0)
-    assert config["a"] == 9 and config["c"] == "x" and "b" in config
+    assert config["a"] == 9
+    assert config["c"] == "x"
+    assert "b" in config
 
 
 def test_steps_end_at_the_last_value_that_they_reach() -> None:

@@ -54,9 +54,11 @@ def test_scalars_hparams_and_confusion_come_back(run_dir: Path) -> None:
     events = TrialEvents(run_dir)
     assert not events.has(record)
     events.write(record, study)
-    assert events.has(record) and np.array_equal(events._confusion(record, study), expected)
+    assert events.has(record)
+    assert np.array_equal(events._confusion(record, study), expected)
     folder = run_dir / "search" / "toy" / "toy-0000"
-    assert [path.name[:20] for path in folder.iterdir()] == ["events.out.tfevents."] and not list(folder.parent.glob(".*"))
+    assert [path.name[:20] for path in folder.iterdir()] == ["events.out.tfevents."]
+    assert not list(folder.parent.glob(".*"))
     back = read(folder)
     assert [(event.step, round(event.value, 6)) for event in back.Scalars("dev/score")] == [(0, 0.1), (1, 0.5), (2, 0.4)]
     assert [event.value for event in back.Scalars("best/score")] == [0.5]
@@ -70,12 +72,14 @@ def test_scalars_hparams_and_confusion_come_back(run_dir: Path) -> None:
         "flag": "bool_value",
         "list": "string_value",
     }
-    assert start.hparams["lr"].number_value == 0.1 and start.group_name == "toy-0000"
+    assert start.hparams["lr"].number_value == 0.1
+    assert start.group_name == "toy-0000"
     end = metadata.parse_session_end_info_plugin_data(back.SummaryMetadata(metadata.SESSION_END_INFO_TAG).plugin_data.content)
     assert end.status == 1
     picture = back.Images("confusion")[0]
     image = Image.open(io.BytesIO(picture.encoded_image_string))
-    assert picture.step == 1 and image.size == (picture.width, picture.height)
+    assert picture.step == 1
+    assert image.size == (picture.width, picture.height)
 
 
 def test_the_hparams_page_lists_the_trials(run_dir: Path) -> None:
@@ -101,7 +105,9 @@ def test_the_hparams_page_lists_the_trials(run_dir: Path) -> None:
     request = api_pb2.ListSessionGroupsRequest(start_index=0, slice_size=10, allowed_statuses=[api_pb2.STATUS_SUCCESS])
     answer = list_session_groups.Handler(context, backend, "", request).run()
     groups = {group.name: {name: value.number_value for name, value in group.hparams.items()} for group in answer.session_groups}
-    assert groups["toy-0005"]["layer"] == 1 and "layer" not in groups["toy-0006"] and groups["toy-0006"]["lr"] == pytest.approx(0.6)
+    assert groups["toy-0005"]["layer"] == 1
+    assert "layer" not in groups["toy-0006"]
+    assert groups["toy-0006"]["lr"] == pytest.approx(0.6)
 
 
 def test_a_failed_trial_has_events_too(run_dir: Path) -> None:
@@ -109,7 +115,8 @@ def test_a_failed_trial_has_events_too(run_dir: Path) -> None:
     record = put(Ledger(run_dir), study, 1, {"lr": 0.1}, status="infeasible", score=None)
     TrialEvents(run_dir).write(record, study)
     back = read(run_dir / "search" / "toy" / "toy-0001")
-    assert back.Tags()["images"] == [] and "best/score" not in back.Tags()["scalars"]
+    assert back.Tags()["images"] == []
+    assert "best/score" not in back.Tags()["scalars"]
     assert metadata.parse_session_end_info_plugin_data(back.SummaryMetadata(metadata.SESSION_END_INFO_TAG).plugin_data.content).status == 2
 
 
@@ -143,9 +150,11 @@ def test_the_shade_of_a_cell_is_the_share_of_its_row() -> None:
 def test_long_class_names_and_many_classes_fit() -> None:
     names = [f"very long emotion {number}" for number in range(8)]
     png, (height, width) = confusion_image(np.eye(8, dtype=int) * 100, names, title="x" * 20)
-    assert Image.open(io.BytesIO(png)).size == (width, height) and width < 1000
+    assert Image.open(io.BytesIO(png)).size == (width, height)
+    assert width < 1000
 
 
 def test_the_driver_needs_no_torch_for_it() -> None:
-    code = "import sys, raysere.search.tensorboard, raysere.search.leaderboard, raysere.search.ledger, raysere.search.space; sys.exit('torch' in sys.modules or 'ray' in sys.modules)"
+    modules = ", ".join(f"raysere.search.{name}" for name in ("tensorboard", "leaderboard", "ledger", "space", "study"))
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules or 'ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

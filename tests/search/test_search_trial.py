@@ -58,9 +58,11 @@ def test_it_stops_at_each_rung_and_stages_everything(run_dir: Path) -> None:
         folders.append(folder_of(outcome))
         done = read_json(folders[-1] / OUTCOME)
         rows = pl.read_parquet(folders[-1] / "metrics.parquet")
-        assert rows["epoch"].to_list() == list(range(outcome["epoch"])) and done["epochs"] == outcome["epoch"]
+        assert rows["epoch"].to_list() == list(range(outcome["epoch"]))
+        assert done["epochs"] == outcome["epoch"]
         assert done["score"] == outcome["score"] == rows["score"].max() == rows["score"][done["epoch"]]
-    assert epochs == [1, 2, 4, 6] and statuses == ["running"] * 3 + ["done"]
+    assert epochs == [1, 2, 4, 6]
+    assert statuses == ["running"] * 3 + ["done"]
     assert [folder.exists() for folder in folders] == [False, False, False, True]  # one staged folder at a time
     last = folders[-1]
     head = read_yaml(last / "params.yaml")
@@ -75,19 +77,22 @@ def test_it_stops_at_each_rung_and_stages_everything(run_dir: Path) -> None:
         "outer": 1,
         "number": 0,
     }
-    assert (
-        head["params"]["hidden"] == 16
-        and "layer" not in head["params"]
-        and Pooled.Params(**head["resolved"]) == Pooled.Params(**head["params"])
-    )
+    assert head["params"]["hidden"] == 16
+    assert "layer" not in head["params"]
+    assert Pooled.Params(**head["resolved"]) == Pooled.Params(**head["params"])
     predictions = pl.read_parquet(last / "predictions.parquet")
-    assert set(predictions["split"]) == {"dev", "test"} and predictions.columns[:3] == ["utterance", "fold", "split"]
-    assert predictions["utterance"].is_unique().all() and len(predictions) == 72
+    assert set(predictions["split"]) == {"dev", "test"}
+    assert predictions.columns[:3] == ["utterance", "fold", "split"]
+    assert predictions["utterance"].is_unique().all()
+    assert len(predictions) == 72
     assert predictions.select([f"p.{name}" for name in CLASSES]).sum_horizontal().to_numpy() == pytest.approx(1, abs=1e-5)
     assert not {"emotion", "label"} & set(predictions.columns)
     with safe_open(last / "model.safetensors", "pt") as tensors:
-        assert any(name.startswith("fold0.") for name in tensors.keys()) and tensors.metadata()["trial"] == "rungs-o01-0000"  # noqa: SIM118
-    assert done["metrics"]["uar"] == done["score"] and done["describe"]["folds"] == 2 and done["seconds"] > 0
+        assert any(name.startswith("fold0.") for name in tensors.keys())  # noqa: SIM118
+        assert tensors.metadata()["trial"] == "rungs-o01-0000"
+    assert done["metrics"]["uar"] == done["score"]
+    assert done["describe"]["folds"] == 2
+    assert done["seconds"] > 0
 
 
 def test_the_same_trial_twice_is_the_same_to_the_last_bit(run_dir: Path) -> None:
@@ -96,12 +101,14 @@ def test_the_same_trial_twice_is_the_same_to_the_last_bit(run_dir: Path) -> None
     other = trial(run_dir, toy_study("twice"), workshop=workshop, attempt="between", hidden=8).advance()
     again = trial(run_dir, toy_study("twice"), workshop=workshop, attempt="b").advance()
     tables = [pl.read_parquet(folder_of(outcome) / "predictions.parquet") for outcome in (first, again, other)]
-    assert tables[0].equals(tables[1]) and not tables[0].equals(tables[2])
+    assert tables[0].equals(tables[1])
+    assert not tables[0].equals(tables[2])
 
 
 def test_max_epochs_is_the_upper_limit(run_dir: Path) -> None:
     outcome = trial(run_dir, toy_study("short", max_epochs=2)).advance()
-    assert outcome["status"] == "done" and outcome["epoch"] == 2
+    assert outcome["status"] == "done"
+    assert outcome["epoch"] == 2
     assert read_yaml(folder_of(outcome) / "params.yaml")["resolved"]["epochs"] == 2
 
 
@@ -125,9 +132,12 @@ def test_threads_are_set_in_a_process_that_had_others(run_dir: Path) -> None:
 )
 def test_what_this_configuration_cannot_do_is_infeasible(run_dir: Path, params: dict, reason: str) -> None:
     outcome = trial(run_dir, toy_study("infeasible"), **params).advance()
-    assert outcome["status"] == "infeasible" and outcome["score"] == 0.0 and reason in outcome["error"]
+    assert outcome["status"] == "infeasible"
+    assert outcome["score"] == 0.0
+    assert reason in outcome["error"]
     done = read_json(folder_of(outcome) / OUTCOME)
-    assert done["score"] is None and reason in done["error"]
+    assert done["score"] is None
+    assert reason in done["error"]
     assert sorted(path.name for path in folder_of(outcome).iterdir()) == ["metrics.parquet", OUTCOME, "params.yaml"]
 
 
@@ -152,8 +162,10 @@ def test_faults_in_training(run_dir: Path, monkeypatch: pytest.MonkeyPatch, faul
 
     monkeypatch.setattr(Trainer, "epoch", fails_later)
     outcome = trial(run_dir, toy_study("faults")).advance()
-    assert (outcome["status"], outcome["epoch"]) == (status, 2) and part in outcome["error"]
-    assert not (folder_of(outcome) / "predictions.parquet").exists() and len(pl.read_parquet(folder_of(outcome) / "metrics.parquet")) in (
+    assert (outcome["status"], outcome["epoch"]) == (status, 2)
+    assert part in outcome["error"]
+    assert not (folder_of(outcome) / "predictions.parquet").exists()
+    assert len(pl.read_parquet(folder_of(outcome) / "metrics.parquet")) in (
         0,
         2,
     )
@@ -168,7 +180,8 @@ def test_a_full_disk_ends_the_search(run_dir: Path, monkeypatch: pytest.MonkeyPa
     outcome = trial(run_dir, toy_study("full")).advance()
     assert outcome["status"] == "fatal"
     error = _rebuilt(json.loads(outcome["error"]))
-    assert type(error) is EnvironmentFault and str(error) == "The disk is full. Where: /data. Free space."
+    assert type(error) is EnvironmentFault
+    assert str(error) == "The disk is full. Where: /data. Free space."
 
 
 def test_missing_features_are_nobodys_configuration(run_dir: Path, tmp_path: Path) -> None:
@@ -176,7 +189,9 @@ def test_missing_features_are_nobodys_configuration(run_dir: Path, tmp_path: Pat
     shutil.copytree(run_dir, copy)
     shutil.rmtree(copy / "features" / SPEC.key)
     outcome = trial(copy, toy_study("gone")).advance()
-    assert outcome["status"] == "fatal" and "MissingFileError" in outcome["error"] and not list(copy.glob("trials/*gone*"))
+    assert outcome["status"] == "fatal"
+    assert "MissingFileError" in outcome["error"]
+    assert not list(copy.glob("trials/*gone*"))
 
 
 def test_the_workshop_reads_once(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +206,9 @@ def test_the_workshop_reads_once(run_dir: Path, monkeypatch: pytest.MonkeyPatch)
         run.advance()
     assert len(reads) == 1
     data = [workshop.data(run_dir, study, outer) for outer in (0, 1, 0)]
-    assert data[0] is data[2] and data[0] is not data[1] and data[0].features["words"] is data[1].features["words"]
+    assert data[0] is data[2]
+    assert data[0] is not data[1]
+    assert data[0].features["words"] is data[1].features["words"]
 
 
 def test_plain_values_are_json() -> None:
