@@ -43,7 +43,7 @@ class TaskConfig(_Model):
 
     kind: Literal["categorical", "dimensional", "both"] = "categorical"
     classes: str | list[str] | dict[str, Any] | None = None
-    attributes: list[Literal["arousal", "valence", "dominance"]] = Field(default_factory=lambda: list(ATTRIBUTES))
+    attributes: tuple[Literal["arousal", "valence", "dominance"], ...] = ATTRIBUTES
     scale: tuple[float, float] | None = Field(None, description="interval of the attributes; default: the corpus's own")
     metric: Literal["uar", "macro_f1", "accuracy", "ccc"] | None = None
 
@@ -156,7 +156,7 @@ class Experiment(_Model):
         rules = self.class_map()
         dimensional = self.task.kind != "categorical"
         return Task(kind=self.task.kind, classes=() if rules is None else tuple(rules.classes),
-                    attributes=tuple(self.task.attributes) if dimensional else (),
+                    attributes=self.task.attributes if dimensional else (),
                     scale=self.task.scale or scale or (1.0, 7.0),
                     metric=self.task.metric or ("ccc" if self.task.kind == "dimensional" else "uar"))
 

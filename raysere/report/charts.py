@@ -13,7 +13,8 @@ CHAR = 6.6  # width of one character of the 11 px chart font, in user units: an 
 
 
 def svg(width: float, height: float, body: list[str], title: str) -> str:
-    return (f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{escape(title)}" style="max-width:{width:.0f}px">'
+    narrow = ";min-width:540px" if width > 600 else ""  # wide charts scroll sideways on a phone instead of becoming unreadable
+    return (f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{escape(title)}" style="max-width:{width:.0f}px;min-width:{min(width, 540):.0f}px">'
             f"<title>{escape(title)}</title>{''.join(body)}</svg>")
 
 
@@ -165,7 +166,8 @@ def scatter(series: Sequence[tuple[str, Sequence[float], Sequence[float], str]],
     legend = left + 24 + CHAR * len(y_label)
     for name, series_x, series_y, css in series:
         if best:
-            top_so_far, path = float("-inf"), []
+            top_so_far = float("-inf")
+            path: list[tuple[float, float]] = []
             for vx, vy in sorted(zip(series_x, series_y, strict=True)):
                 if vy > top_so_far:
                     if path:

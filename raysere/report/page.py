@@ -152,10 +152,10 @@ def _members(bundle: dict[str, Any]) -> dict[str, Any]:
     members = sorted(bundle["members"], key=lambda member: -_weight(member))
     rows = [(f"{member['trial']}", _weight(member), MODALITY_COLOUR.get(member["modality"], "c2")) for member in members]
     shown = [{"trial": m["trial"], "modality": m["modality"], "weight": _weight(m), "params": canonical_json(m.get("params") or {})} for m in members]
-    audio, text = (sum(_weight(m) for m in members if m["modality"] == kind) for kind in ("audio", "text"))
+    shares = {kind: sum(_weight(member) for member in members if member["modality"] == kind) for kind in sorted({member["modality"] for member in members})}
     line = f"{len(members)} member{'s' if len(members) != 1 else ''}"
-    if audio and text:
-        line += f"; audio carries {100 * audio:.0f} % of the weight, text {100 * text:.0f} %"
+    if len(shares) > 1:
+        line += "; of the weight, " + ", ".join(f"{100 * share:.0f} % {kind.replace('+', ' and ')}" for kind, share in shares.items())
     family = bundle.get("family") or ""
     return {"members": shown, "members_chart": charts.bars(rows[:25], title="member weights", digits=3, width=860), "ensemble_line": line + (f". Family: {family}." if family else ".")}
 
@@ -187,9 +187,9 @@ def _search(board: pl.DataFrame, records: list[Record]) -> dict[str, Any]:
     line = (f"{len(records)} trials in {len(studies)} stud{'ies' if len(studies) != 1 else 'y'}: " + ", ".join(f"{count} {status}" for status, count in counts.items() if count)
             + f"; {seconds / 60:.1f} minutes of training.")
     head = [name for name in ("trial", "method", "modality", "status", "score", "epochs", "seconds") if name in board.columns]
-    rows = [{name: _cell(name, value) for name, value in row.items()} for row in board.select(head).iter_rows(named=True)]
+    shown = [{name: _cell(name, value) for name, value in row.items()} for row in board.select(head).iter_rows(named=True)]
     return {"search_line": line, "history": charts.scatter(series, title="search history", x_label="trial", y_label="development score", best=True, width=860) if series else "",
-            "importances": importances, "layer_charts": layer_charts, "board": rows, "board_head": head, "numeric": {"score", "epochs", "seconds"}}
+            "importances": importances, "layer_charts": layer_charts, "board": shown, "board_head": head, "numeric": {"score", "epochs", "seconds"}}
 
 
 def _cell(name: str, value: Any) -> str:

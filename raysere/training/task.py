@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 if TYPE_CHECKING:
     from raysere.features.views import FeatureView
 
-ATTRIBUTES = ("arousal", "valence", "dominance")
+ATTRIBUTES: tuple[Literal["arousal", "valence", "dominance"], ...] = ("arousal", "valence", "dominance")
 
 
 class Task(BaseModel):

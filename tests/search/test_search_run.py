@@ -132,6 +132,7 @@ def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path: Path) -> None:
     assert 2 <= len(before) < 12
     assert (run_dir / "leaderboard.parquet").is_file()
     summary = run_search(run_dir, [study], max_concurrent=2)
+    assert signal.getsignal(signal.SIGINT) is handler
     after = stamps(run_dir)
     assert len(after) == 12
     assert {trial: after[trial] for trial in before} == before
