@@ -143,6 +143,19 @@ def test_unequal_layers_are_projected_before_they_are_mixed():
     assert model.pools[0](stream_of(x)).shape == (2, SMALL["hidden"])
 
 
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_mixup_blends_before_the_last_non_linearity(depth):
+    model = build({"layers": "one", "depth": depth, "dropout": 0.0})
+    streams = {"audio": stream_of({2: torch.randn(3, 1, 8)})}
+    order = torch.tensor([2, 0, 1])
+    x = streams["audio"].layers[2][:, 0]
+    for number, block in enumerate(model.blocks):
+        x = block(x)
+        x = torch.relu(0.3 * x + 0.7 * x[order] if number == depth - 1 else x)
+    expected = x if depth else 0.3 * x + 0.7 * x[order]
+    assert torch.allclose(model(streams, (0.3, order)), expected, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

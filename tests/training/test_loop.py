@@ -62,7 +62,8 @@ def test_score_is_pooled_over_folds_and_predictions_are_of_the_best_epoch():
 
 def test_test_rows_are_the_softmax_of_mean_logits_of_the_kept_weights():
     data = toy_data(noise=3.0)
-    trainer = trained(data, stop=4)
+    trainer = trained(data, epochs=12, patience=12, lr=0.02)
+    assert trainer.best["epoch"] < len(trainer.rows) - 1  # else the last weights are the kept ones, and this shows nothing
     state, method, params = trainer.state(), Pooled(), trainer.params
     shapes = Shapes(data.task, {"audio": shape_of(data.features["audio"])})
     single = []
@@ -217,6 +218,21 @@ def test_an_unknown_speakers_batch_takes_its_own_statistics():
     alone = predictor.logits(data.features, data.test[:1])  # one clip: the training statistics
     assert not np.allclose(alone, own[:1], atol=1e-3)
     assert np.allclose(alone, predictor.logits(data.features, data.test[:3])[:1], atol=1e-5)
+
+
+def test_a_known_corpus_keeps_its_statistics_at_inference():
+    data = toy_data()
+    corpus = data.labels.speaker % 2
+    labels = replace(data.labels, corpus=corpus, corpora=["quiet", "loud"])
+    view = data.features["audio"]
+    arrays = {layer: [view.matrix(layer, [row]) * (1 + 30 * corpus[row]) for row in range(len(view))] for layer in (0, 1)}
+    data = replace(data, labels=labels, features={"audio": type(view).from_arrays(view.spec, view.utterances, arrays)})
+    trainer = trained(data)
+    predictor = load_predictor(Pooled(), trainer.params, trainer.shapes, trainer.state())
+    expected = read_predictions(trainer.predictions(), data.task, "test").probabilities
+    for names, same in (([labels.corpora[code] for code in corpus[data.test]], True), (None, False), (["unheard"] * len(data.test), False)):
+        logits = predictor.logits(data.features, data.test, corpora=names, batch=7)
+        assert np.allclose(torch.softmax(torch.from_numpy(logits), -1).numpy(), expected, atol=1e-4) is same
 
 
 def test_schedule():
