@@ -18,7 +18,13 @@ import click
 from raysere.errors import RaysereError
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
-SET = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the experiment, such as search.0.trials=40. Repeatable.")
+SET = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a key of the experiment, such as search.0.trials=40. Repeatable.",
+)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs instead of text.")
 QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress display.")
 EXPERIMENT = click.argument("experiment", type=click.Path(path_type=Path))
@@ -83,7 +89,11 @@ def _finish(outcome: Any, as_json: bool) -> int:
 
 @cli.command()
 @click.argument("experiment", type=click.Path(path_type=Path))
-@click.option("--corpus", required=True, help="Name of a corpus adapter (emodb, emovo, nemo, urdu, ravdess, crema-d, meld, msp-podcast, biic-podcast, table, audformat).")
+@click.option(
+    "--corpus",
+    required=True,
+    help="Name of a corpus adapter (emodb, emovo, nemo, urdu, ravdess, crema-d, meld, msp-podcast, biic-podcast, table, audformat).",
+)
 @click.option("--path", "folder", required=True, type=click.Path(path_type=Path), help="Folder of the corpus, or the table file.")
 @click.option("--classes", help="Class map; default: the corpus's own.")
 @click.option("--task", "kind", type=click.Choice(["categorical", "dimensional", "both"]), default="categorical", show_default=True)
@@ -138,8 +148,15 @@ def _stage(name: str, until: str, summary: str, example: str) -> None:
         return _finish(outcome, as_json)
 
 
-_stage("extract", "extract", "Cache the features of an experiment; what is cached already is not computed again.", "raysere extract emodb.yaml")
-_stage("tune", "tune", "Cache the features and search; finished trials are never run again.", "raysere tune emodb.yaml --set search.0.trials=40")
+_stage(
+    "extract", "extract", "Cache the features of an experiment; what is cached already is not computed again.", "raysere extract emodb.yaml"
+)
+_stage(
+    "tune",
+    "tune",
+    "Cache the features and search; finished trials are never run again.",
+    "raysere tune emodb.yaml --set search.0.trials=40",
+)
 _stage("run", "report", "Do everything: features, search, ensemble, evaluation, report. What is done is skipped.", "raysere run emodb.yaml")
 
 
@@ -228,7 +245,9 @@ def tensorboard(run: Path, port: int, host: str) -> int:
 
     from raysere.pipeline import open_run
 
-    return subprocess.call([sys.executable, "-m", "tensorboard.main", "--logdir", str(open_run(run) / "search"), "--host", host, "--port", str(port)])
+    return subprocess.call(
+        [sys.executable, "-m", "tensorboard.main", "--logdir", str(open_run(run) / "search"), "--host", host, "--port", str(port)]
+    )
 
 
 @cli.command()
@@ -253,7 +272,9 @@ def ensemble(runs: tuple[Path, ...], out: Path, family: str, as_json: bool) -> i
 @cli.command()
 @click.argument("folder", metavar="ENSEMBLE", type=click.Path(path_type=Path))
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--text", "texts", multiple=True, help="Transcript of a file, in the order of the files; repeatable. Without files: text only.")
+@click.option(
+    "--text", "texts", multiple=True, help="Transcript of a file, in the order of the files; repeatable. Without files: text only."
+)
 @click.option("--speaker", help="All files are of this one speaker (for members that normalise by speaker).")
 @JSON
 def predict(folder: Path, files: tuple[Path, ...], texts: tuple[str, ...], speaker: str | None, as_json: bool) -> int:

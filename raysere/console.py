@@ -52,19 +52,40 @@ def interval(entry: dict[str, Any]) -> str:
 def evaluation_text(evaluation: dict[str, Any]) -> str:
     """The table a reviewer checks: each system, its interval by speaker, and the differences of the ensemble to them."""
     metric = evaluation["metric"]
-    where = {"test": "the test split", "out_of_fold": "held-out speakers (cross-fitted)", "nested": "outer test folds (nested)"}.get(evaluation["split"], evaluation["split"])
-    lines = [f"{metric} on {where}: {evaluation['n_utterances']} utterances, {evaluation['n_speakers']} speakers; 95 % intervals over speakers"]
+    where = {"test": "the test split", "out_of_fold": "held-out speakers (cross-fitted)", "nested": "outer test folds (nested)"}.get(
+        evaluation["split"], evaluation["split"]
+    )
+    lines = [
+        f"{metric} on {where}: {evaluation['n_utterances']} utterances, {evaluation['n_speakers']} speakers; 95 % intervals over speakers"
+    ]
     rows = []
-    for key, label in (("ensemble", "ensemble"), ("best_single", "best single member"), ("average", "plain average"), ("majority_vote", "majority vote")):
+    for key, label in (
+        ("ensemble", "ensemble"),
+        ("best_single", "best single member"),
+        ("average", "plain average"),
+        ("majority_vote", "majority vote"),
+    ):
         entry = evaluation.get(key)
         if not entry or entry.get("value") is None:
             continue
         note = entry.get("member") or ""
         difference = evaluation["difference"].get(f"ensemble - {key}")
-        rows.append([label, interval(entry), "" if difference is None else f"{difference['value']:+.4f}  [{difference['low']:+.4f}, {difference['high']:+.4f}]", note])
+        rows.append(
+            [
+                label,
+                interval(entry),
+                "" if difference is None else f"{difference['value']:+.4f}  [{difference['low']:+.4f}, {difference['high']:+.4f}]",
+                note,
+            ]
+        )
     lines.append(table(rows, ["system", f"{metric}  [95 %]", "ensemble minus this  [95 %]", "member"]))
     if evaluation.get("by_class"):
-        lines.append("by class: " + ", ".join(f"{name} {_class_value(value):.3f}" for name, value in evaluation["by_class"].items() if _class_value(value) is not None))
+        lines.append(
+            "by class: "
+            + ", ".join(
+                f"{name} {_class_value(value):.3f}" for name, value in evaluation["by_class"].items() if _class_value(value) is not None
+            )
+        )
     lines += [f"Note: {note}" for note in evaluation.get("notes", [])]
     return "\n".join(lines)
 
@@ -74,8 +95,15 @@ def _class_value(value: Any) -> Any:
 
 
 def outcome_json(outcome: Any) -> dict[str, Any]:
-    return {"format": "raysere.outcome/1", "run": str(outcome.run), "stage": outcome.stage, "trials": outcome.trials, "rejected": outcome.rejected,
-            "evaluation": outcome.evaluation, "report": None if outcome.report is None else str(outcome.report)}
+    return {
+        "format": "raysere.outcome/1",
+        "run": str(outcome.run),
+        "stage": outcome.stage,
+        "trials": outcome.trials,
+        "rejected": outcome.rejected,
+        "evaluation": outcome.evaluation,
+        "report": None if outcome.report is None else str(outcome.report),
+    }
 
 
 def outcome_text(outcome: Any) -> str:
@@ -103,8 +131,18 @@ def rejected_text(rejected: list[dict[str, Any]], shown: int = 30) -> str:
 def plan_text(plan: dict[str, Any]) -> str:
     """The price of an experiment: features by granularity, time, trials."""
     lines = [f"{plan['utterances']} utterances" + (f", {len(plan['rejected'])} rejected" if plan["rejected"] else "")]
-    rows = [[name, one["backbone"], one["granularity"], f"{one['cached']} of {one['items']}", size(one["bytes"]), "-" if one["seconds"] is None else duration(one["seconds"]),
-             ", ".join(f"{key} {size(value)}" for key, value in one["bytes_by"].items())] for name, one in plan["features"].items()]
+    rows = [
+        [
+            name,
+            one["backbone"],
+            one["granularity"],
+            f"{one['cached']} of {one['items']}",
+            size(one["bytes"]),
+            "-" if one["seconds"] is None else duration(one["seconds"]),
+            ", ".join(f"{key} {size(value)}" for key, value in one["bytes_by"].items()),
+        ]
+        for name, one in plan["features"].items()
+    ]
     lines.append(table(rows, ["feature", "backbone", "granularity", "cached", "to write", "time", "whole corpus by granularity"]))
     lines.append(table([[name, study["trials"]] for name, study in plan["studies"].items()], ["study", "trials"]))
     return "\n\n".join(lines)
@@ -124,7 +162,15 @@ def status_text(status: dict[str, Any]) -> str:
     rows = []
     for name, study in status["studies"].items():
         counts = study["status"]
-        rows.append([name, sum(counts.values()), study["planned"], ", ".join(f"{count} {key}" for key, count in sorted(counts.items())), study["best"]])
+        rows.append(
+            [
+                name,
+                sum(counts.values()),
+                study["planned"],
+                ", ".join(f"{count} {key}" for key, count in sorted(counts.items())),
+                study["best"],
+            ]
+        )
     lines.append(table(rows, ["study", "trials", "planned", "status", "best"]))
     lines.append(f"report: {status['report']}" if status["report"] else ("evaluated" if status["evaluated"] else "not evaluated yet"))
     return "\n".join(lines)
@@ -137,8 +183,12 @@ def prediction_text(rows: list[dict[str, Any]]) -> str:
         if row.get("error"):
             lines.append(f"{name}: REJECTED, {row['error']}")
             continue
-        shares = sorted(((key[2:], value) for key, value in row.items() if key.startswith("p.") and value is not None), key=lambda pair: -pair[1])
+        shares = sorted(
+            ((key[2:], value) for key, value in row.items() if key.startswith("p.") and value is not None), key=lambda pair: -pair[1]
+        )
         attributes = [f"{key} {row[key]:.2f}" for key in ("arousal", "valence", "dominance") if row.get(key) is not None]
         text = f"{name}: " + (f"{row.get('predicted')} ({', '.join(f'{key} {value:.2f}' for key, value in shares)})" if shares else "")
-        lines.append(text + ("; " if shares and attributes else "") + ", ".join(attributes) + (f"  [{row['note']}]" if row.get("note") else ""))
+        lines.append(
+            text + ("; " if shares and attributes else "") + ", ".join(attributes) + (f"  [{row['note']}]" if row.get("note") else "")
+        )
     return "\n".join(lines)

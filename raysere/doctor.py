@@ -8,13 +8,19 @@ import os
 import platform
 import shutil
 import socket
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 PACKAGES = ("ray", "torch", "torchaudio", "transformers", "optuna", "polars", "tensorboard", "numpy", "soundfile", "pyarrow", "pydantic")
-EXTRAS = {"demo": "espeakng_loader", "opensmile": "opensmile", "audformat": "audformat", "serve": "fastapi", "video": "av", "notebooks": "nbclient"}
+EXTRAS = {
+    "demo": "espeakng_loader",
+    "opensmile": "opensmile",
+    "audformat": "audformat",
+    "serve": "fastapi",
+    "video": "av",
+    "notebooks": "nbclient",
+}
 
 
 @dataclass(frozen=True)
@@ -50,8 +56,6 @@ def as_json(findings: list[Finding]) -> dict[str, Any]:
 def _packages() -> list[Finding]:
     found = versions()
     lines = [Finding("ok", "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")]
-    if sys.version_info < (3, 11):
-        lines.append(Finding("fault", "python", "raysere needs Python 3.11 or newer", "Make an environment with a newer Python."))
     for name in PACKAGES:
         if name not in found:
             lines.append(Finding("fault", name, "is not installed", f"pip install {name}"))
@@ -96,14 +100,25 @@ def _machine() -> list[Finding]:
     if shm.is_dir():
         free = shutil.disk_usage(shm).free / 2**30
         if free < 1:
-            lines.append(Finding("note", "/dev/shm", f"{free:.1f} GiB free: Ray falls back to slower files", "In a container: --shm-size=2g or more."))
+            lines.append(
+                Finding(
+                    "note", "/dev/shm", f"{free:.1f} GiB free: Ray falls back to slower files", "In a container: --shm-size=2g or more."
+                )
+            )
         else:
             lines.append(Finding("ok", "/dev/shm", f"{free:.1f} GiB free"))
     address, mode = os.environ.get("RAY_ADDRESS"), os.environ.get("RAY_AUTH_MODE", "")
     if address:
         lines.append(Finding("ok", "ray cluster", f"RAY_ADDRESS is {address}"))
         if mode != "token" and not address.startswith(("127.", "localhost", "auto", "http://127.")):
-            lines.append(Finding("note", "ray cluster", "no token authentication: whoever reaches the cluster can run code on it", "Set RAY_AUTH_MODE=token on cluster and client."))
+            lines.append(
+                Finding(
+                    "note",
+                    "ray cluster",
+                    "no token authentication: whoever reaches the cluster can run code on it",
+                    "Set RAY_AUTH_MODE=token on cluster and client.",
+                )
+            )
     return lines
 
 
@@ -115,7 +130,11 @@ def _disk(store: Path) -> list[Finding]:
     free = shutil.disk_usage(folder).free / 2**30
     lines.append(Finding("ok" if free > 5 else "note", "disk", f"{free:.0f} GiB free at {folder}"))
     if not os.access(folder, os.W_OK):
-        lines.append(Finding("fault", "disk", f"no permission to write in {folder}", "Run elsewhere, or name other folders with `store:` and `runs:`."))
+        lines.append(
+            Finding(
+                "fault", "disk", f"no permission to write in {folder}", "Run elsewhere, or name other folders with `store:` and `runs:`."
+            )
+        )
     return lines
 
 
@@ -128,14 +147,26 @@ def _hub(network: bool) -> list[Finding]:
         socket.create_connection(("huggingface.co", 443), timeout=2).close()
         return [Finding("ok", "model hub", "can be reached")]
     except OSError as error:
-        return [Finding("note", "model hub", f"cannot be reached ({error}): `hf:` backbones load from folders and the local cache only",
-                        "Download a model elsewhere and name its folder: hf:FOLDER.")]
+        return [
+            Finding(
+                "note",
+                "model hub",
+                f"cannot be reached ({error}): `hf:` backbones load from folders and the local cache only",
+                "Download a model elsewhere and name its folder: hf:FOLDER.",
+            )
+        ]
 
 
 def _extras() -> list[Finding]:
     lines = []
     for extra, module in EXTRAS.items():
         there = importlib.util.find_spec(module) is not None
-        lines.append(Finding("ok" if there else "note", f"extra {extra}", "installed" if there else "not installed",
-                             "" if there else f"pip install 'raysere[{extra}]'"))
+        lines.append(
+            Finding(
+                "ok" if there else "note",
+                f"extra {extra}",
+                "installed" if there else "not installed",
+                "" if there else f"pip install 'raysere[{extra}]'",
+            )
+        )
     return lines

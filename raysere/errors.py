@@ -69,7 +69,9 @@ class UnknownNameError(RaysereError, KeyError):
     def __init__(self, kind: str, name: object, choices: Iterable[object], *, where: object = None) -> None:
         names = [str(choice) for choice in choices]
         close = difflib.get_close_matches(str(name), names, n=1)
-        super().__init__(f"Unknown {kind} {str(name)!r}", where=where, choices=names, remedy=f"Did you mean {close[0]!r}?" if close else None)
+        super().__init__(
+            f"Unknown {kind} {str(name)!r}", where=where, choices=names, remedy=f"Did you mean {close[0]!r}?" if close else None
+        )
 
 
 class DataError(RaysereError, ValueError):

@@ -88,7 +88,7 @@ class TrialResources(_Model):
     @field_validator("gpu")
     @classmethod
     def _whole_share(cls, value: float) -> float:
-        if 0 < value < 1 and abs(1 / value - round(1 / value)) > 1e-6 or value > 1 and value != int(value):
+        if (0 < value < 1 and abs(1 / value - round(1 / value)) > 1e-6) or (value > 1 and value != int(value)):
             raise ValueError("a share of a GPU is 1/k (0.5, 0.25, ...), or a whole number of GPUs")
         return value
 
@@ -134,7 +134,9 @@ class Experiment(_Model):
         for number, entry in enumerate(self.search):
             for stream in entry.streams:
                 if stream not in self.features:
-                    raise ValueError(f"search.{number}.features: unknown feature {stream!r}; valid choices: {', '.join(sorted(self.features))}")
+                    raise ValueError(
+                        f"search.{number}.features: unknown feature {stream!r}; valid choices: {', '.join(sorted(self.features))}"
+                    )
         names = [entry.study for entry in self.search]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two searches are both called {twice[0]!r}: give one of them a `name`")
@@ -155,10 +157,13 @@ class Experiment(_Model):
         """The task with its class names in order; ``scale`` is the corpora's own interval of the attributes."""
         rules = self.class_map()
         dimensional = self.task.kind != "categorical"
-        return Task(kind=self.task.kind, classes=() if rules is None else tuple(rules.classes),
-                    attributes=self.task.attributes if dimensional else (),
-                    scale=self.task.scale or scale or (1.0, 7.0),
-                    metric=self.task.metric or ("ccc" if self.task.kind == "dimensional" else "uar"))
+        return Task(
+            kind=self.task.kind,
+            classes=() if rules is None else tuple(rules.classes),
+            attributes=self.task.attributes if dimensional else (),
+            scale=self.task.scale or scale or (1.0, 7.0),
+            metric=self.task.metric or ("ccc" if self.task.kind == "dimensional" else "uar"),
+        )
 
     def frozen_part(self) -> str:
         """Hash of what may not change between two starts of one run: data, task, protocol and seed."""
@@ -184,16 +189,21 @@ def load_experiment(path: str | os.PathLike[str], overrides: tuple[str, ...] | l
     try:
         experiment = Experiment.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(f"This experiment cannot be right:\n{_explain(error, Experiment)}\n", where=path,
-                          remedy="`raysere schema experiment` prints every key.") from error
+        raise ConfigError(
+            f"This experiment cannot be right:\n{_explain(error, Experiment)}\n",
+            where=path,
+            remedy="`raysere schema experiment` prints every key.",
+        ) from error
     entries = []
     for entry in experiment.corpora:
         root = Path(entry.path).expanduser()
         if not root.is_absolute() and (path.parent / root).exists():
             root = path.parent / root
         entries.append(entry.model_copy(update={"path": str(root.resolve())}))
-    features = {name: config.model_copy(update={"backbone": re.sub(r"^(\w+):~(?=/)", lambda found: f"{found[1]}:{Path.home()}", config.backbone)})
-                for name, config in experiment.features.items()}
+    features = {
+        name: config.model_copy(update={"backbone": re.sub(r"^(\w+):~(?=/)", lambda found: f"{found[1]}:{Path.home()}", config.backbone)})
+        for name, config in experiment.features.items()
+    }
     return experiment.model_copy(update={"corpora": entries, "features": features})
 
 
@@ -210,7 +220,11 @@ def _expand(value: Any, path: Path) -> Any:
         name, default = match.groups()
         found = os.environ.get(name, default)
         if found is None:
-            raise ConfigError(f"The environment variable {name} is not set", where=f"{path}: {value}", remedy=f"Set {name}, or write a default: ${{{name}:-value}}.")
+            raise ConfigError(
+                f"The environment variable {name} is not set",
+                where=f"{path}: {value}",
+                remedy=f"Set {name}, or write a default: ${{{name}:-value}}.",
+            )
         return found
 
     return _VARIABLE.sub(replace, value)
@@ -238,7 +252,9 @@ def _override(raw: dict[str, Any], override: str) -> None:
 def _explain(error: ValidationError, model: type[BaseModel]) -> str:
     lines = []
     for problem in error.errors(include_url=False):
-        place = [part for part in problem["loc"] if not (isinstance(part, str) and ("[" in part or part in {"str", "int", "float", "bool"}))]
+        place = [
+            part for part in problem["loc"] if not (isinstance(part, str) and ("[" in part or part in {"str", "int", "float", "bool"}))
+        ]
         key = ".".join(str(part) for part in place)
         if problem["type"] == "extra_forbidden":
             names = sorted(_fields_at(model, place[:-1]))

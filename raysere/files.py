@@ -17,8 +17,14 @@ import yaml
 
 from raysere.errors import ConfigError, EnvironmentFault, MissingFileError
 
-_ENVIRONMENT = {errno.ENOSPC: "The disk is full", errno.EDQUOT: "The disk quota is used up", errno.EACCES: "No permission to write",
-                errno.EPERM: "No permission to write", errno.EROFS: "The file system is read-only"}
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_ENVIRONMENT = {
+    errno.ENOSPC: "The disk is full",
+    errno.EDQUOT: "The disk quota is used up",
+    errno.EACCES: "No permission to write",
+    errno.EPERM: "No permission to write",
+    errno.EROFS: "The file system is read-only",
+}
 
 
 @contextlib.contextmanager
@@ -32,7 +38,11 @@ def explain_write_errors(path: Path) -> Iterator[None]:
             number = errno.ENOSPC  # polars tells a full disk as some error of the parquet format
         if isinstance(error, EnvironmentFault) or number not in _ENVIRONMENT:
             raise
-        raise EnvironmentFault(_ENVIRONMENT[number], where=path, remedy="Free space there or name another folder, then run the same command again: finished work is kept.") from error
+        raise EnvironmentFault(
+            _ENVIRONMENT[number],
+            where=path,
+            remedy="Free space there or name another folder, then run the same command again: finished work is kept.",
+        ) from error
 
 
 _FULL = 1 << 20  # with less than this free, a failed write is a full disk
@@ -130,7 +140,7 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
     if not path.is_file():
         raise MissingFileError(f"There is no file {path.name!r}", where=path.parent.resolve())
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)  # noqa: S506  a safe loader, in C where it is there
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)

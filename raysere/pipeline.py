@@ -22,7 +22,7 @@ from raysere.corpora.labels import ClassMap
 from raysere.corpora.manifest import Manifest, concat
 from raysere.corpora.splits import describe_splits, make_splits, verify_splits
 from raysere.doctor import versions
-from raysere.errors import ConfigError, DataError, MissingFileError
+from raysere.errors import ConfigError, MissingFileError
 from raysere.experiment import Experiment, load_experiment
 from raysere.features.spec import FeatureSpec, resolve
 from raysere.files import atomic_write, explain_write_errors, read_json, read_yaml, write_yaml
@@ -75,7 +75,9 @@ def load_manifest(experiment: Experiment) -> tuple[Manifest, pl.DataFrame]:
     """The manifest of an experiment: that of its run where there is one, else read from the corpora."""
     folder = experiment.run_folder
     if (folder / "manifest.parquet").is_file() and (folder / "experiment.yaml").is_file():
-        rejected = pl.read_parquet(folder / "quarantine.parquet") if (folder / "quarantine.parquet").is_file() else pl.DataFrame(schema=REJECTED)
+        rejected = (
+            pl.read_parquet(folder / "quarantine.parquet") if (folder / "quarantine.parquet").is_file() else pl.DataFrame(schema=REJECTED)
+        )
         return Manifest.read(folder / "manifest.parquet"), rejected.filter(pl.col("stage") == "manifest")
     loaded = [load_corpus(entry.corpus, Path(entry.path), columns=entry.columns, options=entry.options) for entry in experiment.corpora]
     return concat([one.manifest for one in loaded]), pl.concat([one.rejected.select(list(REJECTED)) for one in loaded])
@@ -91,13 +93,20 @@ def prepare(experiment: Experiment) -> Prepared:
     manifest, rejected = load_manifest(experiment)
     scales = set(manifest.scales.values())
     if experiment.task.kind != "categorical" and len(scales) > 1 and experiment.task.scale is None:
-        raise ConfigError(f"The corpora rate attributes on different scales: {sorted(scales)}", where="task.scale", remedy="Give task.scale, or take corpora of one scale.")
+        raise ConfigError(
+            f"The corpora rate attributes on different scales: {sorted(scales)}",
+            where="task.scale",
+            remedy="Give task.scale, or take corpora of one scale.",
+        )
     task = experiment.resolved_task(next(iter(scales), None))
     rules = experiment.class_map()
     labels, dropped = build_labels(manifest, rules, task)
     if rules is not None and (empty := [name for code, name in enumerate(task.classes) if not (labels.label == code).any()]):
-        raise ConfigError(f"No utterance is of the class {', '.join(empty)}", where="task.classes",
-                          remedy=f"Take another class map, or name the labels yourself; there are: {', '.join(sorted(set(table_labels(manifest))))}.")
+        raise ConfigError(
+            f"No utterance is of the class {', '.join(empty)}",
+            where="task.classes",
+            remedy=f"Take another class map, or name the labels yourself; there are: {', '.join(sorted(set(table_labels(manifest))))}.",
+        )
     names = [task.classes[code] if code >= 0 else None for code in labels.label.tolist()] if task.categorical else [None] * len(labels)
     kept = manifest.table.filter(pl.col("utterance").is_in(labels.utterances)).sort("utterance")
     order = pl.DataFrame({"utterance": labels.utterances, "label": pl.Series(names, dtype=pl.String)})
@@ -105,7 +114,10 @@ def prepare(experiment: Experiment) -> Prepared:
     splits = make_splits(table, experiment.protocol, seed=experiment.seed, linked_speakers=manifest.linked_speakers)
     group = {"speaker": "speaker", "dialogue": "dialogue", "sentence": "transcript"}[experiment.protocol.by]
     verify_splits(splits, dict(zip(table["utterance"], table[group], strict=True)), manifest.linked_speakers if group == "speaker" else ())
-    manifest = replace(manifest, notes=[*manifest.notes, *(note for note in describe_splits(splits, table, experiment.protocol) if note not in manifest.notes)])
+    manifest = replace(
+        manifest,
+        notes=[*manifest.notes, *(note for note in describe_splits(splits, table, experiment.protocol) if note not in manifest.notes)],
+    )
     studies = plan_studies(experiment, task, rules, specs, splits)
     return Prepared(experiment, manifest, rejected, rules, task, dropped, splits, specs, studies)
 
@@ -118,8 +130,11 @@ def _check_same_run(experiment: Experiment) -> None:
     """A run folder belongs to one data set, task, protocol and seed: everything else may grow."""
     path = experiment.run_folder / "experiment.yaml"
     if path.is_file() and (read_yaml(path) or {}).get("frozen") != experiment.frozen_part():
-        raise ConfigError(f"The run {experiment.name!r} was made with other corpora, task, protocol or seed", where=experiment.run_folder,
-                          remedy="Give this experiment another name (--set name=...), or remove that folder.")
+        raise ConfigError(
+            f"The run {experiment.name!r} was made with other corpora, task, protocol or seed",
+            where=experiment.run_folder,
+            remedy="Give this experiment another name (--set name=...), or remove that folder.",
+        )
 
 
 def write_run(prepared: Prepared) -> Path:
@@ -134,20 +149,34 @@ def write_run(prepared: Prepared) -> Path:
             prepared.splits.write_parquet(temporary)
     _write_rejected(folder, prepared.rejected)
     rules = prepared.class_map
-    write_yaml(folder / "experiment.yaml", {
-        "format": RUN_FORMAT, "name": experiment.name, "frozen": experiment.frozen_part(),
-        "corpora": [entry.model_dump(mode="json") for entry in experiment.corpora],
-        "task": prepared.task.model_dump(mode="json"),
-        "class_map": None if rules is None else rules.to_dict(),
-        "dropped": prepared.dropped,
-        "protocol": experiment.protocol.model_dump(mode="json"),
-        "features": {name: {**config.model_dump(mode="json"), "spec_key": prepared.specs[name].key} for name, config in experiment.features.items()},
-        "store": str(experiment.store_folder.resolve()),
-        "search": [entry.model_dump(mode="json") for entry in experiment.search],
-        "trial": experiment.trial.model_dump(mode="json"), "halving": experiment.halving.model_dump(mode="json") if experiment.halving else None,
-        "ensemble": experiment.ensemble.model_dump(mode="json"), "seed": experiment.seed,
-        "manifest_fingerprint": prepared.manifest.fingerprint, "synthetic": prepared.manifest.synthetic, "notes": prepared.manifest.notes,
-        "versions": versions(), "git_commit": _git_commit()})
+    write_yaml(
+        folder / "experiment.yaml",
+        {
+            "format": RUN_FORMAT,
+            "name": experiment.name,
+            "frozen": experiment.frozen_part(),
+            "corpora": [entry.model_dump(mode="json") for entry in experiment.corpora],
+            "task": prepared.task.model_dump(mode="json"),
+            "class_map": None if rules is None else rules.to_dict(),
+            "dropped": prepared.dropped,
+            "protocol": experiment.protocol.model_dump(mode="json"),
+            "features": {
+                name: {**config.model_dump(mode="json"), "spec_key": prepared.specs[name].key}
+                for name, config in experiment.features.items()
+            },
+            "store": str(experiment.store_folder.resolve()),
+            "search": [entry.model_dump(mode="json") for entry in experiment.search],
+            "trial": experiment.trial.model_dump(mode="json"),
+            "halving": experiment.halving.model_dump(mode="json") if experiment.halving else None,
+            "ensemble": experiment.ensemble.model_dump(mode="json"),
+            "seed": experiment.seed,
+            "manifest_fingerprint": prepared.manifest.fingerprint,
+            "synthetic": prepared.manifest.synthetic,
+            "notes": prepared.manifest.notes,
+            "versions": versions(),
+            "git_commit": _git_commit(),
+        },
+    )
     return folder
 
 
@@ -174,7 +203,11 @@ def only_driver(folder: Path) -> Iterator[None]:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         handle.close()
-        raise ConfigError("Another raysere works on this run already", where=folder, remedy="Wait for it (`raysere status` says how far it is), or give this run another name.") from None
+        raise ConfigError(
+            "Another raysere works on this run already",
+            where=folder,
+            remedy="Wait for it (`raysere status` says how far it is), or give this run another name.",
+        ) from None
     try:
         yield
     finally:
@@ -184,7 +217,9 @@ def only_driver(folder: Path) -> Iterator[None]:
 # --- running ---------------------------------------------------------------------------------------------------------
 
 
-def run_experiment(experiment: Experiment, *, until: str = "report", progress: Progress | None = None, retry_errors: bool = False) -> Outcome:
+def run_experiment(
+    experiment: Experiment, *, until: str = "report", progress: Progress | None = None, retry_errors: bool = False
+) -> Outcome:
     """Run the stages of an experiment up to ``until`` (extract, tune, evaluate or report).
 
     Raises RaysereError for a fault of the experiment, the data or the machine; every stage resumes where it was.
@@ -237,7 +272,14 @@ def price(experiment: Experiment, *, seconds: float = 10.0) -> dict[str, Any]:
     features = {name: plan(manifest, spec, experiment.store_folder, seconds=seconds).to_json() for name, spec in prepared.specs.items()}
     lanes = prepared.splits["outer"].n_unique()
     studies = {study.name: {"trials": study.trials * lanes, "trials_of_each_fold": study.trials} for study in prepared.studies}
-    return {"format": "raysere.plan/1", "utterances": len(manifest), "rejected": prepared.rejected.to_dicts(), "dropped": prepared.dropped, "features": features, "studies": studies}
+    return {
+        "format": "raysere.plan/1",
+        "utterances": len(manifest),
+        "rejected": prepared.rejected.to_dicts(),
+        "dropped": prepared.dropped,
+        "features": features,
+        "studies": studies,
+    }
 
 
 def _used(prepared: Prepared) -> pl.DataFrame:
@@ -251,12 +293,24 @@ def _extract(prepared: Prepared, progress: Progress) -> pl.DataFrame:
     rejected = [prepared.rejected.select(list(REJECTED))]
     manifest = prepared.manifest.with_rows(_used(prepared))
     for name, spec in prepared.specs.items():
-        done = extract(manifest, spec, prepared.experiment.store_folder, actors=prepared.experiment.extraction.actors,
-                       fail_threshold=prepared.experiment.extraction.fail_threshold, progress=progress)
+        done = extract(
+            manifest,
+            spec,
+            prepared.experiment.store_folder,
+            actors=prepared.experiment.extraction.actors,
+            fail_threshold=prepared.experiment.extraction.fail_threshold,
+            progress=progress,
+        )
         if done.quarantined.height:
             places = manifest.table.select("utterance", relative="path")
-            rejected.append(done.quarantined.join(places, on="utterance", how="left", maintain_order="left").select(
-                path=pl.coalesce("relative", "path"), utterance="utterance", reason=pl.lit(f"{name}: ") + pl.col("reason"), stage=pl.lit("features")))
+            rejected.append(
+                done.quarantined.join(places, on="utterance", how="left", maintain_order="left").select(
+                    path=pl.coalesce("relative", "path"),
+                    utterance="utterance",
+                    reason=pl.lit(f"{name}: ") + pl.col("reason"),
+                    stage=pl.lit("features"),
+                )
+            )
     return pl.concat(rejected)
 
 
@@ -269,8 +323,14 @@ def _search(prepared: Prepared, progress: Progress, retry_errors: bool) -> int:
     if missing := wanted - {record.trial for record in ledger.trials() if not (retry_errors and record.status == "error")}:
         start_ray()
         progress.say(f"search: {len(missing)} of {len(wanted)} trials are to run")
-        run_search(experiment.run_folder, prepared.studies, resources={"cpu": experiment.trial.cpu, "gpu": experiment.trial.gpu},
-                   max_concurrent=experiment.trial.concurrent, progress=progress, retry_errors=retry_errors)
+        run_search(
+            experiment.run_folder,
+            prepared.studies,
+            resources={"cpu": experiment.trial.cpu, "gpu": experiment.trial.gpu},
+            max_concurrent=experiment.trial.concurrent,
+            progress=progress,
+            retry_errors=retry_errors,
+        )
     return len(ledger.ids())
 
 
@@ -322,7 +382,9 @@ def predict_files(folder: Path, files: list[str], texts: list[str], speaker: str
     if not files and not texts:
         raise ConfigError("Nothing to predict", remedy="Name audio files, or give --text.")
     if files and texts and len(texts) != len(files):
-        raise ConfigError(f"{len(texts)} texts for {len(files)} files", remedy="Give --text once for each file, in their order ('' for none).")
+        raise ConfigError(
+            f"{len(texts)} texts for {len(files)} files", remedy="Give --text once for each file, in their order ('' for none)."
+        )
     count = len(files) or len(texts)
     table = Ensemble.load(folder).predict(files or None, texts=texts or None, speakers=[speaker] * count if speaker else None)
     return table.to_dicts()
@@ -359,8 +421,14 @@ def run_status(run: str | os.PathLike[str]) -> dict[str, Any]:
             study["best"] = trial.score
     for name, count in planned.items():
         studies.setdefault(name, {"planned": count, "status": {}, "best": None})
-    return {"format": "raysere.status/1", "run": str(folder), "running": _is_running(folder), "studies": studies,
-            "evaluated": (folder / "evaluation.json").is_file(), "report": str(folder / "report.html") if (folder / "report.html").is_file() else None}
+    return {
+        "format": "raysere.status/1",
+        "run": str(folder),
+        "running": _is_running(folder),
+        "studies": studies,
+        "evaluated": (folder / "evaluation.json").is_file(),
+        "report": str(folder / "report.html") if (folder / "report.html").is_file() else None,
+    }
 
 
 def _is_running(folder: Path) -> bool:

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from raysere.search.study import StudySpec
 
 
-def plan_studies(experiment: Experiment, task: Task, rules: ClassMap | None, specs: Mapping[str, FeatureSpec], splits: pl.DataFrame) -> list[StudySpec]:
+def plan_studies(
+    experiment: Experiment, task: Task, rules: ClassMap | None, specs: Mapping[str, FeatureSpec], splits: pl.DataFrame
+) -> list[StudySpec]:
     """One study for each search entry, its space checked against the method and the features.
 
     Raises ConfigError for an unknown method or space, a parameter or range that the method does not take, and a layer that the
@@ -31,11 +33,23 @@ def plan_studies(experiment: Experiment, task: Task, rules: ClassMap | None, spe
         space = _checked_space(entry, task, specs)
         streams = tuple(StudyFeature(name=name, spec_key=specs[name].key, modality=specs[name].modality) for name in entry.streams)
         halving = experiment.halving
-        studies.append(StudySpec(
-            name=entry.study, space=space.to_dict(), method=space.method, features=streams, store=str(experiment.store_folder.resolve()), task=task,
-            class_map=None if rules is None else rules.to_dict(), outer=tuple(outers) if experiment.protocol.kind == "nested" else None, trials=entry.trials,
-            seed=experiment.seed, asha=Asha(grace=halving.grace, reduction=halving.reduction) if halving else None,
-            threads=experiment.trial.cpu, device="cuda" if experiment.trial.gpu else "cpu"))
+        studies.append(
+            StudySpec(
+                name=entry.study,
+                space=space.to_dict(),
+                method=space.method,
+                features=streams,
+                store=str(experiment.store_folder.resolve()),
+                task=task,
+                class_map=None if rules is None else rules.to_dict(),
+                outer=tuple(outers) if experiment.protocol.kind == "nested" else None,
+                trials=entry.trials,
+                seed=experiment.seed,
+                asha=Asha(grace=halving.grace, reduction=halving.reduction) if halving else None,
+                threads=experiment.trial.cpu,
+                device="cuda" if experiment.trial.gpu else "cpu",
+            )
+        )
     return studies
 
 
@@ -50,6 +64,9 @@ def _checked_space(entry: SearchEntry, task: Task, specs: Mapping[str, FeatureSp
     shapes = Shapes(task=task, streams={name: specs[name].shape() for name in entry.streams})
     for name, stream in shapes.streams.items():
         if stream.modality not in method.needs.modalities or stream.granularity not in method.needs.granularities:
-            raise ConfigError(f"The method {space.method!r} cannot read the feature {name!r} ({stream.modality}, {stream.granularity})", where=f"search {entry.study}",
-                              choices=[f"{m} {g}" for m in sorted(method.needs.modalities) for g in sorted(method.needs.granularities)])
+            raise ConfigError(
+                f"The method {space.method!r} cannot read the feature {name!r} ({stream.modality}, {stream.granularity})",
+                where=f"search {entry.study}",
+                choices=[f"{m} {g}" for m in sorted(method.needs.modalities) for g in sorted(method.needs.granularities)],
+            )
     return check(space, method.Params, shapes, method=method)

@@ -39,7 +39,9 @@ class Registry:
             self._scanned = True
             for point in entry_points(group=self.group):
                 if point.name in self._targets and self._targets[point.name] != point.value:
-                    raise ConfigError(f"Two packages offer the {self.kind} {point.name!r}", where=point.value, remedy="Uninstall one of them.")
+                    raise ConfigError(
+                        f"Two packages offer the {self.kind} {point.name!r}", where=point.value, remedy="Uninstall one of them."
+                    )
                 self._targets[point.name] = point.value
         return sorted({*self._targets, *self._objects})
 

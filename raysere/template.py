@@ -55,19 +55,33 @@ def write_experiment(path: Path, *, corpus: str, folder: Path, classes: str | No
         task = "  kind: dimensional           # arousal, valence, dominance, scored by the concordance correlation (CCC)"
     else:
         chosen = classes or _fitting_map(adapter.classes, corpus, table) or "[" + ", ".join(emotions) + "]"
-        task = (f"  kind: {kind}\n  classes: {chosen}           # a class map, a list of labels, or label: class\n"
-                f"                               # labels here: {', '.join(emotions) or 'none'}\n  metric: uar                  # or macro_f1, accuracy")
+        task = (
+            f"  kind: {kind}\n  classes: {chosen}           # a class map, a list of labels, or label: class\n"
+            f"                               # labels here: {', '.join(emotions) or 'none'}\n"
+            "  metric: uar                  # or macro_f1, accuracy"
+        )
     folds = min(5, speakers)
     own_test = "test" in table["split"].drop_nulls().unique().to_list()
     if speakers < 2:
         raise ConfigError(f"The corpus has {speakers} speaker, so no split can keep speakers apart", where=folder)
     protocol = "{kind: holdout}" if own_test else f"{{kind: out_of_fold, folds: {folds if speakers > 12 else 'leave_one_speaker_out'}}}"
     text = _TEXT.format(
-        corpus=corpus, count=table.height, speakers=speakers, minutes=(table["duration_s"].sum() or 0) / 60, languages=", ".join(sorted(table["language"].unique())),
-        file=path, name=path.stem, path=folder.expanduser().resolve(), task=task, folds=folds, protocol=protocol,
+        corpus=corpus,
+        count=table.height,
+        speakers=speakers,
+        minutes=(table["duration_s"].sum() or 0) / 60,
+        languages=", ".join(sorted(table["language"].unique())),
+        file=path,
+        name=path.stem,
+        path=folder.expanduser().resolve(),
+        task=task,
+        folds=folds,
+        protocol=protocol,
         more_features=("  words: {backbone: hashed}    # hashed words and characters of the transcripts\n" if has_text else "")
-        + "  # speech: {backbone: \"hf:microsoft/wavlm-large@REVISION\", layers: all}    # a pretrained encoder, by revision or folder\n",
-        more_searches=("  - {space: pooled_text, features: words, trials: 15}\n" if has_text else "") + "  # - {space: pooled, features: speech, trials: 60}\n")
+        + '  # speech: {backbone: "hf:microsoft/wavlm-large@REVISION", layers: all}    # a pretrained encoder, by revision or folder\n',
+        more_searches=("  - {space: pooled_text, features: words, trials: 15}\n" if has_text else "")
+        + "  # - {space: pooled, features: speech, trials: 60}\n",
+    )
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     lines = [f"{corpus}: {table.height} utterances, {speakers} speakers, {len(emotions)} labels ({', '.join(emotions)})"]

@@ -8,8 +8,13 @@ import yaml
 from raysere.errors import ConfigError, MissingFileError
 from raysere.experiment import Experiment, load_experiment
 
-GOOD = {"name": "toy", "corpora": [{"corpus": "emodb", "path": "corpus"}], "task": {"classes": "emodb4"}, "features": {"acoustic": {"backbone": "acoustic"}},
-        "search": [{"space": "pooled", "features": "acoustic", "trials": 3}]}
+GOOD = {
+    "name": "toy",
+    "corpora": [{"corpus": "emodb", "path": "corpus"}],
+    "task": {"classes": "emodb4"},
+    "features": {"acoustic": {"backbone": "acoustic"}},
+    "search": [{"space": "pooled", "features": "acoustic", "trials": 3}],
+}
 
 
 def write(tmp_path, **changes):
@@ -34,22 +39,25 @@ def test_the_name_comes_from_the_file(tmp_path):
     assert load_experiment(path).name == "toy"
 
 
-@pytest.mark.parametrize(("changes", "words"), [
-    ({"serch": []}, ["serch", "unknown key", "search"]),
-    ({"trial": {"cpus": 2}}, ["trial.cpus", "unknown key", "cpu, ", "did you mean 'cpu'"]),
-    ({"search": [{"space": "pooled", "features": "acoustic", "trails": 3}]}, ["search.0.trails", "did you mean 'trials'"]),
-    ({"search": [{"space": "pooled", "features": "speech"}]}, ["unknown feature 'speech'", "acoustic"]),
-    ({"search": [{"space": "pooled", "features": "acoustic"}] * 2}, ["both called 'pooled-acoustic'"]),
-    ({"search": [{"space": "pooled", "features": "acoustic", "trials": 0}]}, ["search.0.trials", "it is 0"]),
-    ({"task": {"kind": "categorical"}}, ["classes"]),
-    ({"task": {"kind": "dimensional", "metric": "uar"}}, ["ccc"]),
-    ({"task": {"kind": "categories", "classes": "emodb4"}}, ["task.kind", "dimensional"]),
-    ({"trial": {"gpu": 0.3}}, ["1/k"]),
-    ({"name": "a/b"}, ["name", "folder"]),
-    ({"features": {"acoustic": {"backbone": "acoustic", "granularity": "frames"}}}, ["features.acoustic.granularity", "chunk"]),
-    ({"protocol": {"kind": "leave"}}, ["protocol", "nested"]),
-    ({"ensemble": {"family": "forest"}}, ["ensemble.family", "greedy"]),
-])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"serch": []}, ["serch", "unknown key", "search"]),
+        ({"trial": {"cpus": 2}}, ["trial.cpus", "unknown key", "cpu, ", "did you mean 'cpu'"]),
+        ({"search": [{"space": "pooled", "features": "acoustic", "trails": 3}]}, ["search.0.trails", "did you mean 'trials'"]),
+        ({"search": [{"space": "pooled", "features": "speech"}]}, ["unknown feature 'speech'", "acoustic"]),
+        ({"search": [{"space": "pooled", "features": "acoustic"}] * 2}, ["both called 'pooled-acoustic'"]),
+        ({"search": [{"space": "pooled", "features": "acoustic", "trials": 0}]}, ["search.0.trials", "it is 0"]),
+        ({"task": {"kind": "categorical"}}, ["classes"]),
+        ({"task": {"kind": "dimensional", "metric": "uar"}}, ["ccc"]),
+        ({"task": {"kind": "categories", "classes": "emodb4"}}, ["task.kind", "dimensional"]),
+        ({"trial": {"gpu": 0.3}}, ["1/k"]),
+        ({"name": "a/b"}, ["name", "folder"]),
+        ({"features": {"acoustic": {"backbone": "acoustic", "granularity": "frames"}}}, ["features.acoustic.granularity", "chunk"]),
+        ({"protocol": {"kind": "leave"}}, ["protocol", "nested"]),
+        ({"ensemble": {"family": "forest"}}, ["ensemble.family", "greedy"]),
+    ],
+)
 def test_a_wrong_key_or_value_is_named_with_the_valid_choices(tmp_path, changes, words):
     with pytest.raises(ConfigError) as caught:
         load_experiment(write(tmp_path, **changes))

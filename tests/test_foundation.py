@@ -12,13 +12,31 @@ import sys
 import pytest
 
 from raysere.errors import ConfigError, DataError, EnvironmentFault, InfeasibleTrial, MissingFileError, UnknownNameError
-from raysere.files import atomic_folder, atomic_write, canonical_json, digest, explain_write_errors, read_json, read_yaml, write_json, write_yaml
+from raysere.files import (
+    atomic_folder,
+    atomic_write,
+    canonical_json,
+    digest,
+    explain_write_errors,
+    read_json,
+    read_yaml,
+    write_json,
+    write_yaml,
+)
 from raysere.progress import Progress
 from raysere.registry import Registry
 
 
-@pytest.mark.parametrize(("kind", "standard", "code"), [(ConfigError, ValueError, 2), (DataError, ValueError, 2), (MissingFileError, FileNotFoundError, 2),
-                                                       (EnvironmentFault, OSError, 3), (InfeasibleTrial, RuntimeError, 2)])
+@pytest.mark.parametrize(
+    ("kind", "standard", "code"),
+    [
+        (ConfigError, ValueError, 2),
+        (DataError, ValueError, 2),
+        (MissingFileError, FileNotFoundError, 2),
+        (EnvironmentFault, OSError, 3),
+        (InfeasibleTrial, RuntimeError, 2),
+    ],
+)
 def test_each_error_is_the_standard_error_it_is_and_says_what_where_and_what_to_do(kind, standard, code):
     error = kind("It broke", where="a.yaml, key b", remedy="Mend it.", choices=["x", "y"])
     assert isinstance(error, standard)
@@ -111,6 +129,8 @@ def test_progress_prints_plain_lines_where_there_is_no_terminal(capsys):
 
 
 def test_importing_raysere_loads_neither_torch_nor_ray():
-    code = "import sys, raysere; raysere.load_experiment; print([m for m in ('torch', 'ray', 'transformers', 'optuna') if m in sys.modules])"
+    code = (
+        "import sys, raysere; raysere.load_experiment; print([m for m in ('torch', 'ray', 'transformers', 'optuna') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ})
     assert done.stdout.strip() == "[]"

@@ -34,8 +34,9 @@ _PASSAGE_S = 16.0  # a passage ends with the sentence that passes this
 _LOCK_NAME = ".demo.lock"
 
 
-def make_demo(folder: str | Path, *, seed: int = 0, voices: int = 24, utterances: int = 30, passages: int = 1,
-              progress: Progress | None = None) -> Path:
+def make_demo(
+    folder: str | Path, *, seed: int = 0, voices: int = 24, utterances: int = 30, passages: int = 1, progress: Progress | None = None
+) -> Path:
     """Synthesise the demo corpus, or find that it is there.
 
     The folder then holds ``manifest.parquet`` (written last: a folder with it is complete), ``audio/VOICE/NAME.flac`` (16 kHz,
@@ -85,8 +86,11 @@ def _check_folder(folder: Path, settings: dict[str, Any]) -> None:
         found = read_json(folder / "demo.json")
         other = [f"{key} {found.get(key)!r} instead of {value!r}" for key, value in settings.items() if found.get(key) != value]
         if other:
-            raise ConfigError(f"The folder holds a demo corpus with other settings: {', '.join(other)}", where=folder,
-                              remedy="Name another folder, or delete this one.")
+            raise ConfigError(
+                f"The folder holds a demo corpus with other settings: {', '.join(other)}",
+                where=folder,
+                remedy="Name another folder, or delete this one.",
+            )
     elif (folder / "audio").exists() or (folder / "manifest.parquet").exists():
         raise ConfigError("The folder holds another corpus", where=folder, remedy="Name an empty folder.")
 
@@ -113,8 +117,15 @@ def _synthesise(folder: Path, settings: dict[str, Any], progress: Progress) -> N
         if part is None:
             with Espeak() as espeak:  # a fresh one each voice: what is spoken does not depend on where a killed run stopped
                 if not (folder / "demo.json").is_file():
-                    write_json(folder / "demo.json", {**settings, "espeak-ng": espeak.version(), "languages": list(LANGUAGES),
-                                                      "speakers": [one.to_json() for one in voices]})
+                    write_json(
+                        folder / "demo.json",
+                        {
+                            **settings,
+                            "espeak-ng": espeak.version(),
+                            "languages": list(LANGUAGES),
+                            "speakers": [one.to_json() for one in voices],
+                        },
+                    )
                 part = _make_part(folder, voice, index, settings, espeak)
             progress.advance(stage, note=voice.name)
         parts.append(part)
@@ -165,8 +176,15 @@ def _utterance(folder: Path, voice: Voice, name: str, emotion: str, rng: np.rand
     offset = int(before * SAMPLING_RATE) / SAMPLING_RATE
     votes = prosody.draw_votes(emotion, drawn, carried, rng)
     means = {name: round(float(np.mean([vote[name] for vote in votes])), 3) for name in prosody.ATTRIBUTES}  # type: ignore[misc]
-    return {**row, **means, "emotion": emotion, "votes": votes, "transcript": text, "words": _shift(words, offset),
-            "phones": _shift(phones, offset)}
+    return {
+        **row,
+        **means,
+        "emotion": emotion,
+        "votes": votes,
+        "transcript": text,
+        "words": _shift(words, offset),
+        "phones": _shift(phones, offset),
+    }
 
 
 def _passage(folder: Path, voice: Voice, name: str, rng: np.random.Generator, espeak: Espeak) -> dict[str, Any]:
@@ -194,17 +212,29 @@ def _passage(folder: Path, voice: Voice, name: str, rng: np.random.Generator, es
     times = np.arange(0, length / SAMPLING_RATE, TRACE_STEP_S)
     current = np.maximum(np.searchsorted([start for start, _ in spans], times, side="right") - 1, 0)
     affect = np.array([value for _, value in spans])[current]
-    return {**row, "transcript": ("" if voice.language == "cmn" else " ").join(texts), "words": words, "phones": phones,
-            "dialogue": row["utterance"], "turn": 0, "traces": prosody.draw_traces(times, affect, rng)}
+    return {
+        **row,
+        "transcript": ("" if voice.language == "cmn" else " ").join(texts),
+        "words": words,
+        "phones": phones,
+        "dialogue": row["utterance"],
+        "turn": 0,
+        "traces": prosody.draw_traces(times, affect, rng),
+    }
 
 
-def _sentence(voice: Voice, carried: str | None, drawn: prosody.Prosody, rng: np.random.Generator,
-              espeak: Espeak) -> tuple[np.ndarray, str, list[dict[str, Any]], list[dict[str, Any]]]:
+def _sentence(
+    voice: Voice, carried: str | None, drawn: prosody.Prosody, rng: np.random.Generator, espeak: Espeak
+) -> tuple[np.ndarray, str, list[dict[str, Any]], list[dict[str, Any]]]:
     """Dry sound, transcript, and words and phones with times in s from its start."""
     text, tokens = spoken(voice.language, str(rng.choice(TEXTS[voice.language][carried or SHARED])))
     speech = espeak.say(text, language=voice.language, variant=voice.variant, **espeak_settings(voice, drawn))
-    return (render(speech, voice, drawn), text, [_span(voice, word) for word in word_marks(tokens, speech)],
-            [_span(voice, phone) for phone in speech.phones])
+    return (
+        render(speech, voice, drawn),
+        text,
+        [_span(voice, word) for word in word_marks(tokens, speech)],
+        [_span(voice, phone) for phone in speech.phones],
+    )
 
 
 def _span(voice: Voice, mark: Mark) -> dict[str, Any]:
@@ -220,9 +250,17 @@ def _write(folder: Path, voice: Voice, name: str, pieces: list[np.ndarray], rng:
     encoded = io.BytesIO()  # in memory first: libsndfile's own errors do not say that the disk is full
     soundfile.write(encoded, samples, SAMPLING_RATE, format="FLAC", subtype="PCM_16")
     (folder / f"{name}.flac").write_bytes(encoded.getvalue())
-    return {"utterance": f"{CORPUS}/{voice.name}/{name}", "corpus": CORPUS, "language": voice.language,
-            "path": f"audio/{voice.name}/{name}.flac", "duration_s": len(samples) / SAMPLING_RATE, "sampling_rate": SAMPLING_RATE,
-            "speaker": f"{CORPUS}/{voice.name}", "sex": voice.sex, "split": voice.split}
+    return {
+        "utterance": f"{CORPUS}/{voice.name}/{name}",
+        "corpus": CORPUS,
+        "language": voice.language,
+        "path": f"audio/{voice.name}/{name}.flac",
+        "duration_s": len(samples) / SAMPLING_RATE,
+        "sampling_rate": SAMPLING_RATE,
+        "speaker": f"{CORPUS}/{voice.name}",
+        "sex": voice.sex,
+        "split": voice.split,
+    }
 
 
 def _readme(settings: dict[str, Any], table: pl.DataFrame) -> str:
@@ -231,11 +269,11 @@ def _readme(settings: dict[str, Any], table: pl.DataFrame) -> str:
     rest = sum(table["duration_s"]) / 60 - minutes
     return f"""SYNTHETIC SPEECH
 
-Nobody spoke this corpus. It was made by raysere with the speech synthesiser espeak-ng (seed {settings['seed']}, version {VERSION}).
+Nobody spoke this corpus. It was made by raysere with the speech synthesiser espeak-ng (seed {settings["seed"]}, version {VERSION}).
 Emotion, raters and traces are simulated. Use it to try the software; its figures say nothing about real speech.
 
-{short.height} utterances ({minutes:.1f} min) and {table.height - short.height} passages ({rest:.1f} min) of {settings['voices']} voices;
-languages: {', '.join(LANGUAGES)}.
+{short.height} utterances ({minutes:.1f} min) and {table.height - short.height} passages ({rest:.1f} min) of {settings["voices"]} voices;
+languages: {", ".join(LANGUAGES)}.
 
 manifest.parquet   a row an utterance: path, speaker, sex, split, emotion, votes of simulated raters, arousal, valence,
                    dominance (1 to 7, means of the votes), transcript, words and phones with times; passages have traces

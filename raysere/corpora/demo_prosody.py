@@ -17,8 +17,12 @@ SCALE = (1.0, 7.0)
 RATERS = tuple(f"R{number:02d}" for number in range(1, 11))
 
 # Class means of the cues in units of the spread within a class (SPREAD): so that classes overlap.
-MEANS = {"anger": np.array([0.5, 0.5, 0.6, 1.3, -0.4, 1.2]), "happiness": np.array([0.6, 1.1, 1.1, 0.4, -0.4, 0.2]),
-         "neutral": np.zeros(6), "sadness": np.array([-1.0, -0.6, -0.9, -0.9, 0.9, -0.8])}
+MEANS = {
+    "anger": np.array([0.5, 0.5, 0.6, 1.3, -0.4, 1.2]),
+    "happiness": np.array([0.6, 1.1, 1.1, 0.4, -0.4, 0.2]),
+    "neutral": np.zeros(6),
+    "sadness": np.array([-1.0, -0.6, -0.9, -0.9, 0.9, -0.8]),
+}
 SPREAD = 0.88
 # Class means of arousal, valence, dominance on 1 to 7.
 AFFECT = {"anger": (5.3, 2.3, 5.3), "happiness": (5.0, 5.6, 4.6), "neutral": (3.6, 4.1, 4.1), "sadness": (2.5, 2.5, 2.8)}
@@ -99,8 +103,10 @@ def draw_traces(times: np.ndarray, affect: np.ndarray, rng: np.random.Generator,
             value += follow * (heard[index] - value)
             wander += -0.1 * wander + 0.1 * rng.standard_normal(3)
             shown = np.clip(centre + gain * (value - centre) + rater_bias(int(rater)) + wander, *SCALE)
-            traces += [{"rater": RATERS[rater], "attribute": name, "time_s": float(time), "value": round(float(one), 3)}
-                       for name, one in zip(ATTRIBUTES, shown, strict=True)]
+            traces += [
+                {"rater": RATERS[rater], "attribute": name, "time_s": float(time), "value": round(float(one), 3)}
+                for name, one in zip(ATTRIBUTES, shown, strict=True)
+            ]
     return traces
 
 

@@ -61,13 +61,26 @@ def make_voices(count: int, languages: tuple[str, ...], seed: int) -> list[Voice
         for index in range(share):
             sex = "female" if index % 2 == 0 else "male"
             split = "test" if index >= share - held else "dev" if index >= share - 2 * held else "train"
-            voices.append(Voice(
-                name=f"{language}-{index + 1:02d}", language=language, sex=sex, split=split,
-                variant=str(variants[sex][index // 2 % len(variants[sex])]),
-                rate=round(pace * rng.uniform(162, 180), 1), pitch=round(rng.uniform(42, 54), 1), pitch_range=round(rng.uniform(42, 58), 1),
-                down=int(rng.integers(425, 458)), tilt=round(rng.uniform(-0.8, 0.8), 2), gain=round(rng.uniform(-1.2, 1.2), 2),
-                room_s=round(rng.uniform(0.12, 0.35), 3), room_db=round(rng.uniform(-20, -10), 1), noise_db=round(rng.uniform(-45, -32), 1),
-                strength=round(rng.uniform(0.8, 1.2), 3), cues=tuple(np.round(np.exp(0.2 * rng.standard_normal(len(CUES))), 3).tolist())))
+            voices.append(
+                Voice(
+                    name=f"{language}-{index + 1:02d}",
+                    language=language,
+                    sex=sex,
+                    split=split,
+                    variant=str(variants[sex][index // 2 % len(variants[sex])]),
+                    rate=round(pace * rng.uniform(162, 180), 1),
+                    pitch=round(rng.uniform(42, 54), 1),
+                    pitch_range=round(rng.uniform(42, 58), 1),
+                    down=int(rng.integers(425, 458)),
+                    tilt=round(rng.uniform(-0.8, 0.8), 2),
+                    gain=round(rng.uniform(-1.2, 1.2), 2),
+                    room_s=round(rng.uniform(0.12, 0.35), 3),
+                    room_db=round(rng.uniform(-20, -10), 1),
+                    noise_db=round(rng.uniform(-45, -32), 1),
+                    strength=round(rng.uniform(0.8, 1.2), 3),
+                    cues=tuple(np.round(np.exp(0.2 * rng.standard_normal(len(CUES))), 3).tolist()),
+                )
+            )
     return voices
 
 
@@ -75,8 +88,12 @@ def espeak_settings(voice: Voice, prosody: Prosody) -> dict[str, int]:
     """Rate, pitch, range and word gap as espeak-ng wants them, within what it takes."""
     rate, pitch, spread, _, pause, _ = prosody.cues
     share = 0.5 if voice.language == "cmn" else 1.0  # its gaps come after every character
-    wanted = {"rate": (voice.rate * np.exp(0.15 * rate), 110, 320), "pitch": (voice.pitch + 10 * pitch, 3, 97),
-              "pitch_range": (voice.pitch_range + 20 * spread, 5, 100), "word_gap": ((2 + 3 * pause) * share, 0, 8)}
+    wanted = {
+        "rate": (voice.rate * np.exp(0.15 * rate), 110, 320),
+        "pitch": (voice.pitch + 10 * pitch, 3, 97),
+        "pitch_range": (voice.pitch_range + 20 * spread, 5, 100),
+        "word_gap": ((2 + 3 * pause) * share, 0, 8),
+    }
     return {name: round(float(np.clip(*value))) for name, value in wanted.items()}
 
 

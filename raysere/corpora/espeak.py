@@ -35,8 +35,16 @@ class _Id(ctypes.Union):
 
 
 class _Event(ctypes.Structure):
-    _fields_ = [("type", ctypes.c_int), ("unique_identifier", ctypes.c_uint), ("text_position", ctypes.c_int), ("length", ctypes.c_int),
-                ("audio_position", ctypes.c_int), ("sample", ctypes.c_int), ("user_data", ctypes.c_void_p), ("id", _Id)]
+    _fields_ = [
+        ("type", ctypes.c_int),
+        ("unique_identifier", ctypes.c_uint),
+        ("text_position", ctypes.c_int),
+        ("length", ctypes.c_int),
+        ("audio_position", ctypes.c_int),
+        ("sample", ctypes.c_int),
+        ("user_data", ctypes.c_void_p),
+        ("id", _Id),
+    ]
 
 
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
@@ -115,8 +123,9 @@ class Espeak:
         """The voice variants ("f1", "m3") that the installed data have."""
         return sorted(file.name for file in (self._data / "voices" / "!v").iterdir())
 
-    def say(self, text: str, *, language: str, variant: str, rate: int, pitch: int, pitch_range: int, word_gap: int = 0,
-            volume: int = 60) -> Speech:
+    def say(
+        self, text: str, *, language: str, variant: str, rate: int, pitch: int, pitch_range: int, word_gap: int = 0, volume: int = 60
+    ) -> Speech:
         """Synthesise one text.
 
         Args:
@@ -204,8 +213,9 @@ def _short_path(data: Path, folder: Path) -> Path:
         return data
     short = folder / data.name
     if len(os.fsencode(short)) > _LONGEST_DATA_PATH:
-        raise EnvironmentFault("The path of the temporary folder is too long for espeak-ng", where=folder,
-                               remedy="Set TMPDIR to a folder with a short path.")
+        raise EnvironmentFault(
+            "The path of the temporary folder is too long for espeak-ng", where=folder, remedy="Set TMPDIR to a folder with a short path."
+        )
     try:
         short.symlink_to(data, target_is_directory=True)
     except OSError:  # links need a privilege on some systems

@@ -29,7 +29,10 @@ CHARACTERS_PER_S = 15.0  # of read speech: what a text costs in seconds when not
 
 @dataclass(frozen=True)
 class Work:
-    """One content to extract. ``seconds`` is what it is expected to cost, in seconds of speech; ``channel`` is the one that is heard (None: the spec's)."""
+    """One content to extract.
+
+    ``seconds`` is what it is expected to cost, in seconds of speech; ``channel`` is the one that is heard (None: the spec's).
+    """
 
     content: str
     utterance: str
@@ -141,7 +144,8 @@ def contents(manifest: Manifest, spec: FeatureSpec, hashes: FileHashes, *, known
         content = _wave_content(value, row["start_s"], row["end_s"], channel)
         result.content.append(content)
         result.work.setdefault(
-            content, Work(content, row["utterance"], max(0.01, row["duration_s"] or 1.0), str(path), row["start_s"], row["end_s"], channel=channel)
+            content,
+            Work(content, row["utterance"], max(0.01, row["duration_s"] or 1.0), str(path), row["start_s"], row["end_s"], channel=channel),
         )
     return result
 

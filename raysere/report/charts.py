@@ -14,8 +14,10 @@ CHAR = 6.6  # width of one character of the 11 px chart font, in user units: an 
 
 def svg(width: float, height: float, body: list[str], title: str) -> str:
     narrow = ";min-width:540px" if width > 600 else ""  # wide charts scroll sideways on a phone instead of becoming unreadable
-    return (f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{escape(title)}" style="max-width:{width:.0f}px;min-width:{min(width, 540):.0f}px">'
-            f"<title>{escape(title)}</title>{''.join(body)}</svg>")
+    return (
+        f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{escape(title)}" style="max-width:{width:.0f}px{narrow}">'
+        f"<title>{escape(title)}</title>{''.join(body)}</svg>"
+    )
 
 
 def text(x: float, y: float, value: str, *, anchor: str = "start", css: str = "ink", size: float = 11) -> str:
@@ -41,8 +43,15 @@ def shorten(label: str, limit: int) -> str:
     return label if len(label) <= limit else label[: limit - 1] + "…"
 
 
-def intervals(rows: Sequence[tuple[str, float, float | None, float | None, str]], *, title: str, mark: float | None = None, mark_label: str = "",
-              width: float = 680, signed: bool = False) -> str:
+def intervals(
+    rows: Sequence[tuple[str, float, float | None, float | None, str]],
+    *,
+    title: str,
+    mark: float | None = None,
+    mark_label: str = "",
+    width: float = 680,
+    signed: bool = False,
+) -> str:
     """Dots with interval bars, one row each: (label, value, low, high, css class). ``mark`` draws a dashed reference line."""
     values = [v for _, value, low, high, _ in rows for v in (value, low, high) if v is not None] + ([mark] if mark is not None else [])
     low_x, high_x = min(values), max(values)
@@ -59,12 +68,17 @@ def intervals(rows: Sequence[tuple[str, float, float | None, float | None, str]]
     for tick in ticks(low_x, high_x):
         body += [line(x(tick), top - 8, x(tick), height - 20), text(x(tick), height - 6, f"{tick:g}", anchor="middle", css="soft")]
     if mark is not None:
-        body += [line(x(mark), top - 8, x(mark), height - 20, "mark"), text(x(mark), top - 9, mark_label, anchor="middle", css="soft", size=10)]
+        body += [
+            line(x(mark), top - 8, x(mark), height - 20, "mark"),
+            text(x(mark), top - 9, mark_label, anchor="middle", css="soft", size=10),
+        ]
     for index, (label, value, low, high, css) in enumerate(rows):
         y = top + step * index + step / 2
         body.append(text(left - 8, y + 4, shorten(label, 34), anchor="end"))
         if low is not None and high is not None:
-            body.append(f'<rect x="{x(low):.1f}" y="{y - 3:.1f}" width="{max(x(high) - x(low), 1):.1f}" height="6" rx="3" class="{css} faint"/>')
+            body.append(
+                f'<rect x="{x(low):.1f}" y="{y - 3:.1f}" width="{max(x(high) - x(low), 1):.1f}" height="6" rx="3" class="{css} faint"/>'
+            )
         body.append(f'<circle cx="{x(value):.1f}" cy="{y:.1f}" r="5" class="{css}"/>')
         body.append(text(width - right + 8, y + 4, f"{value:{'+' if signed else ''}.3f}", css="ink"))
     return svg(width, height, body, title)
@@ -81,13 +95,24 @@ def bars(rows: Sequence[tuple[str, float, str]], *, title: str, width: float = 6
     for index, (label, value, css) in enumerate(rows):
         y = top + step * index
         length = max((width - left - right) * max(value, 0.0) / most, 0.5)
-        body += [text(left - 8, y + 15, shorten(label, 44), anchor="end"),
-                 f'<rect x="{left:.1f}" y="{y + 4:.1f}" width="{length:.1f}" height="{step - 8}" rx="2" class="{css}"/>',
-                 text(left + length + 6, y + 15, f"{value:.{digits}f}")]
+        body += [
+            text(left - 8, y + 15, shorten(label, 44), anchor="end"),
+            f'<rect x="{left:.1f}" y="{y + 4:.1f}" width="{length:.1f}" height="{step - 8}" rx="2" class="{css}"/>',
+            text(left + length + 6, y + 15, f"{value:.{digits}f}"),
+        ]
     return svg(width, height, body, title)
 
 
-def columns(values: Sequence[float], labels: Sequence[str], *, title: str, css: str = "c0", width: float = 680, height: float = 170, reference: float | None = None) -> str:
+def columns(
+    values: Sequence[float],
+    labels: Sequence[str],
+    *,
+    title: str,
+    css: str = "c0",
+    width: float = 680,
+    height: float = 170,
+    reference: float | None = None,
+) -> str:
     """Vertical columns from 0 (layer weights); ``reference`` draws a dashed line (the uniform weight)."""
     left, bottom, top = 44, 24, 12
     most = max([*values, reference or 0.0]) * 1.08 or 1.0
@@ -102,7 +127,10 @@ def columns(values: Sequence[float], labels: Sequence[str], *, title: str, css: 
     every = max(1, int(len(values) * 28 / (width - left)))
     for index, (value, label) in enumerate(zip(values, labels, strict=True)):
         x = left + slot * index
-        body.append(f'<rect x="{x + slot * 0.12:.1f}" y="{y(value):.1f}" width="{slot * 0.76:.1f}" height="{max(height - bottom - y(value), 0.5):.1f}" rx="2" class="{css}"/>')
+        body.append(
+            f'<rect x="{x + slot * 0.12:.1f}" y="{y(value):.1f}" width="{slot * 0.76:.1f}" '
+            f'height="{max(height - bottom - y(value), 0.5):.1f}" rx="2" class="{css}"/>'
+        )
         if index % every == 0:
             body.append(text(x + slot / 2, height - 8, label, anchor="middle", css="soft"))
     if reference is not None:
@@ -118,24 +146,40 @@ def matrix(counts: Sequence[Sequence[float]], names: Sequence[str], *, title: st
     size = cell * len(names)
     body = [text(left + size / 2, 12, "predicted", anchor="middle", css="soft")]
     for index, name in enumerate(names):
-        body += [text(left + cell * (index + 0.5), top - 8, shorten(name, int(cell / CHAR)), anchor="middle"),
-                 text(left - 8, top + cell * (index + 0.5) + 4, name, anchor="end")]
+        body += [
+            text(left + cell * (index + 0.5), top - 8, shorten(name, int(cell / CHAR)), anchor="middle"),
+            text(left - 8, top + cell * (index + 0.5) + 4, name, anchor="end"),
+        ]
     for i, row in enumerate(counts):
         total = sum(row)
         for j, count in enumerate(row):
             share = count / total if total else 0.0
             x, y = left + cell * j, top + cell * i
             css = "light" if share > 0.55 else "ink"
-            body += [f'<rect x="{x + 1:.1f}" y="{y + 1:.1f}" width="{cell - 2}" height="{cell - 2}" rx="3" class="cell"/>',
-                     f'<rect x="{x + 1:.1f}" y="{y + 1:.1f}" width="{cell - 2}" height="{cell - 2}" rx="3" class="{"c0" if i == j else "c1"}" fill-opacity="{share:.3f}"/>',
-                     text(x + cell / 2, y + cell / 2 + 1, f"{100 * share:.0f} %", anchor="middle", css=css, size=12),
-                     text(x + cell / 2, y + cell / 2 + 15, f"{count:g}", anchor="middle", css=css, size=9)]
+            body += [
+                f'<rect x="{x + 1:.1f}" y="{y + 1:.1f}" width="{cell - 2}" height="{cell - 2}" rx="3" class="cell"/>',
+                f'<rect x="{x + 1:.1f}" y="{y + 1:.1f}" width="{cell - 2}" height="{cell - 2}" rx="3" '
+                f'class="{"c0" if i == j else "c1"}" fill-opacity="{share:.3f}"/>',
+                text(x + cell / 2, y + cell / 2 + 1, f"{100 * share:.0f} %", anchor="middle", css=css, size=12),
+                text(x + cell / 2, y + cell / 2 + 15, f"{count:g}", anchor="middle", css=css, size=9),
+            ]
     return svg(left + size + 8, top + size + 6, body, title)
 
 
-def scatter(series: Sequence[tuple[str, Sequence[float], Sequence[float], str]], *, title: str, x_label: str, y_label: str, best: bool = False,
-            diagonal: bool = False, width: float = 680, height: float = 280, x_range: tuple[float, float] | None = None, y_range: tuple[float, float] | None = None,
-            joined: bool = False) -> str:
+def scatter(
+    series: Sequence[tuple[str, Sequence[float], Sequence[float], str]],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    best: bool = False,
+    diagonal: bool = False,
+    width: float = 680,
+    height: float = 280,
+    x_range: tuple[float, float] | None = None,
+    y_range: tuple[float, float] | None = None,
+    joined: bool = False,
+) -> str:
     """Points by series (name, xs, ys, css class); ``best`` adds each series' running maximum, ``joined`` joins its points."""
     left, bottom, top, right = 52, 40, 26, 12
     xs = [v for _, values, _, _ in series for v in values] or [0.0, 1.0]
@@ -178,8 +222,11 @@ def scatter(series: Sequence[tuple[str, Sequence[float], Sequence[float], str]],
                 path.append((x(x1), path[-1][1]))
                 body.append(f'<polyline class="{css} stroke" points="{" ".join(f"{px:.1f},{py:.1f}" for px, py in path)}"/>')
         if joined:
-            body.append(f'<polyline class="{css} stroke" points="{" ".join(f"{x(vx):.1f},{y(vy):.1f}" for vx, vy in zip(series_x, series_y, strict=True))}"/>')
-        body += [f'<circle cx="{x(vx):.1f}" cy="{y(vy):.1f}" r="3.2" class="{css} dot"/>' for vx, vy in zip(series_x, series_y, strict=True)]
+            points = " ".join(f"{x(vx):.1f},{y(vy):.1f}" for vx, vy in zip(series_x, series_y, strict=True))
+            body.append(f'<polyline class="{css} stroke" points="{points}"/>')
+        body += [
+            f'<circle cx="{x(vx):.1f}" cy="{y(vy):.1f}" r="3.2" class="{css} dot"/>' for vx, vy in zip(series_x, series_y, strict=True)
+        ]
         if len(series) > 1 or best:
             body += [f'<circle cx="{legend:.1f}" cy="9" r="4" class="{css}"/>', text(legend + 8, 13, shorten(name, 28))]
             legend += 24 + CHAR * len(shorten(name, 28))

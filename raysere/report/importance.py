@@ -40,7 +40,10 @@ def parameter_importance(board: pl.DataFrame, prefix: str = "params.") -> dict[s
     try:
         study = optuna.create_study(direction="maximize")
         for row in scored.iter_rows(named=True):
-            values: dict[str, Any] = {name: float(row[prefix + name]) if isinstance(dist, FloatDistribution) else row[prefix + name] for name, dist in distributions.items()}
+            values: dict[str, Any] = {
+                name: float(row[prefix + name]) if isinstance(dist, FloatDistribution) else row[prefix + name]
+                for name, dist in distributions.items()
+            }
             study.add_trial(create_trial(params=values, distributions=distributions, value=row["score"]))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -17,9 +17,17 @@ from raysere.search.leaderboard import leaderboard
 from raysere.search.ledger import Ledger, Record
 
 METRICS = {"uar": "UAR (mean recall of the classes)", "macro_f1": "Macro-F1", "accuracy": "Accuracy", "ccc": "CCC (mean of the attributes)"}
-SPLITS = {"test": "the test split, read once at the end", "out_of_fold": "held-out speakers (the ensemble is cross-fitted by speaker)",
-          "nested": "outer test folds, of which no choice of configuration or weight knew"}
-SYSTEMS = (("ensemble", "ensemble", "c0"), ("best_single", "best single member", "c1"), ("average", "plain average", "c5"), ("majority_vote", "majority vote", "c5"))
+SPLITS = {
+    "test": "the test split, read once at the end",
+    "out_of_fold": "held-out speakers (the ensemble is cross-fitted by speaker)",
+    "nested": "outer test folds, of which no choice of configuration or weight knew",
+}
+SYSTEMS = (
+    ("ensemble", "ensemble", "c0"),
+    ("best_single", "best single member", "c1"),
+    ("average", "plain average", "c5"),
+    ("majority_vote", "majority vote", "c5"),
+)
 MODALITY_COLOUR = {"audio": "c0", "text": "c1"}
 SHOWN_REJECTS = 200
 
@@ -41,8 +49,15 @@ def collect(run: Path) -> dict[str, Any]:
     board, records = leaderboard(run), Ledger(run).trials()
     evaluation = read_json(run / "evaluation.json") if (run / "evaluation.json").is_file() else None
     bundle = read_yaml(run / "ensemble" / "ensemble.yaml") if (run / "ensemble" / "ensemble.yaml").is_file() else None
-    values: dict[str, Any] = {"name": experiment["name"], "synthetic": manifest.synthetic, "notes": manifest.notes, "corpus_line": _corpus_line(manifest, experiment),
-                              "evaluation": evaluation, "members": [], "by_speaker": None}
+    values: dict[str, Any] = {
+        "name": experiment["name"],
+        "synthetic": manifest.synthetic,
+        "notes": manifest.notes,
+        "corpus_line": _corpus_line(manifest, experiment),
+        "evaluation": evaluation,
+        "members": [],
+        "by_speaker": None,
+    }
     values |= _search(board, records)
     values |= _inputs(run, manifest, experiment)
     if evaluation:
@@ -50,8 +65,17 @@ def collect(run: Path) -> dict[str, Any]:
     if bundle:
         values |= _members(bundle)
     values["provenance"] = _provenance(experiment, bundle)
-    present = [("result", "Result", evaluation), ("classes", "Classes", evaluation), ("speakers", "Speakers", values["by_speaker"]), ("ensemble", "Ensemble", values["members"]),
-               ("search", "Search", True), ("layers", "Layers", values["layer_charts"]), ("leaderboard", "Leaderboard", True), ("inputs", "Inputs", True), ("provenance", "Provenance", True)]
+    present = [
+        ("result", "Result", evaluation),
+        ("classes", "Classes", evaluation),
+        ("speakers", "Speakers", values["by_speaker"]),
+        ("ensemble", "Ensemble", values["members"]),
+        ("search", "Search", True),
+        ("layers", "Layers", values["layer_charts"]),
+        ("leaderboard", "Leaderboard", True),
+        ("inputs", "Inputs", True),
+        ("provenance", "Provenance", True),
+    ]
     values["sections"] = [(key, label) for key, label, there in present if there]
     return {key: _safe(value) if isinstance(value, str) and value.startswith("<svg") else value for key, value in values.items()}
 
@@ -65,8 +89,11 @@ def _safe(chart: str) -> Any:
 def _corpus_line(manifest: Manifest, experiment: dict[str, Any]) -> str:
     table = manifest.table
     minutes = (table["duration_s"].sum() or 0) / 60
-    return (f"{', '.join(sorted(table['corpus'].unique()))} · {table.height} utterances · {table['speaker'].n_unique()} speakers · {minutes:.0f} minutes · "
-            f"{', '.join(sorted(table['language'].unique()))} · {experiment['protocol']['kind'].replace('_', ' ')} · seed {experiment['seed']}")
+    return (
+        f"{', '.join(sorted(table['corpus'].unique()))} · {table.height} utterances · {table['speaker'].n_unique()} speakers · "
+        f"{minutes:.0f} minutes · "
+        f"{', '.join(sorted(table['language'].unique()))} · {experiment['protocol']['kind'].replace('_', ' ')} · seed {experiment['seed']}"
+    )
 
 
 def _result(evaluation: dict[str, Any]) -> dict[str, Any]:
@@ -85,16 +112,44 @@ def _result(evaluation: dict[str, Any]) -> dict[str, Any]:
     best, gain = evaluation.get("best_single") or {}, evaluation["difference"].get("ensemble - best_single")
     cards = [{"label": "ensemble", "value": f"{whole['value']:.3f}", "note": f"{metric}, 95 % [{whole['low']:.3f}, {whole['high']:.3f}]"}]
     if best.get("value") is not None:
-        cards.append({"label": "best single member", "value": f"{best['value']:.3f}", "note": best.get("member") or f"95 % [{best['low']:.3f}, {best['high']:.3f}]"})
+        cards.append(
+            {
+                "label": "best single member",
+                "value": f"{best['value']:.3f}",
+                "note": best.get("member") or f"95 % [{best['low']:.3f}, {best['high']:.3f}]",
+            }
+        )
     if gain:
-        cards.append({"label": "gain over the best single", "value": f"{gain['value']:+.3f}", "note": f"95 % [{gain['low']:+.3f}, {gain['high']:+.3f}]"})
-    cards.append({"label": "scored on", "value": f"{evaluation['n_utterances']}", "note": f"utterances of {evaluation['n_speakers']} speakers"})
-    return {"cards": cards, "metric_name": METRICS.get(metric, metric), "split_words": SPLITS.get(evaluation["split"], evaluation["split"]), "claim": _claim(evaluation, gain),
-            "systems": charts.intervals(systems, title=f"{metric} of the systems", mark=chance, mark_label="chance", width=500) if systems else "",
-            "differences": charts.intervals(differences, title="differences", mark=0.0, mark_label="no difference", width=500, signed=True) if differences else "",
-            "other_metrics": ", ".join(f"{key} {value if isinstance(value, int | str) else format(_value(value), '.3f')}" for key, value in (evaluation.get("other_metrics") or {}).items()
-                                       if _value(value) is not None),
-            **_class_charts(evaluation), **_calibration(evaluation), "by_speaker": _speakers(evaluation)}
+        cards.append(
+            {
+                "label": "gain over the best single",
+                "value": f"{gain['value']:+.3f}",
+                "note": f"95 % [{gain['low']:+.3f}, {gain['high']:+.3f}]",
+            }
+        )
+    cards.append(
+        {"label": "scored on", "value": f"{evaluation['n_utterances']}", "note": f"utterances of {evaluation['n_speakers']} speakers"}
+    )
+    return {
+        "cards": cards,
+        "metric_name": METRICS.get(metric, metric),
+        "split_words": SPLITS.get(evaluation["split"], evaluation["split"]),
+        "claim": _claim(evaluation, gain),
+        "systems": charts.intervals(systems, title=f"{metric} of the systems", mark=chance, mark_label="chance", width=500)
+        if systems
+        else "",
+        "differences": charts.intervals(differences, title="differences", mark=0.0, mark_label="no difference", width=500, signed=True)
+        if differences
+        else "",
+        "other_metrics": ", ".join(
+            f"{key} {value if isinstance(value, int | str) else format(_value(value), '.3f')}"
+            for key, value in (evaluation.get("other_metrics") or {}).items()
+            if _value(value) is not None
+        ),
+        **_class_charts(evaluation),
+        **_calibration(evaluation),
+        "by_speaker": _speakers(evaluation),
+    }
 
 
 def _value(entry: Any) -> Any:
@@ -120,8 +175,11 @@ def _class_charts(evaluation: dict[str, Any]) -> dict[str, Any]:
     confusion = evaluation.get("confusion")
     rows = [(name, _value(value), "c0") for name, value in (evaluation.get("by_class") or {}).items() if _value(value) is not None]
     words = "Recall of each class." if confusion else "CCC of each attribute."
-    return {"confusion": charts.matrix(confusion["counts"], confusion["classes"], title="confusion matrix") if confusion else None,
-            "by_class": charts.bars(rows, title="by class", maximum=1.0, digits=3, width=460) if rows else None, "by_class_caption": words}
+    return {
+        "confusion": charts.matrix(confusion["counts"], confusion["classes"], title="confusion matrix") if confusion else None,
+        "by_class": charts.bars(rows, title="by class", maximum=1.0, digits=3, width=460) if rows else None,
+        "by_class_caption": words,
+    }
 
 
 def _calibration(evaluation: dict[str, Any]) -> dict[str, Any]:
@@ -129,8 +187,18 @@ def _calibration(evaluation: dict[str, Any]) -> dict[str, Any]:
     bins = [b for b in calibration.get("bins", []) if b.get("count")]
     if not bins:
         return {"calibration": None, "ece": None}
-    chart = charts.scatter([("ensemble", [b["confidence"] for b in bins], [b["accuracy"] for b in bins], "c0")], title="calibration curve", x_label="stated confidence", y_label="share right",
-                           diagonal=True, joined=True, x_range=(0, 1), y_range=(0, 1), width=460, height=320)
+    chart = charts.scatter(
+        [("ensemble", [b["confidence"] for b in bins], [b["accuracy"] for b in bins], "c0")],
+        title="calibration curve",
+        x_label="stated confidence",
+        y_label="share right",
+        diagonal=True,
+        joined=True,
+        x_range=(0, 1),
+        y_range=(0, 1),
+        width=460,
+        height=320,
+    )
     return {"calibration": chart, "ece": calibration.get("ece")}
 
 
@@ -140,7 +208,15 @@ def _speakers(evaluation: dict[str, Any]) -> str | None:
         value = _value(entry)
         if value is not None:
             count = entry.get("n") or entry.get("n_utterances") or entry.get("count") if isinstance(entry, dict) else None
-            rows.append((name + (f" ({count})" if count else ""), value, entry.get("low") if isinstance(entry, dict) else None, entry.get("high") if isinstance(entry, dict) else None, "c0"))
+            rows.append(
+                (
+                    name + (f" ({count})" if count else ""),
+                    value,
+                    entry.get("low") if isinstance(entry, dict) else None,
+                    entry.get("high") if isinstance(entry, dict) else None,
+                    "c0",
+                )
+            )
     if not rows:
         return None
     rows.sort(key=lambda row: -row[1])
@@ -151,13 +227,23 @@ def _speakers(evaluation: dict[str, Any]) -> str | None:
 def _members(bundle: dict[str, Any]) -> dict[str, Any]:
     members = sorted(bundle["members"], key=lambda member: -_weight(member))
     rows = [(f"{member['trial']}", _weight(member), MODALITY_COLOUR.get(member["modality"], "c2")) for member in members]
-    shown = [{"trial": m["trial"], "modality": m["modality"], "weight": _weight(m), "params": canonical_json(m.get("params") or {})} for m in members]
-    shares = {kind: sum(_weight(member) for member in members if member["modality"] == kind) for kind in sorted({member["modality"] for member in members})}
+    shown = [
+        {"trial": m["trial"], "modality": m["modality"], "weight": _weight(m), "params": canonical_json(m.get("params") or {})}
+        for m in members
+    ]
+    shares = {
+        kind: sum(_weight(member) for member in members if member["modality"] == kind)
+        for kind in sorted({member["modality"] for member in members})
+    }
     line = f"{len(members)} member{'s' if len(members) != 1 else ''}"
     if len(shares) > 1:
         line += "; of the weight, " + ", ".join(f"{100 * share:.0f} % {kind.replace('+', ' and ')}" for kind, share in shares.items())
     family = bundle.get("family") or ""
-    return {"members": shown, "members_chart": charts.bars(rows[:25], title="member weights", digits=3, width=860), "ensemble_line": line + (f". Family: {family}." if family else ".")}
+    return {
+        "members": shown,
+        "members_chart": charts.bars(rows[:25], title="member weights", digits=3, width=860),
+        "ensemble_line": line + (f". Family: {family}." if family else "."),
+    }
 
 
 def _weight(member: dict[str, Any]) -> float:
@@ -173,23 +259,49 @@ def _search(board: pl.DataFrame, records: list[Record]) -> dict[str, Any]:
     studies = sorted({record.study for record in records})
     series, importances, layer_charts = [], [], []
     for index, study in enumerate(studies):
-        scored = sorted((record for record in records if record.study == study and record.scored), key=lambda record: (record.outer, record.number))
+        scored = sorted(
+            (record for record in records if record.study == study and record.scored), key=lambda record: (record.outer, record.number)
+        )
         if not scored:
             continue
-        series.append((study, [float(record.number) for record in scored], [float(record.score or 0) for record in scored], f"c{index % 6}"))
+        series.append(
+            (study, [float(record.number) for record in scored], [float(record.score or 0) for record in scored], f"c{index % 6}")
+        )
         rows = board.filter(pl.col("trial").is_in([record.trial for record in scored]))
         if found := parameter_importance(rows):
-            importances.append((study, _safe(charts.bars([(name, value, f"c{index % 6}") for name, value in sorted(found.items(), key=lambda pair: -pair[1])[:10]],
-                                                         title=f"parameter importance of {study}", width=460))))
+            importances.append(
+                (
+                    study,
+                    _safe(
+                        charts.bars(
+                            [(name, value, f"c{index % 6}") for name, value in sorted(found.items(), key=lambda pair: -pair[1])[:10]],
+                            title=f"parameter importance of {study}",
+                            width=460,
+                        )
+                    ),
+                )
+            )
         layer_charts += _layers(study, scored, f"c{index % 6}")
     counts = {status: sum(record.status == status for record in records) for status in ("done", "stopped", "infeasible", "error")}
     seconds = sum(record.seconds for record in records)
-    line = (f"{len(records)} trials in {len(studies)} stud{'ies' if len(studies) != 1 else 'y'}: " + ", ".join(f"{count} {status}" for status, count in counts.items() if count)
-            + f"; {seconds / 60:.1f} minutes of training.")
+    line = (
+        f"{len(records)} trials in {len(studies)} stud{'ies' if len(studies) != 1 else 'y'}: "
+        + ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+        + f"; {seconds / 60:.1f} minutes of training."
+    )
     head = [name for name in ("trial", "method", "modality", "status", "score", "epochs", "seconds") if name in board.columns]
     shown = [{name: _cell(name, value) for name, value in row.items()} for row in board.select(head).iter_rows(named=True)]
-    return {"search_line": line, "history": charts.scatter(series, title="search history", x_label="trial", y_label="development score", best=True, width=860) if series else "",
-            "importances": importances, "layer_charts": layer_charts, "board": shown, "board_head": head, "numeric": {"score", "epochs", "seconds"}}
+    return {
+        "search_line": line,
+        "history": charts.scatter(series, title="search history", x_label="trial", y_label="development score", best=True, width=860)
+        if series
+        else "",
+        "importances": importances,
+        "layer_charts": layer_charts,
+        "board": shown,
+        "board_head": head,
+        "numeric": {"score", "epochs", "seconds"},
+    }
 
 
 def _cell(name: str, value: Any) -> str:
@@ -206,8 +318,17 @@ def _layers(study: str, scored: list[Record], colour: str) -> list[tuple[str, An
         for stream, weights in _layer_weights(best).items():
             names, values = list(weights), [float(value) for value in weights.values()]
             if len(values) > 1:
-                chart = charts.columns(values, names, title=f"layer weights of {best.trial}", css=colour, width=460, reference=1 / len(values))
-                found.append((study, _safe(chart), f"learned weights of the layers of {stream} in {best.trial} (counted from the input; the dashed line is equal weight)."))
+                chart = charts.columns(
+                    values, names, title=f"layer weights of {best.trial}", css=colour, width=460, reference=1 / len(values)
+                )
+                found.append(
+                    (
+                        study,
+                        _safe(chart),
+                        f"learned weights of the layers of {stream} in {best.trial} "
+                        "(counted from the input; the dashed line is equal weight).",
+                    )
+                )
     by_layer: dict[int, float] = {}
     for record in scored:
         layer = record.params.get("layer")
@@ -215,14 +336,23 @@ def _layers(study: str, scored: list[Record], colour: str) -> list[tuple[str, An
             by_layer[layer] = max(by_layer.get(layer, -1.0), record.score or 0.0)
     if len(by_layer) > 1:
         order = sorted(by_layer)
-        chart = charts.columns([by_layer[layer] for layer in order], [str(layer) for layer in order], title="best score by layer", css=colour, width=460)
+        chart = charts.columns(
+            [by_layer[layer] for layer in order], [str(layer) for layer in order], title="best score by layer", css=colour, width=460
+        )
         found.append((study, _safe(chart), "best development score of the trials that read one layer, by layer."))
     return found
 
 
 def _layer_weights(record: Record) -> dict[str, dict[str, float]]:
     weights = record.describe.get("layer_weights") or {}
-    return {stream: values if isinstance(values, dict) else {str(i): value for i, value in enumerate(values)} for stream, values in weights.items()} if isinstance(weights, dict) else {}
+    return (
+        {
+            stream: values if isinstance(values, dict) else {str(i): value for i, value in enumerate(values)}
+            for stream, values in weights.items()
+        }
+        if isinstance(weights, dict)
+        else {}
+    )
 
 
 def _inputs(run: Path, manifest: Manifest, experiment: dict[str, Any]) -> dict[str, Any]:
@@ -239,9 +369,19 @@ def _inputs(run: Path, manifest: Manifest, experiment: dict[str, Any]) -> dict[s
 
 
 def _provenance(experiment: dict[str, Any], bundle: dict[str, Any] | None) -> list[tuple[str, str]]:
-    rows = [("manifest", experiment["manifest_fingerprint"]), ("protocol", canonical_json(experiment["protocol"])), ("task", canonical_json(experiment["task"]))]
-    rows += [(f"features {name}", f"{config['backbone']}, {config['granularity']}, key {config['spec_key']}") for name, config in experiment["features"].items()]
-    rows += [("seed", str(experiment["seed"])), ("versions", ", ".join(f"{name} {version}" for name, version in experiment["versions"].items()))]
+    rows = [
+        ("manifest", experiment["manifest_fingerprint"]),
+        ("protocol", canonical_json(experiment["protocol"])),
+        ("task", canonical_json(experiment["task"])),
+    ]
+    rows += [
+        (f"features {name}", f"{config['backbone']}, {config['granularity']}, key {config['spec_key']}")
+        for name, config in experiment["features"].items()
+    ]
+    rows += [
+        ("seed", str(experiment["seed"])),
+        ("versions", ", ".join(f"{name} {version}" for name, version in experiment["versions"].items())),
+    ]
     if experiment.get("git_commit"):
         rows.append(("git commit", experiment["git_commit"]))
     return rows

@@ -29,15 +29,21 @@ def messy(tmp_path):
     stereo = np.repeat(np.interp(np.arange(0, len(good), 1 / 3), np.arange(len(good)), good)[:, None], 2, axis=1)
     soundfile.write(folder / "stereo48.wav", stereo * [[1.0, 0.5]], 48000)
     names = ["truncated", "empty", "text", "short", "silent", "nan", "missing", "stereo48"]
-    extra = pl.DataFrame({"path": [f"{name}.wav" for name in names], "speaker": ["s0"] * 8, "emotion": ["anger"] * 8, "transcript": ["stop it now"] * 8})
+    extra = pl.DataFrame(
+        {"path": [f"{name}.wav" for name in names], "speaker": ["s0"] * 8, "emotion": ["anger"] * 8, "transcript": ["stop it now"] * 8}
+    )
     pl.concat([pl.read_csv(table), extra]).write_csv(table)
     return tmp_path, table
 
 
 def test_the_good_go_through_and_the_bad_are_listed_with_reasons(messy, capsys, monkeypatch):
     folder, table = messy
-    path = experiment(folder, table, search=[{"space": "pooled_quick", "features": "acoustic", "trials": 1, "fixed": {"hidden": 16, "epochs": 2}}],
-                      features={"acoustic": {"backbone": "acoustic"}})
+    path = experiment(
+        folder,
+        table,
+        search=[{"space": "pooled_quick", "features": "acoustic", "trials": 1, "fixed": {"hidden": 16, "epochs": 2}}],
+        features={"acoustic": {"backbone": "acoustic"}},
+    )
     monkeypatch.setattr("sys.argv", ["raysere", "run", str(path), "--quiet"])
     with pytest.raises(SystemExit) as stopped:
         main()
@@ -45,7 +51,15 @@ def test_the_good_go_through_and_the_bad_are_listed_with_reasons(messy, capsys, 
     assert stopped.value.code == 1, printed
     rejected = pl.read_parquet(folder / "runs/toy/quarantine.parquet")
     reasons = dict(zip(rejected["path"], rejected["reason"], strict=True))
-    wanted = {"truncated.wav": "truncated", "empty.wav": "empty", "text.wav": "audio", "short.wav": "short", "silent.wav": "silen", "nan.wav": "finite", "missing.wav": "missing"}
+    wanted = {
+        "truncated.wav": "truncated",
+        "empty.wav": "empty",
+        "text.wav": "audio",
+        "short.wav": "short",
+        "silent.wav": "silen",
+        "nan.wav": "finite",
+        "missing.wav": "missing",
+    }
     assert set(reasons) == set(wanted)
     for name, word in wanted.items():
         assert word in reasons[name].lower(), (name, reasons[name])

@@ -25,7 +25,9 @@ LIMIT_S = 300.0
 
 def start(path: Path, command: str = "run") -> subprocess.Popen:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    return subprocess.Popen([sys.executable, "-m", "raysere", command, str(path), "--quiet"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return subprocess.Popen(
+        [sys.executable, "-m", "raysere", command, str(path), "--quiet"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
 
 
 def kill_when(process: subprocess.Popen, ready: Callable[[], bool]) -> None:
@@ -71,8 +73,11 @@ def test_a_killed_driver_loses_nothing_and_repeats_nothing(tmp_path, reference, 
     table, whole = reference
     path = experiment(tmp_path, table)
     run, store = tmp_path / "runs" / "toy", tmp_path / "features"
-    ready = {"extraction": lambda: any(store.glob("*/shard-*/index.parquet")), "search": lambda: len(Ledger(run).ids()) >= 2,
-             "ensemble": lambda: len(Ledger(run).ids()) == 5 and (run / "leaderboard.parquet").is_file()}[stage]
+    ready = {
+        "extraction": lambda: any(store.glob("*/shard-*/index.parquet")),
+        "search": lambda: len(Ledger(run).ids()) >= 2,
+        "ensemble": lambda: len(Ledger(run).ids()) == 5 and (run / "leaderboard.parquet").is_file(),
+    }[stage]
     kill_when(start(path), ready)
     assert not (run / "evaluation.json").is_file()
     before = finished(run)
@@ -87,7 +92,7 @@ def test_a_killed_driver_loses_nothing_and_repeats_nothing(tmp_path, reference, 
 
 
 def test_a_finished_run_is_skipped_and_a_grown_one_only_adds(reference):
-    table, whole = reference
+    _, whole = reference
     path = whole.parent.parent / "toy.yaml"
     before, evaluated = finished(whole), (whole / "evaluation.json").stat().st_ino
     run_experiment(load_experiment(path))

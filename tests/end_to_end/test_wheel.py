@@ -17,9 +17,15 @@ ROOT = Path(__file__).resolve().parents[2]
 def installed(tmp_path_factory):
     """Environment variables with which the installed wheel, and not the source tree, is imported."""
     folder = tmp_path_factory.mktemp("wheel")
-    subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)], check=True, timeout=300)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)], check=True, timeout=300
+    )
     wheel = next(folder.glob("raysere-*.whl"))
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder / "site"), str(wheel)], check=True, timeout=300)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder / "site"), str(wheel)],
+        check=True,
+        timeout=300,
+    )
     return {**os.environ, "PYTHONPATH": str(folder / "site")}, folder
 
 
@@ -27,9 +33,24 @@ def test_the_installed_wheel_runs_the_demo(installed):
     environment, folder = installed
 
     def raysere(*arguments: str) -> subprocess.CompletedProcess:
-        return subprocess.run([sys.executable, "-P", "-m", "raysere", *arguments], env=environment, cwd=folder, capture_output=True, text=True, timeout=500, check=False)
+        return subprocess.run(
+            [sys.executable, "-P", "-m", "raysere", *arguments],
+            env=environment,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=500,
+            check=False,
+        )
 
-    where = subprocess.run([sys.executable, "-P", "-c", "import raysere; print(raysere.__file__)"], env=environment, cwd=folder, capture_output=True, text=True, check=True)
+    where = subprocess.run(
+        [sys.executable, "-P", "-c", "import raysere; print(raysere.__file__)"],
+        env=environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert str(folder / "site") in where.stdout
     done = raysere("demo", "demo", "--quiet")
     assert done.returncode == 0, done.stderr

@@ -25,20 +25,26 @@ def table(tmp_path_factory):
     return make_corpus(tmp_path_factory.mktemp("corpus"))
 
 
-@pytest.mark.parametrize(("changes", "words"), [
-    ({"serch": 1}, ["serch", "unknown key", "did you mean 'search'"]),
-    ({"search": [{"space": "pooled", "features": "acoustic", "trials": -1}]}, ["search.0.trials"]),
-    ({"search": [{"space": "no_such_space", "features": "acoustic"}]}, ["no_such_space", "pooled"]),
-    ({"search": [{"space": "pooled", "features": "acoustic", "fixed": {"hiden": 3}}]}, ["hiden", "hidden"]),
-    ({"search": [{"space": "pooled", "features": "acoustic", "fixed": {"dropout": 3}}]}, ["dropout"]),
-    ({"search": [{"space": "pooled", "features": "acoustic", "fixed": {"layers": "one", "layer": 17}}]}, ["layer", "17"]),
-    ({"features": {"acoustic": {"backbone": "acoustics"}, "words": {"backbone": "hashed"}}}, ["acoustics", "Did you mean 'acoustic'"]),
-    ({"features": {"acoustic": {"backbone": "acoustic", "layers": [9]}}, "search": [{"space": "pooled", "features": "acoustic"}]}, ["no layer 9", "frames"]),
-    ({"task": {"classes": "emodb5"}}, ["emodb5", "emodb4"]),
-    ({"task": {"classes": ["anger", "neutral"]}}, ["sadness"]),
-    ({"corpora": [{"corpus": "emodbb", "path": "."}]}, ["emodbb", "emodb"]),
-    ({"protocol": {"kind": "out_of_fold", "folds": 9}}, ["9"]),
-])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"serch": 1}, ["serch", "unknown key", "did you mean 'search'"]),
+        ({"search": [{"space": "pooled", "features": "acoustic", "trials": -1}]}, ["search.0.trials"]),
+        ({"search": [{"space": "no_such_space", "features": "acoustic"}]}, ["no_such_space", "pooled"]),
+        ({"search": [{"space": "pooled", "features": "acoustic", "fixed": {"hiden": 3}}]}, ["hiden", "hidden"]),
+        ({"search": [{"space": "pooled", "features": "acoustic", "fixed": {"dropout": 3}}]}, ["dropout"]),
+        ({"search": [{"space": "pooled", "features": "acoustic", "fixed": {"layers": "one", "layer": 17}}]}, ["layer", "17"]),
+        ({"features": {"acoustic": {"backbone": "acoustics"}, "words": {"backbone": "hashed"}}}, ["acoustics", "Did you mean 'acoustic'"]),
+        (
+            {"features": {"acoustic": {"backbone": "acoustic", "layers": [9]}}, "search": [{"space": "pooled", "features": "acoustic"}]},
+            ["no layer 9", "frames"],
+        ),
+        ({"task": {"classes": "emodb5"}}, ["emodb5", "emodb4"]),
+        ({"task": {"classes": ["anger", "neutral"]}}, ["sadness"]),
+        ({"corpora": [{"corpus": "emodbb", "path": "."}]}, ["emodbb", "emodb"]),
+        ({"protocol": {"kind": "out_of_fold", "folds": 9}}, ["9"]),
+    ],
+)
 def test_a_wrong_experiment_is_refused_before_anything_is_written(tmp_path, table, monkeypatch, capsys, changes, words):
     path = experiment(tmp_path, table, **changes)
     code, printed = raysere(monkeypatch, capsys, "run", str(path), "--quiet")
@@ -76,7 +82,10 @@ def test_a_missing_corpus_path_is_named(tmp_path, monkeypatch, capsys):
 
 def _mount(folder, options: str) -> None:
     folder.mkdir()
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, check=False).returncode:
+    if (
+        os.geteuid() != 0
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, check=False).returncode
+    ):
         pytest.skip("FULL AND READ-ONLY DISKS NOT TESTED: mounting a tmpfs needs root")
 
 

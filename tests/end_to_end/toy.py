@@ -34,7 +34,9 @@ def make_corpus(folder: Path, *, speakers: int = 4, takes: int = 4, text: bool =
             for take in range(takes):
                 name = f"s{speaker}_{label}_{take}.wav"
                 soundfile.write(folder / name, tone(label, speaker, take), RATE)
-                rows.append({"path": name, "speaker": f"s{speaker}", "emotion": label} | ({"transcript": f"{WORDS[label]} {take}"} if text else {}))
+                rows.append(
+                    {"path": name, "speaker": f"s{speaker}", "emotion": label} | ({"transcript": f"{WORDS[label]} {take}"} if text else {})
+                )
     pl.DataFrame(rows).write_csv(folder / "table.csv")
     return folder / "table.csv"
 
@@ -43,10 +45,19 @@ def experiment(folder: Path, table: Path, **changes: Any) -> Path:
     """Write a small experiment on the table: two searches, three folds, one trial at a time, so that the order is fixed."""
     small = {"hidden": 16, "epochs": 4, "batch": 16}
     value = {
-        "name": "toy", "corpora": [{"corpus": "table", "path": str(table)}], "task": {"classes": list(CLASSES)}, "protocol": {"kind": "out_of_fold", "folds": "leave_one_speaker_out"},
+        "name": "toy",
+        "corpora": [{"corpus": "table", "path": str(table)}],
+        "task": {"classes": list(CLASSES)},
+        "protocol": {"kind": "out_of_fold", "folds": "leave_one_speaker_out"},
         "features": {"acoustic": {"backbone": "acoustic"}, "words": {"backbone": "hashed"}},
-        "search": [{"space": "pooled_quick", "features": "acoustic", "trials": 3, "fixed": small}, {"space": "pooled_text", "features": "words", "trials": 2, "fixed": small}],
-        "trial": {"concurrent": 1}, "ensemble": {"family": "greedy", "bags": 4, "draws": 200}, "runs": str(folder / "runs"), "store": str(folder / "features"),
+        "search": [
+            {"space": "pooled_quick", "features": "acoustic", "trials": 3, "fixed": small},
+            {"space": "pooled_text", "features": "words", "trials": 2, "fixed": small},
+        ],
+        "trial": {"concurrent": 1},
+        "ensemble": {"family": "greedy", "bags": 4, "draws": 200},
+        "runs": str(folder / "runs"),
+        "store": str(folder / "features"),
     } | changes
     path = folder / "toy.yaml"
     path.write_text(yaml.safe_dump(value, sort_keys=False))

@@ -18,11 +18,14 @@ use_toy()
 Usage = namedtuple("Usage", "total used free")
 
 
-@pytest.mark.parametrize(("config", "rows"), [
-    ({}, 1),
-    ({"granularity": "frame"}, 250),
-    ({"granularity": "chunk", "chunk_s": 1.0, "chunk_hop_s": 0.5}, 4),
-])
+@pytest.mark.parametrize(
+    ("config", "rows"),
+    [
+        ({}, 1),
+        ({"granularity": "frame"}, 250),
+        ({"granularity": "chunk", "chunk_s": 1.0, "chunk_hop_s": 0.5}, 4),
+    ],
+)
 def test_rows_and_bytes_come_from_durations_alone(config, rows):
     spec = resolve({"backbone": "toy", **config})
     assert expected_rows(spec, 2.5) == rows

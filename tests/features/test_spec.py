@@ -42,15 +42,18 @@ def test_layers_by_number_or_name_and_a_wrong_one_lists_the_valid_ones():
         resolve({"backbone": "toy", "layers": []})
 
 
-@pytest.mark.parametrize(("config", "message"), [
-    ({"backbone": "toy", "granularity": "word"}, "granularity"),
-    ({"backbone": "toy", "layers": [True]}, "layers"),
-    ({"backbone": "toy", "lyers": [1]}, "lyers.*Valid choices: backbone"),
-    ({"backbone": "toy", "chunk_s": 0.5, "chunk_hop_s": 0.6}, "longer than chunk_s"),
-    ({"backbone": "toy", "modality": "text"}, "of modality 'audio'"),
-    ({"backbone": "toy", "options": {"modality": "text"}, "granularity": "chunk"}, "no steps of time"),
-    ({"backbone": "toy", "options": {"modality": "text"}, "level": "rms"}, "no level"),
-])
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"backbone": "toy", "granularity": "word"}, "granularity"),
+        ({"backbone": "toy", "layers": [True]}, "layers"),
+        ({"backbone": "toy", "lyers": [1]}, "lyers.*Valid choices: backbone"),
+        ({"backbone": "toy", "chunk_s": 0.5, "chunk_hop_s": 0.6}, "longer than chunk_s"),
+        ({"backbone": "toy", "modality": "text"}, "of modality 'audio'"),
+        ({"backbone": "toy", "options": {"modality": "text"}, "granularity": "chunk"}, "no steps of time"),
+        ({"backbone": "toy", "options": {"modality": "text"}, "level": "rms"}, "no level"),
+    ],
+)
 def test_what_cannot_be_right_is_one_clear_error(config, message):
     with pytest.raises(ConfigError, match=message):
         resolve(config)
@@ -63,8 +66,17 @@ def test_unknown_backbone_lists_the_known_ones():
 
 def test_the_key_covers_what_shapes_the_bytes_and_nothing_else():
     base = resolve({"backbone": "toy"})
-    changed = [{"layers": [0]}, {"granularity": "frame"}, {"granularity": "chunk"}, {"granularity": "chunk", "chunk_s": 2.0},
-               {"dtype": "float16"}, {"level": "rms"}, {"channel": 1}, {"channel": "mix"}, {"options": {"version": 2}}]
+    changed = [
+        {"layers": [0]},
+        {"granularity": "frame"},
+        {"granularity": "chunk"},
+        {"granularity": "chunk", "chunk_s": 2.0},
+        {"dtype": "float16"},
+        {"level": "rms"},
+        {"channel": 1},
+        {"channel": "mix"},
+        {"options": {"version": 2}},
+    ]
     keys = [base.key, *(resolve({"backbone": "toy", **change}).key for change in changed)]
     assert len(set(keys)) == len(keys)
     assert all(len(key) == 16 and set(key) <= set("0123456789abcdef") for key in keys)

@@ -34,6 +34,7 @@ def fresh_residency():
 def ragged(seed, counts, spec=FRAME):
     """Arrays per layer; a count of 0 is an absent utterance. Values are exact in float16."""
     random = np.random.default_rng(seed)
+
     def values(count, width):
         return random.integers(-64, 64, (count, width)) / 8 if count else None
 
@@ -259,12 +260,15 @@ def test_condensed_rows_are_mean_and_population_std():
     np.testing.assert_array_equal(condense(vector, 2, UTTERANCE), vector.astype(np.float32))
 
 
-@pytest.mark.parametrize(("rows", "layer", "message"), [
-    (np.zeros((0, 3)), 0, "no frame"),
-    (np.full((2, 3), np.nan), 0, "not finite"),
-    (np.zeros((2, 4)), 0, "shape"),
-    (np.zeros((2, 5)).astype(np.float32) + 70000, 1, "dtype: float32"),
-])
+@pytest.mark.parametrize(
+    ("rows", "layer", "message"),
+    [
+        (np.zeros((0, 3)), 0, "no frame"),
+        (np.full((2, 3), np.nan), 0, "not finite"),
+        (np.zeros((2, 4)), 0, "shape"),
+        (np.zeros((2, 5)).astype(np.float32) + 70000, 1, "dtype: float32"),
+    ],
+)
 def test_rows_that_cannot_be_stored(rows, layer, message):
     with pytest.raises(DataError, match=message):
         condense(rows, layer, FRAME)

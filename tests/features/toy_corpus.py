@@ -46,8 +46,19 @@ def manifest_of(folder: Path, **columns) -> Manifest:
             duration = soundfile.info(path).duration
         except soundfile.SoundFileError:
             duration = 1.0
-        rows.append({"utterance": f"toy/{path.stem}", "corpus": "toy", "language": "de", "path": path.name, "duration_s": duration,
-                     "sampling_rate": 16000, "speaker": "toy/1", "transcript": f"word {path.stem}", **columns})
+        rows.append(
+            {
+                "utterance": f"toy/{path.stem}",
+                "corpus": "toy",
+                "language": "de",
+                "path": path.name,
+                "duration_s": duration,
+                "sampling_rate": 16000,
+                "speaker": "toy/1",
+                "transcript": f"word {path.stem}",
+                **columns,
+            }
+        )
     return Manifest(rows_to_table(rows), {"toy": str(folder)})
 
 

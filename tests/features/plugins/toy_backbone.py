@@ -31,8 +31,17 @@ class Toy(Backbone):
         text = options.get("modality") == "text"
         layers = (Layer("raw", 3), Layer("wide", 5), Layer("whole", 4, "utterance"))
         identity = f"toy-{options.get('version', 1)}"
-        return BackboneInfo("toy", "text" if text else "audio", layers, identity, sampling_rate=None if text else 16000,
-                            frame_s=None if text else HOP / 16000, batching=options.get("batching", "single"), min_s=0.1, max_s=30.0)
+        return BackboneInfo(
+            "toy",
+            "text" if text else "audio",
+            layers,
+            identity,
+            sampling_rate=None if text else 16000,
+            frame_s=None if text else HOP / 16000,
+            batching=options.get("batching", "single"),
+            min_s=0.1,
+            max_s=30.0,
+        )
 
     @staticmethod
     def open(argument: str | None = None, *, device: str = "cpu", **options) -> Toy:

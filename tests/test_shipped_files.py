@@ -1,0 +1,69 @@
+"""Files that ship beside the code: experiments and search spaces load, the cluster file fits Ray's schema, the README's facts hold."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import yaml
+
+from raysere.experiment import load_experiment
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
+def test_each_shipped_experiment_is_valid_and_named_after_its_file(path):
+    assert load_experiment(path).name == path.stem
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "search_spaces").glob("*.yaml")), ids=lambda path: path.stem)
+def test_each_shipped_space_fits_its_method_and_starts_with_the_published_default(path):
+    from raysere.methods import METHODS
+    from raysere.search.space import load_space
+
+    space = load_space(path)
+    method = METHODS.get(space.method)
+    assert set(space.dims) <= set(method.Params.model_fields)
+    method.Params(**space.defaults)
+
+
+def test_the_cluster_file_fits_the_schema_that_ray_ships():
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = json.loads((files("ray") / "autoscaler" / "ray-schema.json").read_text())
+    cluster = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    jsonschema.validate(cluster, schema)
+    assert "127.0.0.1" in " ".join(cluster["head_start_ray_commands"])
+    assert "RAY_AUTH_MODE=token" in " ".join(cluster["head_start_ray_commands"])
+    assert "--shm-size" in " ".join(cluster["docker"]["run_options"])
+    pinned = re.search(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M)
+    assert pinned is not None
+    assert pinned[1] in cluster["docker"]["image"]
+
+
+def test_the_constraints_name_exact_versions_and_no_place():
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        assert line.startswith("#") or re.fullmatch(r"[A-Za-z0-9_.-]+==[A-Za-z0-9_.!-]+", line), line
+
+
+def test_every_command_of_the_readme_exists_and_has_an_example():
+    from raysere.cli import cli
+
+    readme = (ROOT / "README.md").read_text()
+    lines = re.findall(r"^raysere (\w+)|`raysere ([\w |\\]+?)[`A-Z ]", readme, re.M)
+    named = {word for line in lines for part in line for word in re.findall(r"\w+", part)}
+    assert named - {"doctor"} <= set(cli.commands) | {"table"}, named
+    for name, command in cli.commands.items():
+        assert f"Example: raysere {name}" in (command.help or ""), name
+
+
+def test_the_extras_that_the_readme_and_the_doctor_name_exist():
+    from raysere.doctor import EXTRAS
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert set(EXTRAS) <= set(project["optional-dependencies"])
+    assert project["version"] == __import__("raysere").__version__
