@@ -157,23 +157,11 @@ class Ensemble:
             from safetensors.torch import load_file
 
             from raysere.methods import METHODS
-            from raysere.training.method import Shapes, StreamShape
+            from raysere.training.method import Shapes
             from raysere.training.predictor import load_predictor
 
             entry = self.bundle.members[name]
-            streams = {}
-            for stream, key in entry["features"].items():
-                spec = self.bundle.specs[key]
-                per_layer = {number: len(spec.stats(number)) for number in spec.numbers}
-                stats = set(per_layer.values())
-                streams[stream] = StreamShape(
-                    spec.modality,
-                    {number: spec.width(number) for number in spec.numbers},
-                    stats.pop() if len(stats) == 1 else 1,
-                    spec.granularity,
-                    spec.kind,
-                    per_layer,
-                )
+            streams = {stream: self.bundle.specs[key].shape() for stream, key in entry["features"].items()}
             method = METHODS.get(entry["method"])()
             try:
                 self._predictors[name] = load_predictor(

@@ -130,7 +130,6 @@ class TrialRun:
         from pydantic import ValidationError
 
         from raysere.methods import METHODS
-        from raysere.training.inputs import shape_of
         from raysere.training.loop import Trainer
         from raysere.training.method import Shapes
 
@@ -151,7 +150,7 @@ class TrialRun:
         if study.max_epochs is not None and params.epochs > study.max_epochs:
             params = params.model_copy(update={"epochs": study.max_epochs})
         self.resolved = params.model_dump(mode="json")
-        method.check(params, Shapes(data.task, {name: shape_of(view) for name, view in data.features.items()}))
+        method.check(params, Shapes(data.task, {name: view.shape() for name, view in data.features.items()}))
         self.rungs = study.rungs(params.epochs)
         self.trainer = Trainer(
             method,

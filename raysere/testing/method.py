@@ -17,7 +17,6 @@ from pydantic import ValidationError
 from raysere.features.views import Stream
 from raysere.testing.toy import Kind, toy_batch, toy_data
 from raysere.training import metrics
-from raysere.training.inputs import shape_of
 from raysere.training.loop import Trainer
 from raysere.training.method import LoopParams, Method, Shapes, Step
 from raysere.training.predictions import read_predictions
@@ -91,7 +90,7 @@ def _refused(kind: type[LoopParams], name: str, value: Any) -> None:
 
 def _built(method: Method, params: Any, data: TrialData) -> tuple[torch.nn.Module, dict[str, list[int]], Shapes]:
     shapes = Shapes(
-        data.task, {name: shape_of(view) for name, view in data.features.items()}, (0.5, 0.3, 0.2) if data.task.categorical else ()
+        data.task, {name: view.shape() for name, view in data.features.items()}, (0.5, 0.3, 0.2) if data.task.categorical else ()
     )
     method.check(params, shapes)
     layers = method.layers(params, shapes)
@@ -227,7 +226,7 @@ def check_training(method: Method, params: Any, data: TrialData, *, where: str =
     assert train(_other_test_labels(data)).predictions().equals(table), (
         f"{where}: the same seed gives other predictions, or test labels are read in training"
     )
-    shapes = Shapes(data.task, {name: shape_of(view) for name, view in data.features.items()})
+    shapes = Shapes(data.task, {name: view.shape() for name, view in data.features.items()})
     again = load_predictor(method, params, shapes, first.state()).predict(data.features, data.test)
     if again.logits is not None:
         assert np.allclose(torch.softmax(again.logits, -1).numpy(), predicted.probabilities, atol=1e-4), (

@@ -15,17 +15,10 @@ import torch
 from torch import Tensor
 
 from raysere.training import normalise
-from raysere.training.method import StreamShape
 
 if TYPE_CHECKING:
     from raysere.features.views import FeatureView, Stream
     from raysere.training.task import Labels
-
-
-def shape_of(view: FeatureView) -> StreamShape:
-    """The shape of a view's stream as methods are told of it."""
-    shape = view.shape()
-    return StreamShape(shape.modality, dict(shape.layers), shape.stats, shape.granularity, shape.kind, dict(shape.layer_stats))
 
 
 def memory_budget(device: torch.device) -> int:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from raysere.errors import ConfigError, DataError, InfeasibleTrial
 from raysere.training import metrics
 from raysere.training.folds import FoldTrainer, TrialContext, label_columns
-from raysere.training.inputs import TrialStream, memory_budget, shape_of
+from raysere.training.inputs import TrialStream, memory_budget
 from raysere.training.method import Method, Prediction, Shapes
 from raysere.training.predictions import prediction_table
 from raysere.training.predictor import Predictor, load_predictor, mean_prediction
@@ -71,7 +71,7 @@ class Trainer:
         self._stale = 0
         self._tests: Prediction | None = None
         _refuse(method, data)
-        self.shapes = Shapes(self.task, {name: shape_of(view) for name, view in data.features.items()})
+        self.shapes = Shapes(self.task, {name: view.shape() for name, view in data.features.items()})
         method.check(self.params, self.shapes)
         with infeasible_when_full():
             self._prepare(seed, memory_budget(self.device) if memory is None else memory)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -36,22 +36,6 @@ class LoopParams(BaseModel):
         "corpus", description="z-norm of features; by training rows of the corpus, or by each speaker's own rows (no label is read)"
     )
     sampler: Literal["natural", "balanced", "natural_then_balanced"] = "natural"
-
-
-@dataclass(frozen=True)
-class StreamShape:
-    """Shape of one feature stream: width of a row by layer number (dim times statistics); ``layer_stats`` where they differ by layer."""
-
-    modality: Literal["audio", "text"]
-    layers: dict[int, int]
-    stats: int
-    granularity: Literal["utterance", "chunk", "frame"]
-    kind: Literal["dense", "counts"] = "dense"
-    layer_stats: dict[int, int] = field(default_factory=dict)
-
-    def stats_of(self, layer: int) -> int:
-        """Parts of a row of that layer: 2 for [mean; std] side by side, else 1."""
-        return self.layer_stats.get(layer, self.stats)
 
 
 @dataclass(frozen=True)

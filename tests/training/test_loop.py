@@ -10,7 +10,6 @@ from raysere.errors import ConfigError, DataError, InfeasibleTrial
 from raysere.methods.pooled import Pooled, PooledParams
 from raysere.testing.toy import toy_data
 from raysere.training import metrics, steps
-from raysere.training.inputs import shape_of
 from raysere.training.loop import Trainer, load_predictor
 from raysere.training.method import Prediction, Shapes
 from raysere.training.predictions import read_predictions
@@ -65,7 +64,7 @@ def test_test_rows_are_the_softmax_of_mean_logits_of_the_kept_weights():
     trainer = trained(data, epochs=12, patience=12, lr=0.02)
     assert trainer.best["epoch"] < len(trainer.rows) - 1  # else the last weights are the kept ones, and this shows nothing
     state, method, params = trainer.state(), Pooled(), trainer.params
-    shapes = Shapes(data.task, {"audio": shape_of(data.features["audio"])})
+    shapes = Shapes(data.task, {"audio": data.features["audio"].shape()})
     single = []
     for fold in range(3):
         own = {key: value for key, value in state.items() if key.startswith(f"fold{fold}.")}
@@ -162,7 +161,7 @@ def test_absent_features_are_neither_trained_on_nor_predicted():
     assert len(ids) == len(view) - len(gone)
     assert not ids & {data.labels.utterances[row] for row in gone}
     with pytest.raises(DataError, match="without features"):
-        load_predictor(Pooled(), trainer.params, Shapes(data.task, {"audio": shape_of(view)}), trainer.state()).predict(
+        load_predictor(Pooled(), trainer.params, Shapes(data.task, {"audio": view.shape()}), trainer.state()).predict(
             less.features, sorted(gone)
         )
 
@@ -210,7 +209,7 @@ def test_the_prior_of_weights_that_never_saw_a_balanced_epoch():
 def test_an_unknown_speakers_batch_takes_its_own_statistics():
     data = toy_data()
     trainer = trained(data, normalise="speaker", stop=4)
-    predictor = load_predictor(Pooled(), trainer.params, Shapes(data.task, {"audio": shape_of(data.features["audio"])}), trainer.state())
+    predictor = load_predictor(Pooled(), trainer.params, Shapes(data.task, {"audio": data.features["audio"].shape()}), trainer.state())
     names = [data.labels.speakers[code] for code in data.labels.speaker[data.test]]
     own = predictor.logits(data.features, data.test, speakers=names)
     expected = read_predictions(trainer.predictions(), data.task, "test").probabilities
