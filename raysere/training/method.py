@@ -12,6 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from raysere.features.spec import StreamShape
 from raysere.training.task import Labels, Task
 
 if TYPE_CHECKING:
