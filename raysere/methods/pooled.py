@@ -180,7 +180,14 @@ class Pooled(Method):
             raise ConfigError(
                 f"The sampler {params.sampler!r} needs classes, and the task is dimensional", where="sampler", choices=["natural"]
             )
-        self.layers(params, shapes)
+        for name, numbers in self.layers(params, shapes).items():
+            widths = {shapes.streams[name].layers[number] for number in numbers}
+            if params.layers == "top" and len(widths) > 1:
+                raise ConfigError(
+                    f"layers: top sums layers, and those of the features {name!r} are of different width ({sorted(widths)})",
+                    where="layers",
+                    choices=["mix", "one", "concat"],
+                )
 
     def layers(self, params: PooledParams, shapes: Shapes) -> dict[str, list[int]]:
         return {name: _chosen(params, name, sorted(stream.layers)) for name, stream in shapes.streams.items()}

@@ -24,12 +24,13 @@ from ray.tune.search import Searcher
 
 from raysere.search.ledger import Record
 from raysere.search.space import suggest
+from raysere.search.startup import SpreadSampler
 from raysere.search.study import StudySpec
 
 if TYPE_CHECKING:
     from raysere.search.board import Board
 
-STARTUP = 10  # random trials of a lane before TPE models them, trial 0 included
+STARTUP = 10  # trials of a lane that are spread over the space before TPE models them, trial 0 included
 ATTEMPTS = 3  # a trial whose process dies is tried so often
 
 
@@ -69,14 +70,16 @@ class Lane:
         taken = {record.number for record in finished}
         self.free = deque(number for number in range(study.trials) if number not in taken)
 
-    def _sampler(self, number: int) -> optuna.samplers.TPESampler:
+    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
+        if number < STARTUP:
+            return SpreadSampler(self.study.sampler_seed(self.outer, -1), number, STARTUP)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # multivariate and group are marked experimental
             return optuna.samplers.TPESampler(
                 multivariate=True,
                 group=True,
                 constant_liar=True,
-                n_startup_trials=STARTUP,
+                n_startup_trials=min(STARTUP, 4),  # beyond the start-up numbers TPE models what is there
                 seed=self.study.sampler_seed(self.outer, number),
             )
 
