@@ -134,7 +134,7 @@ class NodeStore:
 
     def resident(self, root: str, key: str) -> str:
         """See :func:`resident`. Paths travel through Ray, bytes stay mapped."""
-        return resident(root, key, self.local if "://" in root else None)
+        return resident(root, key, self.local)
 
 
 def node_store(local: str | None = None) -> Any:
@@ -175,4 +175,4 @@ def locate(root: str, key: str, local: str | None = None) -> str:
             raise
         except (RayError, ValueError):  # the actor died, or its name is just being given anew
             pass
-    return resident(root, key, local if "://" in root else None)
+    return resident(root, key, local)

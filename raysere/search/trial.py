@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import json
 import math
+import os
 import shutil
 import time
 import traceback
@@ -21,6 +22,16 @@ from raysere.search.ledger import Ledger, empty_rows, write_head
 from raysere.search.study import StudySpec, read_study
 
 OUTCOME = "outcome.json"
+
+
+def _on_this_node(store: str, key: str) -> str:
+    """The store folder to map: the store itself, or with ``RAYSERE_LOCAL_STORE`` the copy that the node's store actor keeps there."""
+    local = os.environ.get("RAYSERE_LOCAL_STORE")
+    if not local:
+        return store
+    from raysere.features.nodes import locate
+
+    return locate(store, key, local)
 
 
 class Workshop:
@@ -59,7 +70,7 @@ class Workshop:
         store = str(run_dir / study.store)
         views = {
             feature.name: self._keep(
-                ("view", run_dir, store, feature.spec_key), lambda key=feature.spec_key: FeatureStore(store).open(key, used)
+                ("view", run_dir, store, feature.spec_key), lambda key=feature.spec_key: FeatureStore(_on_this_node(store, key)).open(key, used)
             )
             for feature in study.features
         }

@@ -121,3 +121,11 @@ def test_a_second_driver_on_one_run_is_refused(reference):
     _, whole = reference
     with only_driver(whole), pytest.raises(ConfigError, match="works on this run already"):
         evaluate_run(whole)
+
+
+def test_workers_can_read_a_copy_that_the_store_actor_of_their_node_keeps(tmp_path, reference, monkeypatch):
+    table, whole = reference
+    monkeypatch.setenv("RAYSERE_LOCAL_STORE", str(tmp_path / "local"))
+    run = run_experiment(load_experiment(experiment(tmp_path, table)), until="tune").run
+    assert len(list((tmp_path / "local").glob("*/shard-*"))) == len(list((tmp_path / "features").glob("*/shard-*"))) > 0
+    assert board(run).equals(board(whole))
