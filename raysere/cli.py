@@ -62,6 +62,14 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         code = 0
+    except Exception:
+        import traceback
+
+        traceback.print_exc()
+        click.echo(
+            "Error: this is a fault of raysere, not of your input. Finished work is kept; the lines above tell where it is.", err=True
+        )
+        code = 3
     sys.exit(code or 0)
 
 
@@ -253,9 +261,11 @@ def tensorboard(run: Path, port: int, host: str) -> int:
 @cli.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the ensemble.")
-@click.option("--family", type=click.Choice(["auto", "best_single", "average", "greedy"]), default="auto", show_default=True)
+@click.option(
+    "--family", type=click.Choice(["auto", "best_single", "average", "greedy"]), help="Default: that of the first run's experiment."
+)
 @JSON
-def ensemble(runs: tuple[Path, ...], out: Path, family: str, as_json: bool) -> int:
+def ensemble(runs: tuple[Path, ...], out: Path, family: str | None, as_json: bool) -> int:
     """Fuse finished trials of any number of RUNS with the same classes into one ensemble.
 
     \b

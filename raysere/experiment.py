@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 import types
 import typing
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -23,6 +24,12 @@ from raysere.training.task import ATTRIBUTES, Task
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+
+
+def _plain_name(value: str) -> str:
+    if not _NAME.match(value):
+        raise ValueError(f"{value!r}: letters, digits, '.', '_' and '-' only, at most 64, since it names a folder")
+    return value
 
 
 class _Model(BaseModel):
@@ -43,12 +50,14 @@ class TaskConfig(_Model):
 
     kind: Literal["categorical", "dimensional", "both"] = "categorical"
     classes: str | list[str] | dict[str, Any] | None = None
-    attributes: tuple[Literal["arousal", "valence", "dominance"], ...] = ATTRIBUTES
+    attributes: Annotated[tuple[Literal["arousal", "valence", "dominance"], ...], Field(min_length=1)] = ATTRIBUTES
     scale: tuple[float, float] | None = Field(None, description="interval of the attributes; default: the corpus's own")
     metric: Literal["uar", "macro_f1", "accuracy", "ccc"] | None = None
 
     @model_validator(mode="after")
     def _whole(self) -> TaskConfig:
+        if self.scale is not None and not (math.isfinite(self.scale[0]) and self.scale[0] < self.scale[1] < math.inf):
+            raise ValueError(f"scale is [low, high] with low below high, not {list(self.scale)}")
         if self.kind != "dimensional" and self.classes is None:
             raise ValueError("a categorical task needs `classes`: the name of a class map, a list of labels, or label: class")
         if self.kind == "dimensional" and self.classes is not None:
@@ -63,11 +72,24 @@ class TaskConfig(_Model):
 class SearchEntry(_Model):
     """One search: a space (a file or the name of one), the features it reads, and how many trials (of each outer fold)."""
 
-    space: str
-    features: str | list[str]
+    space: str = Field(min_length=1)
+    features: str | Annotated[list[str], Field(min_length=1)]
     trials: int = Field(20, ge=1, le=100_000)
     name: str | None = None
     fixed: dict[str, Any] = Field(default_factory=dict, description="parameters held at a value instead of searched")
+
+    @field_validator("fixed")
+    @classmethod
+    def _plain_values(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name, held in value.items():
+            if not isinstance(held, str | int | float | bool | None) or (isinstance(held, float) and not math.isfinite(held)):
+                raise ValueError(f"{name} takes one finite number, text or boolean, not {held!r}")
+        return value
+
+    @field_validator("name")
+    @classmethod
+    def _plain(cls, value: str | None) -> str | None:
+        return None if value is None else _plain_name(value)
 
     @property
     def streams(self) -> list[str]:
@@ -125,12 +147,12 @@ class Experiment(_Model):
     @field_validator("name")
     @classmethod
     def _plain(cls, value: str) -> str:
-        if not _NAME.match(value):
-            raise ValueError("letters, digits, '.', '_' and '-' only, at most 64, since it names a folder")
-        return value
+        return _plain_name(value)
 
     @model_validator(mode="after")
     def _joined(self) -> Experiment:
+        for name in self.features:
+            _plain_name(name)
         for number, entry in enumerate(self.search):
             for stream in entry.streams:
                 if stream not in self.features:
@@ -184,7 +206,10 @@ def load_experiment(path: str | os.PathLike[str], overrides: tuple[str, ...] | l
         raise ConfigError("An experiment is a mapping of keys to values", where=path, remedy="`raysere init` writes one to start from.")
     for override in overrides:
         _override(raw, override)
-    raw = _expand(raw, path)
+    try:
+        raw = _expand(raw, path)
+    except RecursionError as error:
+        raise ConfigError("This experiment holds itself (a YAML alias inside of what it names)", where=path) from error
     raw.setdefault("name", path.stem)
     try:
         experiment = Experiment.model_validate(raw)

@@ -141,7 +141,7 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
         raise MissingFileError(f"There is no file {path.name!r}", where=path.parent.resolve())
     try:
         return yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)  # noqa: S506  a safe loader, in C where it is there
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: an impossible date, or text that is not UTF-8
         mark = getattr(error, "problem_mark", None)
         place = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
         raise ConfigError(f"This is not YAML: {getattr(error, 'problem', None) or error}", where=place) from error

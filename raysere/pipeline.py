@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from raysere.cluster import start_ray, stop_ray
@@ -31,6 +33,7 @@ from raysere.training.task import Task
 
 RUN_FORMAT = "raysere.run/1"
 STAGES = ("extract", "tune", "evaluate", "report")
+NO_TEXT = "no transcript"
 REJECTED = {"path": pl.String, "utterance": pl.String, "reason": pl.String, "stage": pl.String}
 
 
@@ -78,14 +81,17 @@ def load_manifest(experiment: Experiment) -> tuple[Manifest, pl.DataFrame]:
         rejected = (
             pl.read_parquet(folder / "quarantine.parquet") if (folder / "quarantine.parquet").is_file() else pl.DataFrame(schema=REJECTED)
         )
-        return Manifest.read(folder / "manifest.parquet"), rejected.filter(pl.col("stage") == "manifest")
+        manifest = Manifest.read(folder / "manifest.parquet")
+        moved = {entry.options.get("name") or entry.corpus: Path(entry.path) for entry in experiment.corpora}
+        roots = {name: root if Path(root).is_dir() else _folder(moved.get(name), root) for name, root in manifest.roots.items()}
+        return replace(manifest, roots=roots), rejected.filter(pl.col("stage") == "manifest")
     loaded = [load_corpus(entry.corpus, Path(entry.path), columns=entry.columns, options=entry.options) for entry in experiment.corpora]
     return concat([one.manifest for one in loaded]), pl.concat([one.rejected.select(list(REJECTED)) for one in loaded])
 
 
 def prepare(experiment: Experiment) -> Prepared:
     """Load the data and check everything: labels, splits, features, spaces. Raises a RaysereError for the first kind of fault."""
-    from raysere.planning import plan_studies
+    from raysere.planning import add_vote_rows, plan_studies
     from raysere.training.data import build_labels
 
     _check_same_run(experiment)
@@ -107,11 +113,14 @@ def prepare(experiment: Experiment) -> Prepared:
             where="task.classes",
             remedy=f"Take another class map, or name the labels yourself; there are: {', '.join(sorted(set(table_labels(manifest))))}.",
         )
+    _check_sources(manifest, task, labels, specs)
     names = [task.classes[code] if code >= 0 else None for code in labels.label.tolist()] if task.categorical else [None] * len(labels)
     kept = manifest.table.filter(pl.col("utterance").is_in(labels.utterances)).sort("utterance")
     order = pl.DataFrame({"utterance": labels.utterances, "label": pl.Series(names, dtype=pl.String)})
     table = kept.join(order, on="utterance", how="inner", validate="1:1", maintain_order="left")
     splits = make_splits(table, experiment.protocol, seed=experiment.seed, linked_speakers=manifest.linked_speakers)
+    if experiment.protocol.by == "speaker" and task.categorical:
+        splits = add_vote_rows(splits, table, labels.soft)
     group = {"speaker": "speaker", "dialogue": "dialogue", "sentence": "transcript"}[experiment.protocol.by]
     verify_splits(splits, dict(zip(table["utterance"], table[group], strict=True)), manifest.linked_speakers if group == "speaker" else ())
     manifest = replace(
@@ -122,6 +131,33 @@ def prepare(experiment: Experiment) -> Prepared:
     return Prepared(experiment, manifest, rejected, rules, task, dropped, splits, specs, studies)
 
 
+def _folder(path: Path | None, otherwise: str) -> str:
+    """Where a corpus lies now that its folder was moved."""
+    if path is None or not path.exists():
+        return otherwise
+    return str(path if path.is_dir() else path.parent)
+
+
+def _check_sources(manifest: Manifest, task: Task, labels: Any, specs: dict[str, FeatureSpec]) -> None:
+    """What the corpora lack for this task and these features, before anything is computed."""
+    if task.dimensional:
+        rated = [] if labels.attributes is None else np.isfinite(labels.attributes).any(0)
+        lacking = [name for name, there in zip(task.attributes, rated, strict=True) if not there] if len(rated) else list(task.attributes)
+        if lacking:
+            raise ConfigError(
+                f"No utterance has a rating of {', '.join(lacking)}",
+                where="task.attributes",
+                remedy="Take the attributes that the corpus rates, or kind: categorical.",
+            )
+    for name, spec in specs.items():
+        if spec.reads == "text" and manifest.table["transcript"].null_count() == len(manifest):
+            raise ConfigError(
+                f"The feature {name!r} reads transcripts, and the corpora have none",
+                where=f"features.{name}",
+                remedy="Leave this feature and its search out, or give transcripts (a table has a column `transcript`).",
+            )
+
+
 def table_labels(manifest: Manifest) -> list[str]:
     return manifest.table["emotion"].drop_nulls().unique().to_list()
 
@@ -129,7 +165,7 @@ def table_labels(manifest: Manifest) -> list[str]:
 def _check_same_run(experiment: Experiment) -> None:
     """A run folder belongs to one data set, task, protocol and seed: everything else may grow."""
     path = experiment.run_folder / "experiment.yaml"
-    if path.is_file() and (read_yaml(path) or {}).get("frozen") != experiment.frozen_part():
+    if path.is_file() and _settings(path).get("frozen") != experiment.frozen_part():
         raise ConfigError(
             f"The run {experiment.name!r} was made with other corpora, task, protocol or seed",
             where=experiment.run_folder,
@@ -137,16 +173,29 @@ def _check_same_run(experiment: Experiment) -> None:
         )
 
 
+def _settings(path: Path) -> dict[str, Any]:
+    """A run's experiment.yaml. Raises ConfigError for a file that no run wrote."""
+    settings = read_yaml(path)
+    if not isinstance(settings, dict) or settings.get("format") != RUN_FORMAT:
+        raise ConfigError("This experiment.yaml does not come from a run of this version", where=path, choices=[RUN_FORMAT])
+    return settings
+
+
 def write_run(prepared: Prepared) -> Path:
     """Write what defines the run: experiment.yaml, manifest.parquet, splits.parquet, quarantine.parquet."""
     experiment, folder = prepared.experiment, prepared.experiment.run_folder
     with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "manifest.parquet").is_file():
+    if not (folder / "experiment.yaml").is_file():  # written last: without it the other two may be those of another start
         prepared.manifest.write(folder / "manifest.parquet")
-    if not (folder / "splits.parquet").is_file():
         with atomic_write(folder / "splits.parquet") as temporary:
             prepared.splits.write_parquet(temporary)
+    elif not pl.read_parquet(folder / "splits.parquet").equals(prepared.splits):
+        raise ConfigError(
+            "The splits of this run are not those that this experiment makes now",
+            where=folder / "splits.parquet",
+            remedy="Another version of raysere made them, or the file was changed: give this experiment another name (--set name=...).",
+        )
     _write_rejected(folder, prepared.rejected)
     rules = prepared.class_map
     write_yaml(
@@ -214,6 +263,13 @@ def only_driver(folder: Path) -> Iterator[None]:
         handle.close()
 
 
+def _sweep(folder: Path) -> None:
+    """Remove what a killed start left half written. Only for the one driver of a run folder."""
+    for pattern in (".*.tmp", "search/*/.*.tmp", "ensemble/.*.tmp"):
+        for path in folder.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
 # --- running ---------------------------------------------------------------------------------------------------------
 
 
@@ -231,11 +287,12 @@ def run_experiment(
     if prepared.dropped:
         progress.say("Left out by the class map: " + ", ".join(f"{count} x {label}" for label, count in sorted(prepared.dropped.items())))
     with only_driver(experiment.run_folder), _own_ray():
+        _sweep(experiment.run_folder)
         folder = write_run(prepared)
         outcome = Outcome(folder, until, notes=list(prepared.manifest.notes))
         rejected = _extract(prepared, progress)
         _write_rejected(folder, rejected)
-        outcome.rejected = rejected.to_dicts()
+        outcome.rejected = rejected.filter(~pl.col("reason").str.ends_with(NO_TEXT)).to_dicts()  # a transcript may be missing
         if until == "extract":
             return outcome
         outcome.trials = _search(prepared, progress, retry_errors)
@@ -352,6 +409,7 @@ def open_run(run: str | os.PathLike[str]) -> Path:
     given = Path(run).expanduser()
     for folder in (given, Path("runs") / given):
         if (folder / "experiment.yaml").is_file() and (folder / "manifest.parquet").is_file():
+            _settings(folder / "experiment.yaml")
             return folder
     there = sorted(str(path.parent) for path in Path("runs").glob("*/experiment.yaml")) if Path("runs").is_dir() else []
     raise MissingFileError(f"There is no run {str(run)!r}", choices=there or None, remedy="A run is a folder that `raysere run` wrote.")
@@ -366,12 +424,12 @@ def evaluate_run(run: str | os.PathLike[str]) -> dict[str, Any]:
         return evaluate(folder)
 
 
-def fuse_runs(runs: list[Path], out: Path, *, family: str = "auto") -> dict[str, Any]:
+def fuse_runs(runs: list[Path], out: Path, *, family: str | None = None) -> dict[str, Any]:
     """One ensemble of the finished trials of several runs, with its evaluation, in ``out``."""
     from raysere.ensemble.evaluation import evaluate_runs
 
-    if out.exists() and any(out.iterdir()):
-        raise ConfigError("This folder is not empty", where=out, remedy="Name a new one with --out.")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError("This is no empty folder", where=out, remedy="Name a new one with --out.")
     return evaluate_runs([open_run(run) for run in runs], out, family=family)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import polars as pl
 
 from raysere.corpora.labels import ClassMap
@@ -51,6 +52,25 @@ def plan_studies(
             )
         )
     return studies
+
+
+def add_vote_rows(splits: pl.DataFrame, table: pl.DataFrame, soft: np.ndarray | None) -> pl.DataFrame:
+    """Splits with the utterances that have votes but no agreed class (papers 3.5, O/X items), each in the fold of its speaker.
+
+    They are trained on where a configuration keeps them (``other: soft``), never scored, and never trained on while their
+    speaker is held out. Those of test speakers, and of speakers who have nothing else, stay out.
+
+    Args:
+        table: manifest columns and ``label``, in the order of the rows of ``soft`` (N, C).
+    """
+    if soft is None:
+        return splits
+    voted = table.with_columns(votes=pl.Series(soft.sum(1))).filter(
+        pl.col("label").is_null() & (pl.col("votes") > 0) & ~pl.col("split").cast(pl.String).fill_null("").is_in(["test", "unlabelled"])
+    )
+    places = splits.join(table.select("utterance", "speaker"), on="utterance").select("outer", "speaker", "role", "fold").unique()
+    extra = voted.select("utterance", "speaker").join(places.filter(pl.col("role") == "pool"), on="speaker").select(splits.columns)
+    return pl.concat([splits, extra]).sort("outer", "utterance")
 
 
 def _checked_space(entry: SearchEntry, task: Task, specs: Mapping[str, FeatureSpec]) -> Any:

@@ -159,6 +159,8 @@ def _with_defaults(space: Space, fields: Mapping[str, FieldInfo], problems: list
             published = list(published)
         if dimension.holds(published):
             defaults[name] = published
+        elif published is None and not dimension.choices:  # no default of its own, as for a layer: the far end of the range
+            defaults[name] = dimension.high
         elif not dimension.when:
             problems.append(
                 f"defaults.{name}: the published default {published!r} is not in the space ({dimension.text()}): name one under defaults"

@@ -115,11 +115,30 @@ def space_error(problems: Iterable[str], where: str) -> ConfigError:
 
 
 def with_fixed(space: Space, fixed: Mapping[str, Any]) -> Space:
-    """The space with some parameters held at a value; a value outside of a searched dimension is allowed (the method's bounds decide)."""
+    """The space with some parameters held at a value; a value outside of a searched dimension is allowed (the method's bounds decide).
+
+    Branches that hang on another value of a held parameter are left out.
+    """
     dims = dict(space.dims)
     for key, value in fixed.items():
         dims[key] = Dimension("fixed", choices=(value,), when=dims[key].when if key in dims else {})
-    return replace(space, dims=dims, defaults={key: value for key, value in space.defaults.items() if key not in fixed})
+    left_out: set[str] = set()
+    for _ in range(len(dims)):  # a branch that goes takes its own branches with it
+        gone = {
+            name
+            for name, dimension in dims.items()
+            if name not in fixed
+            and any(parent in left_out or (parent in fixed and fixed[parent] not in values) for parent, values in dimension.when.items())
+        }
+        if not gone:
+            break
+        left_out |= gone
+        dims = {name: dimension for name, dimension in dims.items() if name not in gone}
+    for name, dimension in dims.items():
+        dims[name] = replace(dimension, when={parent: values for parent, values in dimension.when.items() if parent not in fixed})
+    return replace(
+        space, dims=dims, defaults={key: value for key, value in space.defaults.items() if key not in fixed and key not in left_out}
+    )
 
 
 def _number(value: Any, whole: bool) -> bool:

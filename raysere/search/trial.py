@@ -70,7 +70,8 @@ class Workshop:
         store = str(run_dir / study.store)
         views = {
             feature.name: self._keep(
-                ("view", run_dir, store, feature.spec_key), lambda key=feature.spec_key: FeatureStore(_on_this_node(store, key)).open(key, used)
+                ("view", run_dir, store, feature.spec_key),
+                lambda key=feature.spec_key: FeatureStore(_on_this_node(store, key)).open(key, used),
             )
             for feature in study.features
         }

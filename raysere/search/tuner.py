@@ -78,7 +78,7 @@ def run_search(
     with explain_write_errors(run_dir):
         for study in studies:
             save_study(run_dir, study)
-        shutil.rmtree(run_dir / "search" / "tune", ignore_errors=True)
+        shutil.rmtree(run_dir / "search" / "_tune", ignore_errors=True)
     progress = progress or Progress(quiet=True)
     board = Board(run_dir, studies, progress, trial)
     board.ledger.sweep()
@@ -164,7 +164,7 @@ def _tune(board: Board, trial: Mapping[str, float], slots: int) -> None:
                 trial_dirname_creator=_trial_folder,
             ),
             run_config=tune.RunConfig(
-                name="tune",
+                name="_tune",  # no study can be called so
                 storage_path=str(board.run_dir / "search"),
                 verbose=0,
                 callbacks=[LedgerCallback(board, searcher)],

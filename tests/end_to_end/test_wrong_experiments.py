@@ -9,6 +9,8 @@ import polars as pl
 import pytest
 
 from raysere.cli import main
+from raysere.experiment import load_experiment
+from raysere.pipeline import prepare, write_run
 from tests.end_to_end.toy import experiment, make_corpus
 
 
@@ -43,6 +45,13 @@ def table(tmp_path_factory):
         ({"task": {"classes": ["anger", "neutral"]}}, ["sadness"]),
         ({"corpora": [{"corpus": "emodbb", "path": "."}]}, ["emodbb", "emodb"]),
         ({"protocol": {"kind": "out_of_fold", "folds": 9}}, ["9"]),
+        ({"task": {"kind": "dimensional"}}, ["rating of arousal, valence, dominance"]),
+        ({"task": {"kind": "dimensional", "scale": [7, 1]}}, ["low below high"]),
+        ({"task": {"kind": "dimensional", "attributes": []}}, ["task.attributes"]),
+        ({"search": [{"space": "pooled", "features": []}]}, ["search.0.features"]),
+        ({"search": [{"space": "pooled", "features": "acoustic", "fixed": {"lr": float("nan")}}]}, ["finite"]),
+        ({"search": [{"space": "pooled", "features": "acoustic", "name": "a b"}]}, ["'a b'", "folder"]),
+        ({"features": {"my feat": {"backbone": "acoustic"}}, "search": [{"space": "pooled", "features": "my feat"}]}, ["'my feat'"]),
     ],
 )
 def test_a_wrong_experiment_is_refused_before_anything_is_written(tmp_path, table, monkeypatch, capsys, changes, words):
@@ -52,6 +61,43 @@ def test_a_wrong_experiment_is_refused_before_anything_is_written(tmp_path, tabl
     assert all(word in printed for word in words), printed
     assert "Traceback" not in printed
     assert sorted(os.listdir(tmp_path)) == ["toy.yaml"]
+
+
+def test_text_features_of_a_corpus_without_transcripts_are_refused(tmp_path, monkeypatch, capsys):
+    path = experiment(tmp_path, make_corpus(tmp_path / "corpus", text=False))
+    code, printed = raysere(monkeypatch, capsys, "run", str(path), "--quiet")
+    assert code == 2
+    assert "reads transcripts, and the corpora have none" in printed
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("text", ["a: 2001-99-99\n", "a: &a [*a]\n", "", "\x00\x01", "- 1\n", "name: [unclosed\n"])
+def test_yaml_that_is_none_is_one_message(tmp_path, monkeypatch, capsys, text):
+    (tmp_path / "bad.yaml").write_text(text)
+    code, printed = raysere(monkeypatch, capsys, "run", str(tmp_path / "bad.yaml"), "--quiet")
+    assert code == 2, printed
+    assert "bad.yaml" in printed
+    assert "Traceback" not in printed
+
+
+def test_a_start_that_was_cut_off_before_its_experiment_was_written_leaves_nothing_behind(tmp_path, table):
+    first, second = (
+        load_experiment(experiment(tmp_path, table)),
+        load_experiment(experiment(tmp_path, table, seed=5, protocol={"folds": 2})),
+    )
+    folder = write_run(prepare(first))
+    (folder / "experiment.yaml").unlink()
+    write_run(prepare(second))
+    assert pl.read_parquet(folder / "splits.parquet").equals(prepare(second).splits)
+
+
+def test_a_branch_that_hangs_on_a_held_parameter_goes_or_stays_with_it(tmp_path, table):
+    def space(fixed):
+        search = [{"space": "pooled", "features": "acoustic", "fixed": fixed}]
+        return prepare(load_experiment(experiment(tmp_path, table, search=search))).studies[0].parsed_space()
+
+    assert "layer" not in space({"layers": "mix"}).dims
+    assert space({"layers": "one"}).dims["layer"].when == {}
 
 
 def test_an_unknown_method_lists_the_methods(tmp_path, table, monkeypatch, capsys):
