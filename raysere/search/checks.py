@@ -159,7 +159,7 @@ def _with_defaults(space: Space, fields: Mapping[str, FieldInfo], problems: list
             published = list(published)
         if dimension.holds(published):
             defaults[name] = published
-        elif published is None and not dimension.choices:  # no default of its own, as for a layer: the far end of the range
+        elif published is None and not dimension.when and not dimension.choices:  # none of its own, as for a layer: the far end
             defaults[name] = dimension.high
         elif not dimension.when:
             problems.append(
