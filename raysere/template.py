@@ -22,23 +22,25 @@ corpora:                       # one or more; a label of the corpus is mapped to
 task:
 {task}
 
-# Speakers never cross a split. `out_of_fold` trains each configuration on {folds} speaker-disjoint folds; `nested` adds outer
-# test folds that no choice of configuration or weight has seen (slower, and the figure to publish); `holdout` uses the
-# corpus's own train, dev and test split.
+# Speakers never cross a split. `out_of_fold` scores each configuration on speaker-disjoint folds; `nested` adds outer test folds
+# that no choice of configuration or weight has seen (slower, and the figure to publish); `holdout` uses the corpus's own
+# train, dev and test split.
 protocol: {protocol}
 
 features:                      # computed once, shared by all trials and all runs
-  acoustic: {{backbone: acoustic}}
-{more_features}
+{features}
 search:                        # each entry is one search; its first trial is the published default
-  - {{space: pooled, features: acoustic, trials: 30}}
-{more_searches}
+{searches}
 trial: {{cpu: 1, gpu: 0}}        # what one trial occupies; gpu: 0.25 lets four share a card
 
 ensemble: {{family: auto}}       # auto chooses between best single, average and greedy selection on inner speaker folds
 
 seed: 0
 """
+
+
+_SMALL = 3000  # utterances below which trials are short and want higher learning rates
+_SCRIPTED = 0.9  # share of utterances whose sentence occurs in several emotions, from which on words are left out
 
 
 def write_experiment(path: Path, *, corpus: str, folder: Path, classes: str | None, kind: str, force: bool) -> list[str]:
@@ -49,7 +51,6 @@ def write_experiment(path: Path, *, corpus: str, folder: Path, classes: str | No
     loaded = load_corpus(corpus, folder.expanduser())
     manifest, table = loaded.manifest, loaded.manifest.table
     speakers = table["speaker"].n_unique()
-    has_text = table["transcript"].null_count() < table.height
     emotions = sorted(table["emotion"].drop_nulls().unique().to_list())
     if kind == "dimensional":
         task = "  kind: dimensional           # arousal, valence, dominance, scored by the concordance correlation (CCC)"
@@ -60,11 +61,15 @@ def write_experiment(path: Path, *, corpus: str, folder: Path, classes: str | No
             f"                               # labels here: {', '.join(emotions) or 'none'}\n"
             "  metric: uar                  # or macro_f1, accuracy"
         )
-    folds = min(5, speakers)
+    splits = table.drop_nulls("split").filter(pl.col("split") != "unlabelled").group_by("speaker").agg(pl.col("split").n_unique())
     own_test = "test" in table["split"].drop_nulls().unique().to_list()
+    recur = splits.height > 0 and (splits["split"] > 1).any()  # speakers in two parts of the corpus's own split
     if speakers < 2:
         raise ConfigError(f"The corpus has {speakers} speaker, so no split can keep speakers apart", where=folder)
-    protocol = "{kind: holdout}" if own_test else f"{{kind: out_of_fold, folds: {folds if speakers > 12 else 'leave_one_speaker_out'}}}"
+    protocol = f"{{kind: out_of_fold, folds: {min(5, speakers) if speakers > 12 else 'leave_one_speaker_out'}}}"
+    if own_test:
+        protocol = "{kind: holdout, by: dialogue}    # speakers recur in this corpus's own split" if recur else "{kind: holdout}"
+    features, searches = _features(table)
     text = _TEXT.format(
         corpus=corpus,
         count=table.height,
@@ -75,12 +80,9 @@ def write_experiment(path: Path, *, corpus: str, folder: Path, classes: str | No
         name=path.stem,
         path=folder.expanduser().resolve(),
         task=task,
-        folds=folds,
         protocol=protocol,
-        more_features=("  words: {backbone: hashed}    # hashed words and characters of the transcripts\n" if has_text else "")
-        + '  # speech: {backbone: "hf:microsoft/wavlm-large@REVISION", layers: all}    # a pretrained encoder, by revision or folder\n',
-        more_searches=("  - {space: pooled_text, features: words, trials: 15}\n" if has_text else "")
-        + "  # - {space: pooled, features: speech, trials: 60}\n",
+        features=features,
+        searches=searches,
     )
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -100,3 +102,27 @@ def _fitting_map(default: str, corpus: str, table: pl.DataFrame) -> str | None:
             if set(CLASS_MAPS[name].classes) <= set(labels):
                 return name
     return None
+
+
+def _features(table: pl.DataFrame) -> tuple[str, str]:
+    """The lines of ``features`` and ``search`` that suit what the corpus has: audio, words, and words that can tell anything."""
+    features, searches = [], []
+    small = table.height < _SMALL
+    if table["path"].null_count() < table.height:
+        space = "pooled_quick" if small else "pooled"
+        features += ["  acoustic: {backbone: acoustic}"]
+        searches += [f"  - {{space: {space}, features: acoustic, trials: 30}}"]
+        features += [
+            '  # speech: {backbone: "hf:microsoft/wavlm-large@REVISION", layers: all}    # a pretrained encoder, by revision or folder'
+        ]
+        searches += [f"  # - {{space: {space}, features: speech, trials: 60}}"]
+    if table["transcript"].null_count() < table.height:
+        told = table.drop_nulls(["transcript", "emotion"])
+        classes = told.group_by("transcript").agg(pl.col("emotion").n_unique(), pl.len())
+        shared = classes.filter(pl.col("emotion") > 1)["len"].sum() / max(told.height, 1)
+        scripted = shared > _SCRIPTED
+        mark = "# " if scripted else ""
+        why = "every sentence is spoken in several emotions, so words can tell nothing" if scripted else "hashed words and characters"
+        features += [f"  {mark}words: {{backbone: hashed}}    # {why}"]
+        searches += [f"  {mark}- {{space: pooled_text, features: words, trials: 15}}"]
+    return "\n".join(features) + "\n", "\n".join(searches) + "\n"

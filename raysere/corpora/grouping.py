@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import polars as pl
@@ -47,7 +47,7 @@ class Grouped:
             if by == "sentence"
             else [str(key) for key in table[column].to_list()]
         )
-        head = _joined(linked) if by == "speaker" else {}
+        head = linked_heads(linked) if by == "speaker" else {}
         groups = [head.get(key, key) for key in keys]
         self.group_names = sorted(set(groups))
         number = {name: index for index, name in enumerate(self.group_names)}
@@ -109,7 +109,15 @@ class Grouped:
         return complaints
 
 
-def _joined(linked: Sequence[Sequence[str]]) -> dict[str, str]:
+def linked_groups(linked: Iterable[Iterable[str]]) -> list[list[str]]:
+    """Groups that share a speaker as one group, sorted; groups of one are left out."""
+    groups: defaultdict[str, list[str]] = defaultdict(list)
+    for speaker, first in sorted(linked_heads([list(group) for group in linked]).items()):
+        groups[first].append(speaker)
+    return sorted(group for group in groups.values() if len(group) > 1)
+
+
+def linked_heads(linked: Iterable[Sequence[str]]) -> dict[str, str]:
     """Speaker to the first of all that it is linked to, directly or through others."""
     head: dict[str, str] = {}
 

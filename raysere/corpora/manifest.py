@@ -13,6 +13,7 @@ from typing import Any
 
 import polars as pl
 
+from raysere.corpora.grouping import linked_groups
 from raysere.corpora.schema import REQUIRED, SCHEMA, SPLIT_NAMES
 from raysere.corpora.validation import Problem, conform, conversion_problems, validate
 from raysere.errors import DataError, MissingFileError
@@ -32,7 +33,7 @@ class Manifest:
         table: columns of :data:`SCHEMA` in that order, sorted by utterance.
         roots: corpus to the folder that its paths are relative to.
         scales: corpus to (low, high) of arousal, valence and dominance.
-        linked_speakers: groups of speakers that must stay in one fold (two ids of one person, shared audio).
+        linked_speakers: groups of speakers that must stay in one fold (two ids of one person, shared audio); no speaker is in two of them.
         notes: what was handled, and what the user must know.
         synthetic: whether any of it was spoken by a machine.
         channels: speaker to the channel (0 is the left one) that alone is taken of his files with several channels; others are averaged.
@@ -68,7 +69,8 @@ class Manifest:
         channels: Mapping[str, int] | None = None,
         where: object = None,
     ) -> Manifest:
-        """A manifest of a table whose columns may be in any order; nullable ones may be missing.
+        """A manifest of a table whose columns may be in any order; nullable ones may be missing. Groups of linked speakers that share one
+        become one group.
 
         Raises:
             DataError: names the first 20 problems with row number (of the table as given, from 0), column, value, reason and remedy, and
@@ -89,12 +91,11 @@ class Manifest:
                 where=where,
                 remedy="Correct these rows and load it again.",
             )
-        links = sorted(sorted(set(group)) for group in linked_speakers)
         return cls(
             conformed.sort("utterance"),
             dict(roots or {}),
             plain,
-            [group for group in links if len(group) > 1],
+            linked_groups(linked_speakers),
             list(dict.fromkeys(notes)),
             synthetic,
             {speaker: int(channel) for speaker, channel in sorted((channels or {}).items())},

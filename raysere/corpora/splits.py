@@ -11,7 +11,7 @@ import polars as pl
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from raysere.corpora.balance import assign
-from raysere.corpora.grouping import Grouped
+from raysere.corpora.grouping import Grouped, linked_heads
 from raysere.errors import DataError
 
 SPLIT_SCHEMA = {"outer": pl.Int32, "utterance": pl.String, "role": pl.String, "fold": pl.Int32}
@@ -138,7 +138,7 @@ def verify_splits(splits: pl.DataFrame, speakers: Mapping[str, str] | pl.DataFra
     """
     if isinstance(speakers, pl.DataFrame):
         speakers = dict(speakers.select("utterance", "speaker").iter_rows())
-    head = {speaker: group[0] for group in linked_speakers for speaker in group}
+    head = linked_heads(linked_speakers)
     unknown = sorted(set(splits["utterance"].to_list()) - set(speakers))
     if unknown:
         raise DataError(f"{len(unknown)} utterances of the splits have no speaker, the first is {unknown[0]!r}")

@@ -23,6 +23,7 @@ from raysere.ensemble.description import FORMAT, describe, file_hash
 from raysere.ensemble.dimensional import AttributeFit
 from raysere.ensemble.fit import AttributePart, ClassFit, Part
 from raysere.ensemble.library import MemberInfo
+from raysere.ensemble.pools import POOLS
 from raysere.ensemble.protocols import Fitted
 from raysere.ensemble.runs import Run
 from raysere.errors import DataError, MissingFileError, RaysereError
@@ -118,10 +119,12 @@ def load_ensemble(folder: str | os.PathLike[str]) -> Bundle:
         members = {entry["id"]: entry for entry in record["members"]}
         weights = {name: checked_path(folder, entry["weights"], entry["sha256"]) for name, entry in members.items()}
         specs = {key: FeatureSpec.from_json(entry["spec"], where=f"features.{key}") for key, entry in record["features"].items()}
+        for entry in record["members"]:
+            _check_member(entry, specs)
         parts = [
             _read_part(part, [entry for entry in record["members"] if entry["part"] == part["number"]], task) for part in record["parts"]
         ]
-    except (KeyError, TypeError, ValueError, ValidationError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, ValidationError, OverflowError, OSError) as error:
         if isinstance(error, RaysereError):
             raise
         raise DataError(f"This ensemble.yaml is damaged: {type(error).__name__} {error}", where=folder / "ensemble.yaml") from error
@@ -151,27 +154,41 @@ def checked_path(folder: Path, name: str, sha256: str) -> Path:
     return path
 
 
+def _check_member(entry: dict[str, Any], specs: dict[str, FeatureSpec]) -> None:
+    """What is read only when the member predicts. Raises ValueError."""
+    for key, kind in (("id", str), ("trial", str), ("run", str), ("method", str), ("modality", str), ("features", dict), ("params", dict)):
+        if not isinstance(entry[key], kind):
+            raise ValueError(f"{key} of a member is {entry[key]!r}")
+    if not isinstance(entry.get("resolved") or {}, dict):
+        raise ValueError(f"resolved of {entry['id']} is {entry['resolved']!r}")
+    if unknown := [key for key in entry["features"].values() if key not in specs]:
+        raise ValueError(f"{entry['id']} reads the features {unknown[0]!r}, which are not described")
+
+
 def _read_part(part: dict[str, Any], entries: list[dict[str, Any]], task: Task) -> Part:
     infos = {entry["id"]: MemberInfo(entry["trial"], entry["run"], entry["modality"], entry["method"], entry["study"]) for entry in entries}
     classes = None
     if task.categorical:
         used = [entry for entry in entries if entry["classes"]["weight"] > 0]
+        if part["pool"] not in POOLS:
+            raise ValueError(f"pool is {part['pool']!r}")
         classes = ClassFit(
             tuple(infos[entry["id"]] for entry in used),
             _positive([entry["classes"]["weight"] for entry in used]),
             tuple(
-                Calibration(float(_positive([entry["classes"]["temperature"]])[0]), _by_name(entry["classes"]["bias"], task))
-                for entry in used
+                Calibration(_number(entry["classes"]["temperature"]), _finite(_by_name(entry["classes"]["bias"], task))) for entry in used
             ),
             part["pool"],
             _positive(_by_name(part["selection_prior"], task)),
             _positive(_by_name(part["prior"], task)),
             part["family"],
             tuple(part["choice"].items()),
+            _number(part.get("temperature", 1.0)),
         )
     attributes = []
     for index, name in enumerate(task.attributes if task.dimensional else ()):
         fit = part["attributes"][name]
+        slope, intercept, kappa = _finite([fit["slope"], fit["intercept"], fit["kappa"]]).tolist()
         used = [entry for entry in entries if name in entry["attributes"]]
         numbers = {key: np.array([entry["attributes"][name][key] for entry in used], np.float64) for key in ("weight", "mean", "sd")}
         attributes.append(
@@ -180,11 +197,11 @@ def _read_part(part: dict[str, Any], entries: list[dict[str, Any]], task: Task) 
                 index,
                 AttributeFit(
                     _positive(numbers["weight"]),
-                    numbers["mean"],
+                    _finite(numbers["mean"]),
                     _positive(numbers["sd"]),
-                    float(fit["slope"]),
-                    float(fit["intercept"]),
-                    float(fit["kappa"]),
+                    slope,
+                    intercept,
+                    kappa,
                     task.scale,
                     fit["family"],
                 ),
@@ -203,4 +220,15 @@ def _positive(values: Any) -> np.ndarray:
     array = np.asarray(values, np.float64)
     if not len(array) or not np.isfinite(array).all() or (array <= 0).any():
         raise ValueError("weights, temperatures, deviations and priors are positive numbers")
+    return array
+
+
+def _number(value: Any) -> float:
+    return float(_positive([value])[0])
+
+
+def _finite(values: Any) -> np.ndarray:
+    array = np.asarray(values, np.float64)
+    if not np.isfinite(array).all():
+        raise ValueError("biases, means, slopes and intercepts are finite numbers")
     return array

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from raysere.errors import ConfigError
+
+if TYPE_CHECKING:
+    from raysere.training.task import Task
 
 #: From simple to complex; the one-standard-error rule of ``auto`` moves towards the front.
 FAMILIES = ("best_single", "average", "greedy")
@@ -59,3 +64,19 @@ class EnsembleConfig(BaseModel):
         if isinstance(value, tuple) and (any(not p > 0 for p in value) or not math.isclose(sum(value), 1.0, abs_tol=1e-3)):
             raise ValueError("a prior given as a list needs one positive number a class, and a sum of 1")
         return value
+
+
+def with_family(config: EnsembleConfig, family: str, task: Task) -> EnsembleConfig:
+    """``config`` with an explicit family, for classes and for attributes, for each where it is one of its choices.
+
+    Raises ConfigError for a family that none of the task's parts has.
+    """
+    classes, attributes = ("auto", *FAMILIES), ("auto", *ATTRIBUTE_FAMILIES)
+    choices = [*classes] if task.categorical else []
+    choices += [name for name in attributes if name not in choices] if task.dimensional else []
+    if family not in choices:
+        raise ConfigError(f"There is no family {family!r} for this task", where="ensemble.family", choices=choices)
+    changed = {"family": family} if family in classes else {}
+    if family in attributes:
+        changed["dimensional"] = family
+    return config.model_copy(update=changed)

@@ -77,6 +77,7 @@ def _part_record(number: int, part: Part, count: int, task: Task) -> dict[str, A
         "share": 1 / count,
         "family": fit.family if fit else None,
         "pool": fit.pool if fit else None,
+        "temperature": float(fit.temperature) if fit else None,
         "choice": dict(fit.choice) if fit else {},
         "selection_prior": dict(zip(task.classes, fit.selection_prior.tolist())) if fit else {},
         "prior": dict(zip(task.classes, fit.prior.tolist())) if fit else {},

@@ -224,8 +224,9 @@ def fit_attribute(
     if values.shape[0] == 0 or values.shape[1] == 0:
         raise DataError("There is nothing to fit an attribute on: no members or no rows")
     standard, mean, sd = standardise(values, present)
-    cccs = np.array([ccc(values[m, here], target[here]) if here.any() else 0.0 for m, here in enumerate(present)])
-    by_id = sorted(range(len(ids)), key=lambda m: (-round(float(cccs[m]) / _TIE), ids[m]))
+    # over all rows, the mean where a member is absent: one that answers only easy rows is not the best
+    cccs = np.array([ccc(np.where(here, values[m], target.mean()), target) if here.any() else 0.0 for m, here in enumerate(present)])
+    by_id = sorted(range(len(ids)), key=lambda m: (not present[m].any(), -round(float(cccs[m]) / _TIE), ids[m]))
     members = len(ids)
     if family == "best_single":
         weights = np.zeros(members)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from raysere.ensemble.config import EnsembleConfig
+from raysere.ensemble.config import EnsembleConfig, with_family
 from raysere.ensemble.library import usable_trials
 from raysere.ensemble.protocols import SYSTEMS, Answers, Fitted, fit_runs
 from raysere.ensemble.runs import Run, Truth, dev_truth, test_truth
@@ -23,7 +23,7 @@ from raysere.files import digest, read_json, write_json
 from raysere.training import metrics
 
 FORMAT = "raysere.evaluation/1"
-_CODE = 1  # raised when the procedure changes its result
+_CODE = 2  # raised when the procedure changes its result
 _BINS = 10
 _FEW_SPEAKERS = 10
 
@@ -48,7 +48,8 @@ def evaluate(run: str | os.PathLike[str], config: EnsembleConfig | None = None) 
 def evaluate_runs(runs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str], *, family: str | None = None) -> dict[str, Any]:
     """One ensemble of the finished trials of several runs, saved to ``out`` with its evaluation.json.
 
-    Raises DataError where the runs differ in classes, task, protocol or splits.
+    The settings are the first run's; ``family`` overrides how members are weighed, None keeps it.
+    Raises DataError where the runs differ in classes, task, protocol or splits, ConfigError for a family that the task has not.
     """
     from raysere.ensemble.bundle import save_ensemble
 
@@ -57,7 +58,7 @@ def evaluate_runs(runs: Sequence[str | os.PathLike[str]], out: str | os.PathLike
         raise DataError("No run is named")
     config = opened[0].config
     if family is not None:
-        config = EnsembleConfig.model_validate({**config.model_dump(), "family": family, "dimensional": family})
+        config = with_family(config, family, opened[0].task)
     fitted = fit_runs(opened, config)
     result = {**score_answers(opened, fitted, config), "inputs": fingerprint(opened, config)}
     save_ensemble(opened, fitted, config, Path(out), result)
@@ -338,11 +339,12 @@ class _Scores:
     def _without_predictions(self) -> int:
         role = "pool" if self.fitted.split == "out_of_fold" else "test"
         count = 0
+        scored = {utterance for run in self.runs for utterance in run.with_target()}
         for one in self.fitted.answers:
             wanted = pl.concat([run.rows(one.outer, role) for run in self.runs]).unique(subset="utterance")
             if role == "pool":
                 wanted = wanted.filter(pl.col("fold").is_not_null())
-            count += len(set(wanted["utterance"].to_list()) - set(one.utterances))
+            count += len(scored & set(wanted["utterance"].to_list()) - set(one.utterances))
         return count
 
 

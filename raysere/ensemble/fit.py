@@ -6,18 +6,19 @@ fold of a nested run.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from raysere.ensemble.calibration import Calibration, class_shares, fit_calibration
+from raysere.ensemble.calibration import Calibration, class_shares, fit_calibration, log_softmax, nll
 from raysere.ensemble.config import ATTRIBUTE_FAMILIES, FAMILIES, EnsembleConfig
 from raysere.ensemble.dimensional import AttributeFit, fit_attribute, group_folds
 from raysere.ensemble.greedy import Candidates, GreedyParams, contributions, greedy_weights
 from raysere.ensemble.library import MemberInfo, Predictions, Selection
 from raysere.ensemble.objective import Objective
 from raysere.ensemble.pools import POOLS
-from raysere.ensemble.priors import decision_prior, shift_prior
+from raysere.ensemble.priors import decision_prior, likeliest_class, shift_prior
 from raysere.errors import DataError
 from raysere.training.task import Task
 
@@ -28,7 +29,12 @@ _SE_DRAWS = 500
 
 @dataclass(frozen=True)
 class ClassFit:
-    """Members with weight, their calibrations, and the priors between which the pooled prediction is moved."""
+    """Members with weight, their calibrations, and the priors between which the pooled prediction is moved.
+
+    ``temperature`` divides the pooled log-probabilities: the mean of calibrated members that disagree is less sure than it is
+    right. It acts after the prior is moved, so that it changes how sure an answer is and never which class is answered, the one by
+    which members were chosen.
+    """
 
     members: tuple[MemberInfo, ...]
     weights: np.ndarray
@@ -38,16 +44,28 @@ class ClassFit:
     prior: np.ndarray
     family: str
     choice: tuple[tuple[str, float], ...] = ()  # inner-fold scores by which ``auto`` chose
+    temperature: float = 1.0
 
-    def natural(self, predictions: Predictions) -> np.ndarray:
-        """Pooled log-probabilities (N, K) float64 under the selection prior, NaN where nobody answers."""
+    def pooled(self, predictions: Predictions) -> np.ndarray:
+        """Pooled log-probabilities (N, K) float64 before the temperature, NaN where nobody answers."""
         found = predictions.aligned(self.members)
         calibrated = np.stack([calibration.apply(logp) for calibration, logp in zip(self.calibrations, found.logp)])
         return POOLS[self.pool](calibrated, self.weights, found.present)
 
+    def natural(self, predictions: Predictions) -> np.ndarray:
+        """Calibrated pooled log-probabilities (N, K) float64 under the selection prior, NaN where nobody answers."""
+        return self._temper(self.pooled(predictions))
+
+    def _temper(self, logp: np.ndarray) -> np.ndarray:
+        return logp if self.temperature == 1 else log_softmax(logp / self.temperature)
+
     def predict(self, predictions: Predictions) -> np.ndarray:
         """Log-probabilities (N, K) float64 under the decision prior, NaN where nobody answers."""
-        return shift_prior(self.natural(predictions), self.selection_prior, self.prior)
+        return self._temper(shift_prior(self.pooled(predictions), self.selection_prior, self.prior))
+
+    def fallback(self, classes: Sequence[str]) -> int:
+        """The class that is answered where nobody answers."""
+        return likeliest_class(self.prior, self.selection_prior, classes)
 
 
 @dataclass(frozen=True)
@@ -90,7 +108,7 @@ class Part:
 
 
 def mixture(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """Uniform mixture of the predictions of parts; a part that cannot answer an item is left out for it."""
+    """Uniform mixture of the predictions of parts; a part that cannot answer an item (or one attribute of it) is left out for it."""
     if len(parts) == 1:
         return parts[0]
     logp = _mean_over_answering(np.exp(np.stack([part[0] for part in parts])))
@@ -99,9 +117,9 @@ def mixture(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.
 
 
 def _mean_over_answering(values: np.ndarray) -> np.ndarray:
-    answered = np.isfinite(values).all(-1)
-    total = np.where(answered[..., None], values, 0.0).sum(0)
-    number = answered.sum(0)[:, None]
+    answered = np.isfinite(values)
+    total = np.where(answered, values, 0.0).sum(0)
+    number = answered.sum(0)
     return np.where(number > 0, total / np.maximum(number, 1), np.nan)
 
 
@@ -175,7 +193,15 @@ def _prepare(rows: Selection, task: Task, config: EnsembleConfig) -> _Prepared:
     scores = contributions(calibrated, found.present, ratio, log_pool=config.pool == "log")
     _, group = np.unique(rows.speaker, return_inverse=True)
     candidates = Candidates(
-        scores, found.present, rows.label, group, ratio[rows.label], [member.id for member in found.members], config.pool == "log"
+        scores,
+        found.present,
+        rows.label,
+        group,
+        ratio[rows.label],
+        [member.id for member in found.members],
+        config.pool == "log",
+        prior,
+        likeliest_class(prior, selection_prior, found.classes),
     )
     return _Prepared(calibrations, candidates, selection_prior, prior)
 
@@ -192,7 +218,7 @@ def _weigh(
     else:
         weights = greedy_weights(prepared.candidates, objective, greedy_params(config))
     kept = np.flatnonzero(weights > 0)
-    return ClassFit(
+    fit = ClassFit(
         tuple(members[m] for m in kept),
         weights[kept] / weights[kept].sum(),
         tuple(prepared.calibrations[m] for m in kept),
@@ -202,6 +228,18 @@ def _weigh(
         family,
         choice,
     )
+    return replace(fit, temperature=_pool_temperature(fit, rows, config)) if config.calibrate else fit
+
+
+def _pool_temperature(fit: ClassFit, rows: Selection, config: EnsembleConfig) -> float:
+    """Temperature of the pooled log-probabilities on the selection rows; 1 where the (penalised) fit would not lower their NLL."""
+    pooled = fit.pooled(rows.predictions)
+    answered = np.isfinite(pooled).all(1)
+    pooled, label = pooled[answered], rows.label[answered]
+    if np.unique(label).size < 2:
+        return 1.0
+    temperature = fit_calibration(pooled, label, ridge=config.ridge, biases=False).temperature
+    return temperature if nll(log_softmax(pooled / temperature), label) < nll(pooled, label) else 1.0
 
 
 def greedy_params(config: EnsembleConfig) -> GreedyParams:
@@ -225,7 +263,8 @@ def _choose_class_family(rows: Selection, task: Task, config: EnsembleConfig) ->
         prepared = _prepare(inner, task, config)
         apart = rows.predictions.take_rows(held)
         for family in FAMILIES:
-            answers[family][held] = decide(_weigh(prepared, inner, family, task, config).predict(apart), prepared.prior)
+            fit = _weigh(prepared, inner, family, task, config)
+            answers[family][held] = decide(fit.predict(apart), fit.fallback(apart.classes))
     names, group = np.unique(rows.speaker, return_inverse=True)
     objective = class_objective(
         task, config, decision_prior(config.prior, class_metric(task), class_shares(rows.label, classes, 0.5), rows.predictions.classes)
@@ -261,10 +300,10 @@ def one_standard_error(sums: dict[str, np.ndarray], statistic, seed: int) -> tup
     return chosen, tuple((family, round(score, 6)) for family, score in scores.items())
 
 
-def decide(logp: np.ndarray, prior: np.ndarray) -> np.ndarray:
-    """Most probable class (N,) int; where nobody answers, the most probable class of the prior."""
+def decide(logp: np.ndarray, fallback: int) -> np.ndarray:
+    """Most probable class (N,) int; ``fallback`` (see ``likeliest_class``) where nobody answers."""
     answered = np.isfinite(logp).all(1)
-    answer = np.full(len(logp), int(np.argmax(prior)), np.int64)
+    answer = np.full(len(logp), fallback, np.int64)
     answer[answered] = logp[answered].argmax(1)
     return answer
 

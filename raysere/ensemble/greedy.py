@@ -32,6 +32,8 @@ class Candidates:
         item_weights: float64 (N,) weights of items in the likelihood that breaks ties.
         ids: M names; ties are parted by them, and their order is the order of everything.
         log_pool: scores are logarithms.
+        prior: decision prior (K,), the prediction where nobody answers; None: uniform.
+        fallback: the class that is answered there (see ``likeliest_class``).
     """
 
     scores: np.ndarray
@@ -41,6 +43,8 @@ class Candidates:
     item_weights: np.ndarray
     ids: Sequence[str]
     log_pool: bool = False
+    prior: np.ndarray | None = None
+    fallback: int = 0
 
     def part(self, members: np.ndarray, items: np.ndarray) -> Candidates:
         return Candidates(
@@ -51,6 +55,8 @@ class Candidates:
             self.item_weights[items],
             [self.ids[m] for m in members],
             self.log_pool,
+            self.prior,
+            self.fallback,
         )
 
 
@@ -88,40 +94,51 @@ def contributions(logp: np.ndarray, present: np.ndarray, ratio: np.ndarray, *, l
     return scores
 
 
-def answers(scores: np.ndarray, running: np.ndarray) -> np.ndarray:
-    """Class (C, N) of each candidate's sum with the running scores (K, N); the first of equal classes."""
+def answers(scores: np.ndarray, running: np.ndarray, answered: np.ndarray, fallback: int) -> np.ndarray:
+    """Class (C, N) of each candidate's sum with the running scores (K, N); the first of equal classes.
+
+    ``answered`` bool (C, N): whether the candidate or one of those chosen before it has a prediction; else ``fallback``.
+    """
     best = scores[0] + running[0]
     answer = np.zeros(best.shape, np.uint8)
     for k in range(1, len(scores)):
         value = scores[k] + running[k]
         np.copyto(answer, np.uint8(k), where=value > best)
         np.maximum(best, value, out=best)
+    np.copyto(answer, np.uint8(fallback), where=~answered)
     return answer
 
 
-def score_candidates(candidates: Candidates, running: np.ndarray, objective: Objective, repeats: np.ndarray | None) -> np.ndarray:
-    """Objective (M,) of adding each member to ``running`` (K, N)."""
+def score_candidates(
+    candidates: Candidates, running: np.ndarray, size: np.ndarray, objective: Objective, repeats: np.ndarray | None
+) -> np.ndarray:
+    """Objective (M,), over all items, of adding each member to ``running`` (K, N), to which ``size`` (N,) members have answered."""
     classes, members, items = candidates.scores.shape
     block = max(1, _BLOCK // max(items, 1))
     result = np.empty(members)
     for first in range(0, members, block):
-        answer = answers(candidates.scores[:, first : first + block], running)
+        here = slice(first, first + block)
+        answer = answers(candidates.scores[:, here], running, candidates.present[here] | (size > 0), candidates.fallback)
         result[first : first + block] = objective(confusion_counts(candidates.label, answer, classes, repeats))
     return result
 
 
 def _nll(candidates: Candidates, running: np.ndarray, size: np.ndarray, weights: np.ndarray) -> float:
-    """Weighted negative log-likelihood of the pooled scores (K, N); ``size`` (N,) is how many members answered each item."""
+    """Weighted negative log-likelihood of the pooled scores (K, N); ``size`` (N,) is how many members answered each item.
+
+    Items that nobody answered have the prior: leaving them out would favour members that answer few items.
+    """
     answered = size > 0
-    if not answered.any():
-        return float("inf")
-    total = running[:, answered].astype(np.float64)
+    total = running.astype(np.float64)
     if candidates.log_pool:
-        total = total / size[answered]
+        total = total / np.maximum(size, 1)
         total = total - total.max(0)
         total = np.exp(total)
-    picked = total[candidates.label[answered], np.arange(total.shape[1])] / np.maximum(total.sum(0), 1e-300)
-    return float(np.average(-np.log(np.maximum(picked, 1e-30)), weights=weights[answered]))
+    if not answered.all():
+        classes = len(running)
+        total[:, ~answered] = (np.full(classes, 1 / classes) if candidates.prior is None else candidates.prior)[:, None]
+    picked = total[candidates.label, np.arange(total.shape[1])] / np.maximum(total.sum(0), 1e-300)
+    return float(np.average(-np.log(np.maximum(picked, 1e-30)), weights=weights))
 
 
 def greedy_path(candidates: Candidates, objective: Objective, params: GreedyParams, repeats: np.ndarray | None = None) -> Path:
@@ -150,8 +167,8 @@ def greedy_path(candidates: Candidates, objective: Objective, params: GreedyPara
             key=lambda m: (_nll(candidates, running + candidates.scores[:, m], size + candidates.present[m], weights), candidates.ids[m]),
         )
 
-    single = score_candidates(candidates, running, objective, repeats)
     nothing, none_yet = np.zeros_like(running), np.zeros_like(size)
+    single = score_candidates(candidates, nothing, none_yet, objective, repeats)
     single_nll = [_nll(candidates, nothing + candidates.scores[:, m], none_yet + candidates.present[m], weights) for m in range(members)]
     order = sorted(range(members), key=lambda m: (-round(float(single[m]) / _TIE), single_nll[m], candidates.ids[m]))
     path = Path([], [], [], 0)
@@ -160,12 +177,12 @@ def greedy_path(candidates: Candidates, objective: Objective, params: GreedyPara
         if step < min(params.start, members):
             member = order[step]
             value = (
-                score_candidates(candidates.part(np.array([member]), np.arange(items)), running, objective, repeats)[0]
+                score_candidates(candidates.part(np.array([member]), np.arange(items)), running, size, objective, repeats)[0]
                 if step
                 else single[member]
             )
         else:
-            values = score_candidates(candidates, running, objective, repeats)
+            values = score_candidates(candidates, running, size, objective, repeats)
             member = best_of(values, range(members))
             value = values[member]
         running += candidates.scores[:, member]

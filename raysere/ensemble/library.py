@@ -13,10 +13,11 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from raysere.ensemble.calibration import FLOOR
+from raysere.ensemble.calibration import FLOOR, class_shares
 from raysere.ensemble.objective import Objective, confusion_counts
+from raysere.ensemble.priors import likeliest_class
 from raysere.ensemble.runs import Run, check_same, dev_truth
-from raysere.errors import DataError
+from raysere.errors import DataError, RaysereError
 from raysere.search.ledger import Ledger, Record
 from raysere.training.metrics import ccc
 from raysere.training.task import Task
@@ -160,21 +161,38 @@ class Selection:
 
 
 def member_scores(selection: Selection, metric: str) -> np.ndarray:
-    """Score (M,) of each member by itself, uncalibrated, on the rows that it answers; -inf where it answers none."""
+    """Score (M,) of each member by itself, uncalibrated, on **all** rows with a label; -inf where it answers none.
+
+    A row that it does not answer counts as the class that the rows have most of, or as the mean of the attribute: scored on
+    its own rows alone, a member that answers only the easy ones would be the best.
+    """
     found = selection.predictions
     scores = np.full(len(found.members), -np.inf)
     if metric == "ccc":
+        middle = mean_target(selection.target)
         for m, here in enumerate(found.present):
-            if here.any():
-                scores[m] = np.mean([ccc(found.values[m, here, a], selection.target[here, a]) for a in range(len(found.attributes))])
+            if (here & np.isfinite(selection.target).any(1)).any():
+                filled = np.where(here[:, None], found.values[m], middle)
+                scores[m] = np.mean([ccc(filled[:, a], selection.target[:, a]) for a in range(len(found.attributes))])
         return scores
-    objective = Objective(metric)
+    objective, classes = Objective(metric), len(found.classes)
     labelled = selection.label >= 0
-    for m, present in enumerate(found.present):
-        here = present & labelled
-        if here.any():
-            scores[m] = objective(confusion_counts(selection.label[here], found.logp[m, here].argmax(-1), len(found.classes)))[0]
+    label = selection.label[labelled]
+    if not len(label):
+        return scores
+    shares = class_shares(label, classes)
+    fallback = likeliest_class(shares, shares, found.classes)
+    for m, present in enumerate(found.present[:, labelled]):
+        if present.any():
+            answer = np.where(present, found.logp[m, labelled].argmax(-1), fallback)
+            scores[m] = objective(confusion_counts(label, answer, classes))[0]
     return scores
+
+
+def mean_target(target: np.ndarray) -> np.ndarray:
+    """Mean of each attribute (A,) over the rows that have it; 0 where none has."""
+    rated = np.isfinite(target)
+    return np.where(rated, target, 0.0).sum(0) / np.maximum(rated.sum(0), 1)
 
 
 def load_selection(runs: Sequence[Run], outer: int = 0) -> Selection:
@@ -203,8 +221,17 @@ def load_predictions(runs: Sequence[Run], outer: int, part: Literal["dev", "test
         for record in usable_trials(run):
             if record.outer != outer:
                 continue
-            table = record.predictions().filter(pl.col("split").cast(pl.String) == part)
-            tables.append(_check_rows(table, rows, task, record, folds=part == "dev" and run.kind != "holdout"))
+            try:
+                table = record.predictions().filter(pl.col("split").cast(pl.String) == part)
+                tables.append(_check_rows(table, rows, task, record, folds=part == "dev" and run.kind != "holdout"))
+            except (pl.exceptions.PolarsError, OSError) as error:
+                if isinstance(error, RaysereError):
+                    raise
+                raise DataError(
+                    f"The predictions of {record.trial} cannot be read: {(str(error).splitlines() or [type(error).__name__])[0]}",
+                    where=record.folder / "predictions.parquet",
+                    remedy="Move the folder of this trial away and run the same command again: the trial is then trained anew.",
+                ) from error
             members.append(_member(run, record))
     if not members:
         of = f" of outer fold {outer}" if runs[0].kind == "nested" else ""
@@ -262,7 +289,7 @@ def _check_rows(table: pl.DataFrame, rows: pl.DataFrame, task: Task, record: Rec
             where=path,
             remedy="Its rows may have been training rows: search again.",
         )
-    return table.select("utterance", *wanted)
+    return table.select("utterance", pl.col(wanted).cast(pl.Float32).fill_null(float("nan")))
 
 
 def _stack(
@@ -280,7 +307,7 @@ def _stack(
     for m, table in enumerate(tables):
         same = table["utterance"].to_list() == utterances
         joined = table if same else order.join(table, on="utterance", how="left", maintain_order="left")
-        numbers = joined.select(pl.col(name).cast(pl.Float32).fill_null(float("nan")) for name in table.columns[1:]).to_numpy()
+        numbers = joined.select(pl.col(table.columns[1:]).fill_null(float("nan"))).to_numpy()
         present[m] = np.isfinite(numbers).all(1)
         p, rest = numbers[:, : len(classes)], numbers[:, len(classes) :]
         logp[m] = np.where(present[m][:, None], np.log(np.clip(p, FLOOR, None)), 0.0) if len(classes) else p

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from raysere.features.views import FeatureView
 
 
+_NO_SPEAKER = "no speaker named: members that normalise by speaker use training statistics"
+
+
 class Ensemble:
     """A saved ensemble, ready to predict. Models and backbones are opened on first use and kept.
 
@@ -48,6 +51,7 @@ class Ensemble:
         texts: Sequence[str | None] | None = None,
         speakers: Sequence[str | None] | None = None,
         *,
+        corpora: Sequence[str | None] | None = None,
         contributions: bool = False,
     ) -> pl.DataFrame:
         """Predict audio files with or without their transcripts, or texts alone.
@@ -56,27 +60,33 @@ class Ensemble:
             files: audio files; None for text only.
             texts: a transcript for each file ('' or None: none), or the texts themselves.
             speakers: who speaks, for members that normalise by speaker: their clips are normalised together. None: every clip by itself.
+            corpora: names of the training corpora that the inputs are like, for members that normalise by corpus and were trained
+                on several. None, or a name that is none of theirs: the statistics of all training rows.
             contributions: add a column of each member's share and probabilities.
 
         Returns:
             One row an input: ``file, text``, ``p.CLASS...`` (under the prior by which the ensemble decides), ``predicted``,
             ``confidence``, attributes on the task's scale, ``members`` (how many answered), ``note`` (what was missing), ``error``
-            (why nothing could be answered; the rest of the row is null). Raises ConfigError for lists of different lengths.
+            (why nothing could be answered; the rest of the row is null). Classes or an attribute that no member could answer are
+            null by themselves, and the note says so. Raises ConfigError for lists of different lengths.
         """
         count = len(files) if files is not None else len(texts or [])
         if count == 0:
             raise ConfigError("Nothing to predict", remedy="Give audio files or texts.")
-        for what, given in (("texts", texts), ("speakers", speakers)):
+        for what, given in (("texts", texts), ("speakers", speakers), ("corpora", corpora)):
             if given is not None and len(given) != count:
                 raise ConfigError(f"{len(given)} {what} for {count} inputs", remedy="Give one each, in the same order.")
         paths: list[str | None] = [None if files is None else str(files[n]) for n in range(count)]
         words: list[str | None] = [text if text and text.strip() else None for text in (texts or [None] * count)]
         people = [f"#{n}" if speakers is None or speakers[n] is None else str(speakers[n]) for n in range(count)]
         views, failures = self._features(paths, words)
-        predictions = self.member_predictions(views, count, people)
-        return self._frame(predictions, paths, words, failures, contributions)
+        predictions = self.member_predictions(views, count, people, corpora)
+        unnamed = np.array([speakers is None or speakers[n] is None for n in range(count)])
+        return self._frame(predictions, paths, words, failures, unnamed & self._without_own_statistics(views, predictions), contributions)
 
-    def member_predictions(self, views: dict[str, FeatureView], count: int, speakers: Sequence[str]) -> Predictions:
+    def member_predictions(
+        self, views: dict[str, FeatureView], count: int, speakers: Sequence[str], corpora: Sequence[str | None] | None = None
+    ) -> Predictions:
         """Stacked predictions of all members from views (by feature key) of the same ``count`` items in the same order."""
         task = self.task
         infos = tuple(
@@ -94,7 +104,12 @@ class Ensemble:
             rows = np.flatnonzero(np.logical_and.reduce([view.present for view in own.values()]))
             if not len(rows):
                 continue
-            found = self._predictor(name).predict(own, rows, speakers=[speakers[row] for row in rows.tolist()])
+            found = self._predictor(name).predict(
+                own,
+                rows,
+                speakers=[speakers[row] for row in rows.tolist()],
+                corpora=None if corpora is None else [corpora[row] or "" for row in rows.tolist()],
+            )
             present[m, rows] = True
             if task.categorical:
                 logp[m, rows] = log_softmax(found.logits.numpy().astype(np.float32))
@@ -144,6 +159,19 @@ class Ensemble:
             views[key] = _spread(view, usable, len(paths))
         return views, failures
 
+    def _without_own_statistics(self, views: dict[str, FeatureView], predictions: Predictions) -> np.ndarray:
+        """bool (N,): a member that normalises by speaker answered, and the clip by itself is too short for statistics of its own."""
+        from raysere.training.normalise import MIN_OWN_ROWS
+
+        fell_back = np.zeros(len(predictions.utterances), bool)
+        for m, entry in enumerate(self.bundle.members.values()):
+            if (entry.get("resolved") or entry["params"]).get("normalise") != "speaker":
+                continue
+            for key in entry["features"].values():
+                if key in views and self.bundle.specs[key].kind != "counts":
+                    fell_back |= predictions.present[m] & (views[key].lengths(np.arange(len(fell_back))) < MIN_OWN_ROWS)
+        return fell_back
+
     def _backbone(self, key: str) -> Any:
         if key not in self._backbones:
             from raysere.features.backbones import open_backbone
@@ -183,28 +211,36 @@ class Ensemble:
         paths: list[str | None],
         words: list[str | None],
         failures: list[dict[str, str]],
+        fell_back: np.ndarray,
         contributions: bool,
     ) -> pl.DataFrame:
         task = self.task
         p, values = self.answer(predictions)
-        answered = (np.isfinite(p).all(1) if task.categorical else np.ones(len(paths), bool)) & (
-            np.isfinite(values).all(1) if task.dimensional else True
-        )
+        names = task.attributes if task.dimensional else ()
+        blocks = {"the classes": np.isfinite(p).all(1)} if task.categorical else {}
+        blocks |= {name: np.isfinite(values[:, a]) for a, name in enumerate(names)}
+        answered = np.logical_or.reduce(list(blocks.values()))
+        classed = blocks["the classes"] if task.categorical else answered
         columns: dict[str, Any] = {"file": pl.Series(paths, dtype=pl.String), "text": pl.Series(words, dtype=pl.String)}
         for k, name in enumerate(task.classes):
-            columns[f"p.{name}"] = [float(p[n, k]) if answered[n] else None for n in range(len(paths))]
+            columns[f"p.{name}"] = [float(p[n, k]) if classed[n] else None for n in range(len(paths))]
         if task.categorical:
             columns["predicted"] = pl.Series(
-                [task.classes[int(p[n].argmax())] if answered[n] else None for n in range(len(paths))], dtype=pl.String
+                [task.classes[int(p[n].argmax())] if classed[n] else None for n in range(len(paths))], dtype=pl.String
             )
-            columns["confidence"] = [float(p[n].max()) if answered[n] else None for n in range(len(paths))]
-        for a, name in enumerate(task.attributes if task.dimensional else ()):
-            columns[name] = [float(values[n, a]) if answered[n] else None for n in range(len(paths))]
+            columns["confidence"] = [float(p[n].max()) if classed[n] else None for n in range(len(paths))]
+        for a, name in enumerate(names):
+            columns[name] = [float(values[n, a]) if blocks[name][n] else None for n in range(len(paths))]
         number = predictions.present.sum(0)
         columns["members"] = [int(count) for count in number]
-        columns["note"] = pl.Series(
-            [self._note(predictions, n, failures[n]) if answered[n] else None for n in range(len(paths))], dtype=pl.String
-        )
+        notes: list[str | None] = []
+        for n in range(len(paths)):
+            silent = [name for name, found in blocks.items() if not found[n]]
+            parts = [self._note(predictions, n, failures[n])]
+            parts += [f"no member could answer {', '.join(silent)}"] if silent else []
+            parts += [_NO_SPEAKER] if fell_back[n] else []
+            notes.append(("; ".join(part for part in parts if part) or None) if answered[n] else None)
+        columns["note"] = pl.Series(notes, dtype=pl.String)
         columns["error"] = pl.Series([None if answered[n] else _reasons(failures[n].values()) for n in range(len(paths))], dtype=pl.String)
         if contributions:
             columns["contributions"] = self._shares(predictions)

@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from raysere.ensemble.calibration import log_softmax
 from raysere.errors import ConfigError
+
+if TYPE_CHECKING:
+    from raysere.ensemble.config import EnsembleConfig
 
 
 def shift_prior(logp: np.ndarray, source: np.ndarray, target: np.ndarray) -> np.ndarray:
     """``log p'_k = log p_k + log target_k - log source_k``, renormalised; (..., K), dtype kept."""
     ratio = np.log(np.maximum(target, 1e-12)) - np.log(np.maximum(source, 1e-12))
     return log_softmax(logp + ratio.astype(logp.dtype))
+
+
+def check_prior(config: EnsembleConfig, classes: Sequence[str]) -> None:
+    """Raise ConfigError unless a prior that is stated as a list has one number a class; to be called before a search."""
+    _check_length(config.prior, classes)
+
+
+def _check_length(choice: str | tuple[float, ...], classes: Sequence[str]) -> None:
+    if not isinstance(choice, str) and len(choice) != len(classes):
+        raise ConfigError(
+            f"The prior has {len(choice)} numbers, but there are {len(classes)} classes",
+            where="ensemble.prior",
+            remedy="Give one number a class, in this order: " + ", ".join(classes) + "." if classes else "Leave it out.",
+        )
+
+
+def likeliest_class(prior: np.ndarray, selection: np.ndarray, classes: Sequence[str]) -> int:
+    """The answer where no member has one: the class with the largest ``prior`` (K,), of equals (a uniform prior) the one that
+    the selection rows have most of, then the first by name. It does not depend on the order of the classes."""
+    return min(range(len(classes)), key=lambda k: (-round(float(prior[k]), 9), -round(float(selection[k]), 9), classes[k]))
 
 
 def decision_prior(choice: str | tuple[float, ...], metric: str, selection: np.ndarray, classes: tuple[str, ...]) -> np.ndarray:
@@ -21,10 +47,7 @@ def decision_prior(choice: str | tuple[float, ...], metric: str, selection: np.n
     macro-F1, whose best thresholds lie between, halfway on the log scale.
     """
     if not isinstance(choice, str):
-        if len(choice) != len(classes):
-            raise ConfigError(
-                f"The prior has {len(choice)} numbers, but there are {len(classes)} classes", where="ensemble.prior", choices=classes
-            )
+        _check_length(choice, classes)
         return np.asarray(choice, np.float64) / sum(choice)
     if choice == "auto":
         power = {"uar": 0.0, "macro_f1": 0.5}.get(metric, 1.0)

@@ -162,7 +162,7 @@ def answer_rows(part: Part, selection: Selection, held: Predictions, task: Task,
     natural = np.zeros((count, 0))
     if part.classes is not None:
         answer = {
-            "ensemble": decide(logp, part.classes.prior),
+            "ensemble": decide(logp, part.classes.fallback(held.classes)),
             "best_single": best[0],
             "average": average[0],
             "majority_vote": recipes.majority_vote(held),
@@ -187,5 +187,7 @@ def answer_rows(part: Part, selection: Selection, held: Predictions, task: Task,
 def in_sample(part: Part, selection: Selection, task: Task) -> tuple[Selection, np.ndarray, np.ndarray]:
     """The part's answers on the rows that it was fitted on: to tell how much they flatter."""
     logp, values = part.predict(selection.predictions)
-    answer = decide(logp, part.classes.prior) if part.classes is not None else np.zeros(len(logp), np.int64)
+    answer = np.zeros(len(logp), np.int64)
+    if part.classes is not None:
+        answer = decide(logp, part.classes.fallback(selection.predictions.classes))
     return selection, answer, values

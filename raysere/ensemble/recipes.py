@@ -12,8 +12,9 @@ import numpy as np
 from raysere.ensemble.calibration import class_shares, nll
 from raysere.ensemble.config import EnsembleConfig
 from raysere.ensemble.fit import decide
-from raysere.ensemble.library import MemberInfo, Predictions, Selection, member_scores
+from raysere.ensemble.library import MemberInfo, Predictions, Selection, mean_target, member_scores
 from raysere.ensemble.pools import POOLS
+from raysere.ensemble.priors import likeliest_class
 from raysere.training.task import Task
 
 
@@ -45,7 +46,7 @@ class Baselines:
     def _pool(self, found: Predictions, pool: str) -> tuple[np.ndarray, np.ndarray]:
         equal = np.ones(len(found.members))
         answer = (
-            decide(POOLS[pool](found.logp, equal, found.present), self.prior)
+            decide(POOLS[pool](found.logp, equal, found.present), likeliest_class(self.prior, self.prior, found.classes))
             if found.classes
             else np.zeros(len(found.utterances), np.int64)
         )
@@ -55,16 +56,17 @@ class Baselines:
 
 
 def fit_baselines(selection: Selection, task: Task, config: EnsembleConfig) -> Baselines:
-    """Choose the best single member, and the library of the plain recipes, on selection rows."""
+    """Choose the best single member, and the library of the plain recipes, on all selection rows (see ``member_scores``)."""
     capped = selection.top(config.top, task.metric)
     scores, members = member_scores(capped, task.metric), capped.predictions.members
-    best = min(range(len(members)), key=lambda m: (-scores[m], _raw_nll(capped, m) if task.categorical else 0.0, members[m].id))
     labelled = capped.label[capped.label >= 0]
     prior = class_shares(labelled, len(task.classes), 0.5) if task.categorical else np.zeros(0)
-    middle = np.nan_to_num(np.nanmean(capped.target, axis=0)) if task.attributes else np.zeros(0)
-    return Baselines(members[best], members, prior, middle)
+    best = min(range(len(members)), key=lambda m: (-scores[m], _raw_nll(capped, m, prior) if task.categorical else 0.0, members[m].id))
+    return Baselines(members[best], members, prior, mean_target(capped.target))
 
 
-def _raw_nll(selection: Selection, member: int) -> float:
-    here = selection.predictions.present[member] & (selection.label >= 0)
-    return nll(selection.predictions.logp[member, here], selection.label[here]) if here.any() else np.inf
+def _raw_nll(selection: Selection, member: int, prior: np.ndarray) -> float:
+    rows = selection.label >= 0
+    found = selection.predictions
+    filled = np.where(found.present[member, rows, None], found.logp[member, rows], np.log(prior))
+    return nll(filled, selection.label[rows]) if rows.any() else np.inf

@@ -33,11 +33,14 @@ class Run:
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> Run:
-        """Raises MissingFileError where a file of the run is missing, ConfigError for a task that cannot be read."""
+        """Raises MissingFileError where a file is missing, ConfigError for settings and DataError for splits that cannot be read."""
         folder = Path(folder)
         settings = read_yaml(folder / "experiment.yaml")
         if not isinstance(settings, dict) or "task" not in settings:
             raise ConfigError("This experiment.yaml does not come from a run", where=folder / "experiment.yaml")
+        for name in ("ensemble", "protocol", "features"):
+            if not isinstance(settings.get(name) or {}, dict):
+                raise ConfigError(f"{name} is a mapping, not {settings[name]!r}", where=folder / "experiment.yaml")
         try:
             task = Task.model_validate(settings["task"])
         except ValidationError as error:
@@ -47,7 +50,7 @@ class Run:
         for name in ("splits.parquet", "manifest.parquet"):
             if not (folder / name).is_file():
                 raise MissingFileError(f"There is no {name}", where=folder, remedy="A run is a folder that `raysere run` wrote.")
-        return cls(folder, settings, task, pl.read_parquet(folder / "splits.parquet").with_columns(pl.col("role").cast(pl.String)))
+        return cls(folder, settings, task, _read_splits(folder / "splits.parquet"))
 
     @property
     def name(self) -> str:
@@ -88,6 +91,11 @@ class Run:
         rules = self.settings.get("class_map")
         return build_labels(self.manifest, None if rules is None else class_map(rules), self.task)[0]
 
+    def with_target(self) -> list[str]:
+        """Utterances that have a target of the task: the others may teach, and are never scored."""
+        labels = self._labels
+        return [labels.utterances[row] for row in np.flatnonzero(labels.has_target(self.task))]
+
     @property
     def synthetic(self) -> bool:
         return bool(self.manifest.synthetic)
@@ -95,6 +103,19 @@ class Run:
     def rows(self, outer: int, role: str) -> pl.DataFrame:
         """Columns utterance, fold of the rows of one role (pool or test) of an outer split."""
         return self.splits.filter((pl.col("outer") == outer) & (pl.col("role") == role)).select("utterance", "fold")
+
+
+def _read_splits(path: Path) -> pl.DataFrame:
+    try:
+        return pl.read_parquet(path, hive_partitioning=False).select(
+            pl.col("outer").cast(pl.Int32), pl.col("utterance", "role").cast(pl.String), pl.col("fold").cast(pl.Int32)
+        )
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise DataError(
+            f"These splits cannot be read: {(str(error).splitlines() or [type(error).__name__])[0]}",
+            where=path,
+            remedy="Restore this file, or run the experiment again under another name.",
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ a row of a ready table by the utterance id. File hashes are cached by path, size
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,16 @@ if TYPE_CHECKING:
     from raysere.corpora.manifest import Manifest
 
 HASHES: dict[str, Any] = {"path": pl.String, "size": pl.Int64, "mtime_ns": pl.Int64, "hash": pl.String}
-MAP: dict[str, Any] = {"utterance": pl.String, "path": pl.String, "start_s": pl.Float64, "end_s": pl.Float64, "content": pl.String}
+MAP: dict[str, Any] = {
+    "root": pl.String,
+    "utterance": pl.String,
+    "path": pl.String,
+    "start_s": pl.Float64,
+    "end_s": pl.Float64,
+    "content": pl.String,
+}
+_ROW = ["utterance", "path", "start_s", "end_s"]
+NO_TRANSCRIPT = "no transcript"
 CHARACTERS_PER_S = 15.0  # of read speech: what a text costs in seconds when nothing was heard
 
 
@@ -54,6 +64,11 @@ class Failure:
     path: str | None
     reason: str
     lasting: bool = True
+
+    @property
+    def stage(self) -> str:
+        """``no transcript`` where there are no words to read (a missing modality, not a fault), else ``features``."""
+        return NO_TRANSCRIPT if self.reason == NO_TRANSCRIPT else "features"
 
 
 @dataclass
@@ -162,7 +177,7 @@ def text_contents(table: pl.DataFrame, spec: FeatureSpec) -> Contents:
     for utterance, text, language in table.select("utterance", "transcript", "language").iter_rows():
         if text is None or not text.strip():
             result.content.append(None)
-            result.failures.append(Failure(utterance, None, None, "no transcript", lasting=False))
+            result.failures.append(Failure(utterance, None, None, NO_TRANSCRIPT, lasting=False))
             continue
         content = digest(f"text|{language or ''}|{text}", 64)
         result.content.append(content)
@@ -170,30 +185,103 @@ def text_contents(table: pl.DataFrame, spec: FeatureSpec) -> Contents:
     return result
 
 
-def content_map(table: pl.DataFrame, found: Contents) -> pl.DataFrame:
-    """Rows of the ``utterances.parquet`` of a key: which content each audio row had when it was extracted last."""
+def root_hash(root: str | os.PathLike[str]) -> str:
+    """What a map calls a corpus root: two corpora may share their name and all their relative paths, but not the folder."""
+    return digest(f"root|{Path(root).expanduser().resolve()}", 64)
+
+
+def content_map(manifest: Manifest, found: Contents) -> pl.DataFrame:
+    """Rows of the ``utterances.parquet`` of a key: which content each audio row had when it was extracted last.
+
+    ``root`` is the :func:`root_hash` of the row's corpus, null where the manifest names no root for it.
+    """
     return (
-        table.select("utterance", "path", "start_s", "end_s")
-        .with_columns(pl.Series("content", found.content, dtype=pl.String))
+        manifest.table.with_columns(root=_roots(manifest.table, manifest.roots), content=pl.Series(found.content, dtype=pl.String))
+        .select(list(MAP))
         .cast(pl.Schema(MAP))
     )
 
 
+def read_map(path: Path) -> pl.DataFrame:
+    """A map as written; one of before roots were kept has nulls there. Raises what polars raises for a file that cannot be read."""
+    table = pl.read_parquet(path)
+    if "root" not in table.columns:
+        table = table.with_columns(root=pl.lit(None, dtype=pl.String))
+    return table.select(list(MAP)).cast(pl.Schema(MAP))
+
+
 def merge_map(old: pl.DataFrame | None, new: pl.DataFrame) -> pl.DataFrame:
-    """The old map with the new rows in place of those with the same utterance, path and segment."""
-    parts = [new] if old is None else [old.select(list(MAP)).cast(pl.Schema(MAP)), new]
+    """The old map with the new rows in place of those with the same root, utterance, path and segment.
+
+    An old row of an unknown root goes only where a new one says the same: it may be of another corpus.
+    """
+    if old is not None:
+        said = new.select(*_ROW, "content").unique()
+        old = pl.concat(
+            [
+                old.filter(pl.col("root").is_not_null()),
+                old.filter(pl.col("root").is_null()).join(said, on=[*_ROW, "content"], how="anti", nulls_equal=True),
+            ]
+        )
     return (
-        pl.concat(parts)
-        .unique(["utterance", "path", "start_s", "end_s"], keep="last", maintain_order=True)
-        .sort("utterance", "path", "start_s")
+        pl.concat([new] if old is None else [old, new])
+        .unique(["root", *_ROW], keep="last", maintain_order=True)
+        .sort("utterance", "path", "start_s", "root", "end_s")
     )
 
 
-def lookup(table: pl.DataFrame, mapping: pl.DataFrame) -> tuple[list[str | None], list[str]]:
-    """(content of each row of ``table``, utterances that the map does not hold)."""
-    known = {(utterance, path, start, end): content for utterance, path, start, end, content in mapping.select(list(MAP)).iter_rows()}
-    keys = list(table.select("utterance", "path", "start_s", "end_s").iter_rows())
-    return [known.get(key) for key in keys], [key[0] for key in keys if key not in known]
+def lookup(
+    table: pl.DataFrame, mapping: pl.DataFrame, roots: Mapping[str, str] | None = None, *, guess: bool = True
+) -> tuple[list[str | None], list[int]]:
+    """(content of each row of ``table``, numbers of the rows that the map does not hold).
+
+    A row whose corpus is in ``roots`` has the content that was extracted from there; where that was never, what the map holds of an
+    unknown root. A row without root has what the map holds of any root. Of one of several contents nothing is guessed.
+
+    Args:
+        guess: False leaves out what the map holds of unknown roots, for rows that have one.
+
+    Raises DataError where a row without a usable root may be one of several contents.
+    """
+    exact: dict[tuple[Any, ...], str | None] = {}
+    any_root: defaultdict[tuple[Any, ...], set[str | None]] = defaultdict(set)
+    unknown_root: defaultdict[tuple[Any, ...], set[str | None]] = defaultdict(set)
+    for root, *key, content in mapping.select(list(MAP)).iter_rows():
+        row = tuple(key)
+        any_root[row].add(content)
+        if root is None:
+            unknown_root[row].add(content)
+        else:
+            exact[root, row] = content
+    found: list[str | None] = []
+    missing: list[int] = []
+    unclear: list[str] = []
+    for number, (root, *key) in enumerate(table.select(_roots(table, roots or {}), *_ROW).iter_rows()):
+        row = tuple(key)
+        if (root, row) in exact:
+            found.append(exact[root, row])
+            continue
+        open_to = any_root if root is None else unknown_root if guess else {}
+        choices = open_to.get(row, set())
+        if len(choices) > 1 or (choices and root is not None and len(any_root[row]) > 1):
+            unclear.append(row[0])
+        found.append(next(iter(choices)) if len(choices) == 1 else None)
+        if not choices:
+            missing.append(number)
+    if unclear:
+        raise DataError(
+            f"{len(unclear)} of {table.height} utterances were extracted from several corpora with the same name and the same paths",
+            where=", ".join(unclear[:5]),
+            remedy="Open the features with the manifest (or name the corpus roots), and run `raysere extract` for it; "
+            "or give the corpora different names.",
+        )
+    return found, missing
+
+
+def _roots(table: pl.DataFrame, roots: Mapping[str, str]) -> pl.Series:
+    names = {corpus: root_hash(root) for corpus, root in roots.items()}
+    corpora = table["corpus"].to_list() if names and "corpus" in table.columns else [None] * table.height
+    return pl.Series("root", [None if corpus is None else names.get(corpus) for corpus in corpora], dtype=pl.String)
 
 
 def _wave_content(file_hash: str, start_s: float | None, end_s: float | None, channel: int | Literal["mix"] | None) -> str:
@@ -207,6 +295,6 @@ def _reason(error: DataError | None) -> str:
 
 
 def failures_table(failures: Iterable[Failure]) -> pl.DataFrame:
-    """(utterance, path, reason, stage), as every stage lists what it had to leave out."""
-    rows = sorted((failure.utterance, failure.path, failure.reason, "features") for failure in failures)
+    """(utterance, path, reason, stage), as every stage lists what it had to leave out; stage as in :attr:`Failure.stage`."""
+    rows = sorted(((one.utterance, one.path, one.reason, one.stage) for one in failures), key=lambda row: (row[0], row[1] or "", row[2]))
     return pl.DataFrame(rows, schema={"utterance": pl.String, "path": pl.String, "reason": pl.String, "stage": pl.String}, orient="row")

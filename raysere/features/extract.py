@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from raysere.errors import DataError
-from raysere.features.content import Contents, Failure, FileHashes, Work, contents, failures_table
+from raysere.features.content import NO_TRANSCRIPT, Contents, Failure, FileHashes, Work, contents, failures_table
 from raysere.features.encoder import Encoder, Outcome
 from raysere.features.plan import check_disk, expected_bytes
 from raysere.features.quarantine import Quarantine
@@ -35,12 +35,17 @@ _SHOWN = 5
 
 @dataclass
 class Extraction:
-    """Utterances ``done`` now, ``cached`` ones that stood already, and those without features (utterance, path, reason, stage)."""
+    """Utterances ``done`` now, ``cached`` ones that stood already, and those without features (utterance, path, reason, stage).
+
+    ``without_text`` of the latter have no words to read: a missing modality, not a fault. Their stage is ``no transcript``, that of the
+    others ``features``.
+    """
 
     key: str
     done: int
     cached: int
     quarantined: pl.DataFrame
+    without_text: int = 0
 
 
 @dataclass
@@ -69,9 +74,15 @@ class _Session:
     def judge(self) -> None:
         total = len(self.found.utterances)
         # no words to read is a missing modality, not a failure; but audio that is not there is
-        absent = [failure for failure in self.found.failures if failure.reason != "no transcript"]
+        absent = [failure for failure in self.found.failures if failure.stage != NO_TRANSCRIPT]
         failed = len(absent) + sum(self.counts[content] for content in self.failures)
         nothing = total > 0 and not self.found.work
+        if nothing and not absent:
+            raise DataError(
+                f"The corpus has no transcripts: {self.spec.backbone} reads words, and none of the {total} utterances has any",
+                where=", ".join(sorted({utterance.split("/", 1)[0] for utterance in self.found.utterances})),
+                remedy="Give the manifest a column `transcript`, or leave the features of text out.",
+            )
         if failed > self.limit * total or nothing:
             listed = [*absent, *self.failures.values(), *self.found.failures]
             reasons = "; ".join(f"{failure.utterance}: {failure.reason}" for failure in listed[:_SHOWN])
@@ -89,7 +100,8 @@ class _Session:
             if failure is not None:
                 rows.append(Failure(utterance, content, failure.path, failure.reason))
         cached = sum(content in self.cached for content in self.found.content)
-        return Extraction(self.spec.key, len(self.found.content) - cached - len(rows), cached, failures_table(rows))
+        silent = sum(failure.stage == NO_TRANSCRIPT for failure in rows)
+        return Extraction(self.spec.key, len(self.found.content) - cached - len(rows), cached, failures_table(rows), silent)
 
 
 def extract(
@@ -190,6 +202,12 @@ def item(
     return Work(name, utterance, 1.0, None if path is None else str(path), start_s, end_s, text, language)
 
 
+def _files(manifest: Manifest, spec: FeatureSpec) -> list[str | None]:
+    """The audio file that each row is heard from, as failures name it."""
+    rows = manifest.table.select("corpus", "path").iter_rows(named=True)
+    return [None if spec.reads != "wave" or row["path"] is None else str(manifest.path(row)) for row in rows]
+
+
 @contextlib.contextmanager
 def _session(
     manifest: Manifest, spec: FeatureSpec, store_root: str | os.PathLike[str], progress: Progress | None, limit: float
@@ -209,8 +227,8 @@ def _session(
                 counts[content] = counts.get(content, 0) + 1
         standing = set(rebuild_index(folder)["content"].to_list()) & counts.keys()
         quarantine = Quarantine(folder)
-        now = dict(zip(found.utterances, found.content, strict=True))
-        replaced = {name for name, failure in quarantine.reasons.items() if name not in counts and failure.utterance in now}
+        now = set(zip(found.utterances, _files(manifest, spec), strict=True))
+        replaced = {name for name, failure in quarantine.reasons.items() if name not in counts and (failure.utterance, failure.path) in now}
         quarantine.forget(standing | replaced)  # what is good by now, and what was at fault in files that are others today
         refused = {content: failure for content, failure in quarantine.reasons.items() if content in counts}
         todo = sorted(

@@ -30,8 +30,11 @@ class Quarantine:
         new = {failure.content: failure for failure in failures if failure.lasting and failure.content is not None}
         if not new:
             return
-        gone = {failure.utterance for failure in new.values()}  # an utterance whose content changed has one entry, the newest
-        self.reasons = {content: failure for content, failure in self.reasons.items() if failure.utterance not in gone} | new
+        # an utterance whose content changed has one entry, the newest; one of the same name in another corpus has its own file
+        gone = {(failure.utterance, failure.path) for failure in new.values()}
+        self.reasons = {
+            content: failure for content, failure in self.reasons.items() if (failure.utterance, failure.path) not in gone
+        } | new
         self.save()
 
     def forget(self, contents: Iterable[str]) -> None:

@@ -4,7 +4,7 @@
 <store>/<key>/spec.json                         what the rows are (raysere.features/1)
 <store>/<key>/shard-NNNNN/layer-XX.npy ...      rows; see raysere.features.shards
 <store>/<key>/index.parquet                     cache: content, shard, first, rows of all shards
-<store>/<key>/utterances.parquet                which content each audio row of a manifest had when it was extracted last
+<store>/<key>/utterances.parquet                which content each audio row had when it was extracted last, by corpus root
 <store>/<key>/quarantine.parquet                what could not be extracted, by content
 <store>/<key>/lock                              held by the process that extracts
 """
@@ -14,7 +14,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ import numpy as np
 import polars as pl
 
 from raysere.errors import ConfigError, DataError, EnvironmentFault, MissingFileError
-from raysere.features.content import FileHashes, content_map, contents, lookup, merge_map, text_contents
+from raysere.features.content import MAP, FileHashes, content_map, contents, lookup, merge_map, read_map, text_contents
 from raysere.features.quarantine import Quarantine
 from raysere.features.rows import MappedLayers, Placement
 from raysere.features.shards import read_index
@@ -61,25 +62,35 @@ class FeatureStore:
             )
         return FeatureSpec.from_json(read_json(path), where=path)
 
-    def open(self, spec: FeatureSpec | str, table: pl.DataFrame | Manifest, *, partial: bool = False) -> FeatureView:
+    def open(
+        self,
+        spec: FeatureSpec | str,
+        table: pl.DataFrame | Manifest,
+        *,
+        roots: Mapping[str, str] | None = None,
+        partial: bool = False,
+    ) -> FeatureView:
         """A view in the row order of ``table``, joined by content hash and asserted.
 
         Args:
             spec: a spec or its key.
-            table: a manifest, or its table (utterance, path, start_s, end_s; for words transcript and language). With a manifest audio
-                files are looked at again (their hashes are cached); with a table their content is what it was when they were extracted.
+            table: a manifest, or its table (utterance, path, start_s, end_s; for words transcript and language). The content of an audio
+                row is what it was when it was extracted last from the root of its corpus, so the audio need not be there. With a
+                manifest, files that were never extracted from their root are looked at (what another corpus extracted may be theirs).
+            roots: corpus to root folder, for a table (which then needs the column corpus).
             partial: take utterances that were not extracted yet as absent.
 
         Raises:
             MissingFileError: no such features.
-            DataError: utterances that were never extracted (unless ``partial``); quarantined ones are absent, not an error.
+            DataError: utterances that were never extracted (unless ``partial``); quarantined ones are absent, not an error. A table
+                without roots whose rows were extracted from several corpora of one name, with different content.
         """
         from raysere.features.views import FeatureView
 
         folder = self.folder(spec)
         spec = self.spec(spec if isinstance(spec, str) else spec.key)
         frame = table if isinstance(table, pl.DataFrame) else table.table
-        content, unknown = self._contents(spec, table)
+        content, unknown = self._contents(spec, table, roots)
         index = read_index(folder)
         places = {name: (shard, first, rows) for name, shard, first, rows in index.iter_rows()}
         utterances = frame["utterance"].to_list()
@@ -101,17 +112,46 @@ class FeatureStore:
         placement = Placement(columns[:, 0].astype(np.int32), columns[:, 1].copy(), columns[:, 2].copy())
         return FeatureView(spec, utterances, placement, MappedLayers(folder))
 
-    def _contents(self, spec: FeatureSpec, table: pl.DataFrame | Manifest) -> tuple[list[str | None], list[str]]:
-        if not isinstance(table, pl.DataFrame):
-            return contents(table, spec, FileHashes(self.root)).content, []
+    def _contents(
+        self, spec: FeatureSpec, table: pl.DataFrame | Manifest, roots: Mapping[str, str] | None = None
+    ) -> tuple[list[str | None], list[str]]:
+        """(content of each row, utterances of which nothing is known)."""
         if spec.reads != "wave":
-            return text_contents(table, spec).content, []
-        return lookup(table, self._map(spec))
+            return text_contents(table if isinstance(table, pl.DataFrame) else table.table, spec).content, []
+        if isinstance(table, pl.DataFrame):
+            content, missing = lookup(table, self._map(spec), roots)
+            return content, [table["utterance"][row] for row in missing]
+        return self._contents_of(spec, table)
+
+    def _contents_of(self, spec: FeatureSpec, manifest: Manifest) -> tuple[list[str | None], list[str]]:
+        try:
+            known = self._map(spec)
+        except MissingFileError:
+            known = pl.DataFrame(schema=MAP)
+        content, missing = lookup(manifest.table, known, manifest.roots, guess=False)
+        unknown: list[str] = []
+        rows = [row for row in missing if manifest.table["path"][row] is not None]
+        if not rows:
+            return content, unknown
+        rest = manifest.table[rows]
+        here = rest["corpus"].is_in(list(manifest.roots)).all()
+        seen: list[str | None] = [None] * len(rows)
+        if here:
+            seen = contents(replace(manifest, table=rest), spec, FileHashes(self.root)).content
+        left = [place for place, one in enumerate(seen) if one is None]
+        if left:  # no audio here: what a store of before roots were kept says of these paths, where that is clear
+            old, none = lookup(rest[left], known, manifest.roots)
+            for place, one in zip(left, old, strict=True):
+                seen[place] = one
+            unknown = [rest["utterance"][left[place]] for place in none]
+        for row, one in zip(rows, seen, strict=True):
+            content[row] = one
+        return content, unknown
 
     def _map(self, spec: FeatureSpec) -> pl.DataFrame:
         path = self.folder(spec) / "utterances.parquet"
         try:
-            return pl.read_parquet(path)
+            return read_map(path)
         except (OSError, pl.exceptions.PolarsError) as error:
             raise MissingFileError("The store does not know these utterances", where=path, remedy="Run `raysere extract` first.") from error
 
@@ -123,7 +163,7 @@ class FeatureStore:
             old = self._map(spec)
         except MissingFileError:
             old = None
-        new = merge_map(old, content_map(manifest.table, found))
+        new = merge_map(old, content_map(manifest, found))
         if old is None or not new.equals(old):
             with atomic_write(self.folder(spec) / "utterances.parquet") as temporary:
                 new.write_parquet(temporary)

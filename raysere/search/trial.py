@@ -66,7 +66,10 @@ class Workshop:
         )
         splits = self._keep(("splits", run_dir), lambda: pl.read_parquet(run_dir / "splits.parquet"))
         # rows that no split uses (without a label, unlabelled) need no features
-        used = self._keep(("used", run_dir), lambda: manifest.table.join(splits.select("utterance").unique(), on="utterance", how="semi"))
+        used = self._keep(
+            ("used", run_dir),
+            lambda: manifest.with_rows(manifest.table.join(splits.select("utterance").unique(), on="utterance", how="semi")),
+        )
         store = str(run_dir / study.store)
         views = {
             feature.name: self._keep(
@@ -78,7 +81,9 @@ class Workshop:
         names = tuple(sorted(views))
         return self._keep(
             ("data", run_dir, rules, outer, names, tuple(feature.spec_key for feature in study.features)),
-            lambda: trial_data(labels, splits, outer, views, study.task),
+            lambda: trial_data(
+                labels, splits, outer, views, study.task, by_speaker=study.by == "speaker", linked_speakers=manifest.linked_speakers
+            ),
         )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
 
+from raysere.corpora.grouping import linked_heads
 from raysere.errors import DataError
 from raysere.training.task import Fold, Labels, Task, TrialData
 
@@ -106,7 +107,16 @@ def _attributes(manifest: Manifest, task: Task) -> np.ndarray:
     return values.astype(np.float32)
 
 
-def trial_data(labels: Labels, splits: pl.DataFrame, outer: int, features: Mapping[str, FeatureView], task: Task) -> TrialData:
+def trial_data(
+    labels: Labels,
+    splits: pl.DataFrame,
+    outer: int,
+    features: Mapping[str, FeatureView],
+    task: Task,
+    *,
+    by_speaker: bool = True,
+    linked_speakers: Sequence[Sequence[str]] = (),
+) -> TrialData:
     """What a trial of one outer split sees.
 
     Fold f trains on the rows of the pool whose fold is not f (rows without a fold always train) and is scored on those whose
@@ -114,8 +124,12 @@ def trial_data(labels: Labels, splits: pl.DataFrame, outer: int, features: Mappi
 
     Args:
         splits: table of ``outer, utterance, role ("pool" or "test"), fold``.
+        by_speaker: False for splits by dialogue or sentence, in which speakers recur.
+        linked_speakers: groups of speaker names that count as one speaker.
 
-    Raises DataError for an unknown outer split, an utterance without labels row, a speaker on both sides of a split.
+    Raises:
+        DataError: an unknown outer split, an utterance without labels row, an utterance on both sides of a split, or (unless
+            ``by_speaker`` is False) a speaker whose utterances with a target are trained on while others are held out.
     """
     here = splits.filter(pl.col("outer") == outer)
     if not here.height:
@@ -130,15 +144,21 @@ def trial_data(labels: Labels, splits: pl.DataFrame, outer: int, features: Mappi
     pool = (here["role"] == "pool").to_numpy()[order]
     fold = here["fold"].cast(pl.Int64).fill_null(-1).to_numpy()[order]
     target = labels.has_target(task)
+    person = _persons(labels, linked_speakers) if by_speaker else None
+    teaches = labels.has_target(task, soft=True)
     folds = []
     for value in np.unique(fold[pool & (fold >= 0)]).tolist():
         train, dev = rows[pool & (fold != value)], rows[pool & (fold == value)]
-        _disjoint(labels, train, dev, f"fold {value} of outer split {outer}")
+        where = f"fold {value} of outer split {outer}"
+        _disjoint(labels, train, dev, where)
+        _no_shared_speaker(labels, person, train[teaches[train]], dev[target[dev]], where)
         folds.append(Fold(int(value), train, dev[target[dev]]))
     if not folds:
         raise DataError(f"The outer split {outer} has no development fold")
     test = rows[~pool]
-    _disjoint(labels, rows[pool], test, f"the test part of outer split {outer}")
+    where = f"the test part of outer split {outer}"
+    _disjoint(labels, rows[pool], test, where)
+    _no_shared_speaker(labels, person, rows[pool & teaches[rows]], test, where)
     return TrialData(task, labels, tuple(folds), test, dict(features))
 
 
@@ -146,3 +166,26 @@ def _disjoint(labels: Labels, train: np.ndarray, held: np.ndarray, where: str) -
     both = np.intersect1d(train, held)
     if len(both):
         raise DataError(f"{len(both)} utterances are on both sides of a split", where=f"{where}: {labels.utterances[both[0]]}")
+
+
+def _persons(labels: Labels, linked_speakers: Sequence[Sequence[str]]) -> np.ndarray:
+    """Code of the person of each row: of his speaker, or of the first of those that are linked to it."""
+    head = linked_heads(linked_speakers)
+    number: dict[str, int] = {}
+    codes = np.array([number.setdefault(head.get(name, name), len(number)) for name in labels.speakers], dtype=np.int64)
+    return codes[labels.speaker] if len(codes) else labels.speaker
+
+
+def _no_shared_speaker(labels: Labels, person: np.ndarray | None, train: np.ndarray, held: np.ndarray, where: str) -> None:
+    """DataError where a person is heard on both sides. ``person`` None: nobody asks."""
+    if person is None:
+        return
+    both = np.intersect1d(person[train], person[held])
+    if len(both):
+        rows = np.concatenate([train, held])
+        names = sorted({labels.speakers[code] for code in labels.speaker[rows[np.isin(person[rows], both)]]})
+        raise DataError(
+            f"{len(both)} speaker{'s are' if len(both) > 1 else ' is'} on both sides of a split: {', '.join(names[:10])}",
+            where=where,
+            remedy="Make the splits again, by speaker; linked speakers count as one.",
+        )

@@ -164,6 +164,20 @@ def test_concat() -> None:
         concat([])
 
 
+def test_chains_of_linked_speakers_are_one_group(tmp_path: Path) -> None:
+    rows = [row(number, speaker=f"toy/s{number}") for number in range(6)]
+    chain = [["toy/s2", "toy/s1"], ["toy/s5", "toy/s4"], ["toy/s0", "toy/s1"], ["toy/s3"], ["toy/s3", "toy/s3"]]
+    joined = [["toy/s0", "toy/s1", "toy/s2"], ["toy/s4", "toy/s5"]]
+    full = manifest(rows, linked_speakers=chain)
+    assert full.linked_speakers == joined
+    assert full == manifest(rows, linked_speakers=joined)
+    assert full.with_rows(full.table.filter(pl.col("speaker") != "toy/s1")).linked_speakers == [["toy/s0", "toy/s2"], ["toy/s4", "toy/s5"]]
+    full.write(tmp_path / "m.parquet")
+    assert Manifest.read(tmp_path / "m.parquet").linked_speakers == joined
+    other = manifest([row(1, corpus="other")], roots={}, scales={"other": (1, 7)}, linked_speakers=[["toy/s5", "toy/s0"]])
+    assert concat([full, other]).linked_speakers == [[f"toy/s{number}" for number in (0, 1, 2, 4, 5)]]
+
+
 def test_with_rows_drops_links_of_speakers_that_are_gone() -> None:
     full = manifest([row(0), row(1), row(2)], linked_speakers=[["toy/s0", "toy/s1"]])
     assert full.with_rows(full.table.head(2)).linked_speakers == [["toy/s0", "toy/s1"]]

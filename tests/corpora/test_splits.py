@@ -15,6 +15,8 @@ from pydantic import ValidationError
 
 from raysere.corpora.splits import SPLIT_SCHEMA, Protocol, describe_splits, make_splits, verify_splits
 from raysere.errors import DataError
+from raysere.training.data import trial_data
+from raysere.training.task import Labels, Task
 
 
 def table(rows: list[tuple[str, str | None]], split: list[str | None] | None = None) -> pl.DataFrame:
@@ -413,3 +415,62 @@ def test_outer_folds_leave_enough_speakers_of_a_class_for_inner_ones() -> None:
     data = table([(f"s{speaker}", label) for speaker in range(8) for label in "aabb"] + rare)
     for seed in range(5):
         check_folds(make_splits(data, Protocol(kind="nested", outer=2, inner=2), seed), data, [], 2)
+
+
+def test_verify_follows_chains_of_links() -> None:
+    data = even(4)
+    splits = make_splits(data, Protocol(folds="leave_one_speaker_out"), 0, [["c/s0", "c/s1"]])
+    verify_splits(splits, data, [["c/s0", "c/s1"]])
+    with pytest.raises(DataError, match=r"1 speakers are in two parts of the splits: c/s0 \(outer 0\)"):
+        verify_splits(splits, data, [["c/s1", "c/s2"], ["c/s0", "c/s1"]])
+
+
+def labels_of(data: pl.DataFrame) -> tuple[Labels, Task]:
+    """The labels that a trial joins the splits of ``data`` to."""
+    speakers, classes = sorted(set(data["speaker"])), sorted(set(data["label"].drop_nulls()))
+    codes = [-1 if one is None else classes.index(one) for one in data["label"]]
+    zeros = np.zeros(data.height, np.int64)
+    speaker = np.array([speakers.index(one) for one in data["speaker"]])
+    labels = Labels(data["utterance"].to_list(), np.array(codes), None, None, speaker, speakers, zeros, ["c"], zeros, zeros * 1.0)
+    return labels, Task(classes=tuple(classes))
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("out_of_fold", {"fold": 1 - pl.col("fold")}, "on both sides of a split: c/s.*Where: fold 0 of outer split 0"),
+        ("nested", {"role": pl.lit("test"), "fold": None}, "on both sides of a split: c/s.*Where: the test part of outer split 0"),
+    ],
+)
+def test_a_trial_refuses_splits_that_tear_a_speaker_apart(kind: Any, change: dict[str, Any], message: str) -> None:
+    data = even(6, each=4)
+    labels, task = labels_of(data)
+    splits = make_splits(data, Protocol(kind=kind, folds=2, outer=2, inner=2), 0).filter(pl.col("outer") == 0)
+    assert trial_data(labels, splits, 0, {}, task).folds
+    one = splits.filter(role="pool", fold=0)["utterance"][0]
+    torn = splits.with_columns(
+        **{
+            name: pl.when(pl.col("utterance") == one).then(value).otherwise(pl.col(name)).cast(splits[name].dtype)
+            for name, value in change.items()
+        }
+    )
+    with pytest.raises(DataError, match=message):
+        trial_data(labels, torn, 0, {}, task)
+    assert trial_data(labels, torn, 0, {}, task, by_speaker=False).folds
+    # a row without a target teaches nothing and is not scored
+    if kind == "out_of_fold":
+        labels.label[labels.utterances.index(one)] = -1
+        assert trial_data(labels, torn, 0, {}, task).folds
+
+
+def test_a_trial_takes_linked_speakers_for_one_and_dialogues_as_they_are() -> None:
+    data = even(4, each=4)
+    labels, task = labels_of(data)
+    splits = make_splits(data, Protocol(folds="leave_one_speaker_out"), 0)
+    with pytest.raises(DataError, match="1 speaker is on both sides of a split: c/s0, c/s1, c/s2"):
+        trial_data(labels, splits, 0, {}, task, linked_speakers=[["c/s0", "c/s1"], ["c/s1", "c/s2"]])
+    dialogues = data.with_columns(dialogue=pl.Series([f"d{row % 4}" for row in range(data.height)]))
+    splits = make_splits(dialogues, Protocol(folds=2, by="dialogue"), 0)
+    with pytest.raises(DataError, match="4 speakers are on both sides"):
+        trial_data(labels, splits, 0, {}, task)
+    assert len(trial_data(labels, splits, 0, {}, task, by_speaker=False).folds) == 2

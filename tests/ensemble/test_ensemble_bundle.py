@@ -114,6 +114,18 @@ def test_a_path_that_leaves_the_folder_is_refused(saved, tmp_path, name):
         (lambda r: {k: v for k, v in r.items() if k != "parts"}, "damaged"),
         (lambda r: r | {"parts": [r["parts"][0] | {"prior": dict.fromkeys(r["classes"], -1.0)}]}, "damaged"),
         (lambda r: r | {"classes": r["classes"][::-1]}, "class order"),
+        (lambda r: r | {"parts": [r["parts"][0] | {"choice": []}]}, "damaged"),
+        (lambda r: r | {"parts": [r["parts"][0] | {"temperature": -1.0}]}, "damaged"),
+        (lambda r: r | {"parts": [r["parts"][0] | {"pool": "mean"}]}, "damaged"),
+        (lambda r: r | {"parts": 3}, "damaged"),
+        (lambda r: r | {"features": []}, "damaged"),
+        (lambda r: r | {"features": {}}, "damaged"),
+        (lambda r: r | {"members": [[]]}, "damaged"),
+        (lambda r: r | {"members": [r["members"][0] | {"features": ["x"]}]}, "damaged"),
+        (lambda r: r | {"members": [r["members"][0] | {"weights": "x" * 5000}]}, "damaged|outside"),
+        (lambda r: r | {"members": [r["members"][0] | {"classes": []}]}, "damaged"),
+        (lambda r: r | {"task": []}, "damaged"),
+        (lambda r: [r], "format"),
     ],
 )
 def test_a_damaged_description_is_refused(saved, change, message):
@@ -121,6 +133,19 @@ def test_a_damaged_description_is_refused(saved, change, message):
     path.write_text(yaml.safe_dump(change(yaml.safe_load(path.read_text()))))
     with pytest.raises(DataError, match=message):
         load_ensemble(saved / "ensemble")
+
+
+def test_the_temperature_of_the_pool_is_saved_and_an_old_file_has_none(saved):
+    run = Run.open(saved)
+    fitted = [part.classes.temperature for part in fit_runs([run], run.config).parts]
+    assert all(value != 1.0 for value in fitted)
+    assert [part.classes.temperature for part in load_ensemble(saved / "ensemble").parts] == pytest.approx(fitted)
+    path = saved / "ensemble" / "ensemble.yaml"
+    record = yaml.safe_load(path.read_text())
+    for part in record["parts"]:
+        del part["temperature"]
+    path.write_text(yaml.safe_dump(record))
+    assert [part.classes.temperature for part in load_ensemble(saved / "ensemble").parts] == [1.0] * len(fitted)
 
 
 def test_saving_again_replaces_the_whole_folder(saved):

@@ -8,10 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raysere.ensemble.calibration import Calibration, class_shares, fit_calibration, log_softmax, nll, votes_to_logp
+from raysere.ensemble.config import EnsembleConfig
+from raysere.ensemble.fit import fit_classes
+from raysere.ensemble.members import contributions_of
 from raysere.ensemble.objective import Objective, confusion_counts, prior_macro_f1
-from raysere.ensemble.priors import decision_prior, estimate_prior, shift_prior
+from raysere.ensemble.priors import check_prior, decision_prior, estimate_prior, shift_prior
 from raysere.errors import ConfigError, DataError
 from raysere.training.metrics import macro_f1
+from raysere.training.task import Task
 
 
 def _data(seed=0, items=500, classes=4):
@@ -170,3 +174,72 @@ def test_weighted_counts_are_counts_of_repeated_rows():
 def test_identity_changes_nothing():
     logits, _ = _data(4)
     assert np.allclose(Calibration.identity(4).apply(logits), log_softmax(logits), atol=1e-5)
+
+
+def test_a_stated_prior_of_another_length_is_refused_early():
+    with pytest.raises(ConfigError, match="3 numbers, but there are 2 classes"):
+        check_prior(EnsembleConfig(prior=(0.2, 0.3, 0.5)), ("a", "b"))
+    check_prior(EnsembleConfig(prior=(0.3, 0.7)), ("a", "b"))
+    check_prior(EnsembleConfig(prior="uniform"), ("a", "b"))
+
+
+# ---- calibration of the pool ---------------------------------------------------------------------------------------------------
+
+TASK = Task(classes=("anger", "happiness", "neutral", "sadness"))
+
+
+def _gap(logp, label):
+    """Accuracy less mean confidence: positive where the answers are less sure than they are right."""
+    return float((logp.argmax(1) == label).mean() - np.exp(logp).max(1).mean())
+
+
+@pytest.mark.parametrize("pool", ["linear", "log"])
+def test_the_pool_of_calibrated_members_is_calibrated_too(toy, pool):
+    selection, fresh = (toy.selection([1.0] * 12, items=1500, speakers=30, seed=seed) for seed in (0, 1))
+    fit = fit_classes(selection, TASK, EnsembleConfig(family="average", pool=pool, ridge=0))
+    before = _gap(fit.pooled(fresh.predictions), fresh.label)
+    assert before > 0.15, "twelve members that err independently"
+    assert abs(_gap(fit.natural(fresh.predictions), fresh.label)) < 0.03
+    assert fit.temperature < 0.8
+    assert (fit.natural(fresh.predictions).argmax(1) == fit.pooled(fresh.predictions).argmax(1)).all()
+    assert np.allclose(np.exp(fit.natural(fresh.predictions)).sum(1), 1)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([0.0, 1.0, 30.0]), st.floats(0, 4), st.sampled_from(["linear", "log"]))
+def test_the_temperature_of_the_pool_never_raises_the_likelihood_loss(toy, seed, ridge, skill, pool):
+    selection = toy.selection([skill, 1.0, 0.0], items=40, speakers=6, seed=seed)
+    fit = fit_classes(selection, TASK, EnsembleConfig(family="average", ridge=ridge, pool=pool))
+    found, label = selection.predictions, selection.label
+    assert nll(fit.natural(found), label) <= nll(fit.pooled(found), label) + 1e-12
+    assert (fit.natural(found).argmax(1) == fit.pooled(found).argmax(1)).all()
+    decided = shift_prior(fit.pooled(found), fit.selection_prior, fit.prior).argmax(1)
+    assert (fit.predict(found).argmax(1) == decided).all(), "members were chosen by these answers"
+
+
+def test_a_penalty_that_would_make_the_pool_worse_is_not_followed(toy):
+    selection = toy.selection([0.0] * 4, items=60)  # members that know nothing; the penalty holds the pool to unit spread
+    fit = fit_classes(selection, TASK, EnsembleConfig(family="average", ridge=1e6))
+    forced = fit_calibration(fit.pooled(selection.predictions), selection.label, ridge=1e6, biases=False)
+    assert nll(forced.apply(fit.pooled(selection.predictions)), selection.label) > nll(fit.pooled(selection.predictions), selection.label)
+    assert fit.temperature == 1.0
+
+
+def test_without_calibration_the_pool_has_no_temperature(toy):
+    selection = toy.selection([1.0] * 6)
+    fit = fit_classes(selection, TASK, EnsembleConfig(family="average", calibrate=False))
+    assert fit.temperature == 1.0
+    expected = np.log(np.exp(selection.predictions.logp.astype(np.float64)).mean(0))
+    assert np.allclose(fit.natural(selection.predictions), expected, atol=1e-5)
+    assert fit_classes(selection, TASK, EnsembleConfig(family="average")).temperature < 0.9
+
+
+def test_contributions_are_those_of_the_pool_before_its_temperature(toy):
+    from raysere.ensemble.fit import Part
+
+    selection = toy.selection([1.0, 1.2, 0.8])
+    fit = fit_classes(selection, TASK, EnsembleConfig(family="average"))
+    assert fit.temperature != 1.0
+    _, shares, p = contributions_of([Part(fit, ())], selection.predictions)
+    mixed = (shares[:, :, None] * p).sum(0)
+    assert np.allclose(log_softmax(np.log(mixed) / fit.temperature), fit.natural(selection.predictions), atol=1e-5)

@@ -9,13 +9,13 @@ import pytest
 import yaml
 
 from raysere.corpora.manifest import Manifest
-from raysere.ensemble.config import EnsembleConfig
+from raysere.ensemble.config import EnsembleConfig, with_family
 from raysere.ensemble.evaluation import evaluate, evaluate_runs, evaluation_is_current
 from raysere.ensemble.fit import fit_classes, fit_part, mixture, one_standard_error
 from raysere.ensemble.library import Selection
 from raysere.ensemble.protocols import cross_fit, in_sample
 from raysere.ensemble.recipes import fit_baselines
-from raysere.errors import DataError
+from raysere.errors import ConfigError, DataError
 from raysere.training.metrics import uar, uar_of
 from raysere.training.task import Task
 
@@ -92,6 +92,9 @@ def test_a_mixture_leaves_out_parts_that_cannot_answer():
     none = np.zeros((2, 0))
     logp, _ = mixture([(a, none), (b, none)])
     assert np.allclose(np.exp(logp), [[0.6, 0.4], [0.6, 0.4]])
+    only_one = np.array([[1.0, np.nan], [3.0, 4.0]])
+    _, values = mixture([(a, only_one), (a, np.array([[2.0, 6.0], [np.nan, 2.0]]))])
+    assert values.tolist() == [[1.5, 6.0], [3.0, 3.0]], "one attribute that is missing takes no other with it"
 
 
 def test_all_randomness_follows_from_the_seed(toy):
@@ -272,6 +275,26 @@ def test_several_runs_make_one_ensemble(tmp_path, toy):
     assert (tmp_path / "both" / "evaluation.json").is_file()
     with pytest.raises(DataError, match="No run"):
         evaluate_runs([], tmp_path / "none")
+
+
+def test_only_an_explicit_family_overrides_that_of_the_run(tmp_path, toy):
+    run = toy.run(
+        tmp_path / "a", skills=[("speech", 1.0), ("text", 1.1)], kind="both", ensemble={"family": "best_single", "dimensional": "nnls"}
+    )
+    toy.features(run.folder, ["speech", "text"])
+
+    def families(out, family):
+        evaluate_runs([run.folder], out, family=family)
+        config = yaml.safe_load((out / "ensemble.yaml").read_text())["config"]
+        return config["family"], config["dimensional"]
+
+    assert families(tmp_path / "kept", None) == ("best_single", "nnls")
+    assert families(tmp_path / "average", "average") == ("average", "average")
+    assert families(tmp_path / "shrunk", "shrunk") == ("best_single", "shrunk"), "classes have no such family"
+    with pytest.raises(ConfigError, match="no family 'vote'"):
+        evaluate_runs([run.folder], tmp_path / "none", family="vote")
+    with pytest.raises(ConfigError, match="no family 'nnls'"):
+        with_family(EnsembleConfig(), "nnls", TASK)
 
 
 def test_synthetic_speech_missing_rows_and_few_speakers_are_told(tmp_path, toy):

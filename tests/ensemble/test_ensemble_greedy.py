@@ -114,10 +114,10 @@ def test_fast_scores_equal_slow_ones(toy):
     running = library.scores[:, 1] * 2
     repeats = np.random.default_rng(0).integers(0, 3, 150)
     slow = [uar(np.repeat(library.label, repeats), np.repeat((running + library.scores[:, m]).argmax(0), repeats), 4) for m in range(3)]
-    assert np.allclose(score_candidates(library, running, UAR, repeats.astype(float)), slow)
-    assert (answers(library.scores, running) == (running[:, None] + library.scores).argmax(0)).all()
-    equal = np.ones((4, 1, 2), np.float32)
-    assert answers(equal, np.zeros((4, 2), np.float32)).tolist() == [[0, 0]], "of equal classes the first, as everywhere else"
+    assert np.allclose(score_candidates(library, running, np.full(150, 2), UAR, repeats.astype(float)), slow)
+    assert (answers(library.scores, running, library.present, 0) == (running[:, None] + library.scores).argmax(0)).all()
+    equal, here = np.ones((4, 1, 2), np.float32), np.array([[True, True]])
+    assert answers(equal, np.zeros((4, 2), np.float32), here, 3).tolist() == [[0, 0]], "of equal classes the first, as everywhere else"
 
 
 def test_missing_predictions_count_neither_for_nor_against(toy):
@@ -128,6 +128,27 @@ def test_missing_predictions_count_neither_for_nor_against(toy):
     present[1, ::2] = False
     weights = greedy_weights(_candidates(logp, label, np.arange(200) % 9, present=present), UAR, PLAIN)
     assert (weights > 0).all(), "the perfect member answers one half, the other one is needed for the rest"
+
+
+@pytest.mark.parametrize("log_pool", [False, True])
+def test_rows_that_nobody_answers_get_the_fallback_and_the_prior(toy, log_pool):
+    generator = np.random.default_rng(1)
+    label = generator.integers(0, 3, 90)
+    logp = log_softmax(np.stack([toy.logits(label, skill, generator, 3) for skill in (1.0, 2.0)])).astype(np.float32)
+    present = generator.random((2, 90)) < 0.6
+    prior = np.array([0.2, 0.3, 0.5])
+    scores = contributions(logp, present, np.ones(3), log_pool=log_pool)
+    library = Candidates(scores, present, label, np.arange(90) % 5, np.ones(90), ["a", "b"], log_pool, prior, 2)
+    nothing, nobody = np.zeros((3, 90), np.float32), np.zeros(90, np.int64)
+    alone = [uar(label, np.where(present[m], logp[m].argmax(1), 2), 3) for m in range(2)]
+    assert np.allclose(score_candidates(library, nothing, nobody, UAR, None), alone)
+    either = np.where(present[0] | present[1], (scores[:, 0] + scores[:, 1]).argmax(0), 2)
+    second = score_candidates(library, scores[:, 0], present[0].astype(np.int64), UAR, None)
+    assert second[1] == pytest.approx(uar(label, either, 3))
+    path = greedy_path(library, UAR, GreedyParams(bags=0, steps=1, start=1))
+    (chosen,) = path.chosen
+    picked = np.where(present[chosen], logp[chosen, np.arange(90), label], np.log(prior)[label])
+    assert path.nll[0] == pytest.approx(-picked.mean(), abs=1e-5)
 
 
 def test_the_likelihood_of_a_log_pool_is_that_of_the_mean_of_those_present():

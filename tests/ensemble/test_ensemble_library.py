@@ -12,9 +12,15 @@ import pytest
 import yaml
 
 import raysere.ensemble as package
-from raysere.ensemble.library import Selection, load_predictions, load_selection, member_scores
+from raysere.ensemble.config import EnsembleConfig
+from raysere.ensemble.fit import _prepare, decide, fit_classes, fit_one_attribute
+from raysere.ensemble.library import MemberInfo, Predictions, Selection, load_predictions, load_selection, member_scores
+from raysere.ensemble.priors import likeliest_class
+from raysere.ensemble.recipes import fit_baselines
 from raysere.ensemble.runs import Run, dev_truth, test_truth
-from raysere.errors import DataError, MissingFileError
+from raysere.errors import ConfigError, DataError, MissingFileError
+from raysere.training.metrics import ccc, uar
+from raysere.training.task import Task
 
 STUDIES = [("speech", 1.0), ("speech", 1.5), ("text", 0.8)]
 
@@ -168,3 +174,123 @@ def test_a_folder_that_is_no_run(tmp_path):
     (tmp_path / "experiment.yaml").write_text(yaml.safe_dump({"name": "x"}))
     with pytest.raises(ValueError, match="does not come from a run"):
         Run.open(tmp_path)
+
+
+# ---- members that do not answer every row --------------------------------------------------------------------------------------
+
+SPARSE = 32
+
+
+def _partial(order=("a", "b", "c")):
+    """48 rows, half of them ``b``: ``text`` is right on the 32 that it answers, ``whole`` on 44 of 48; classes in ``order``."""
+    label = np.array([0, 1, 1, 2] * 12)
+    answers = {"text": label.copy(), "whole": label.copy()}
+    answers["whole"][[0, 4, 8, 12]] = 2
+    place = np.array([order.index(name) for name in ("a", "b", "c")])
+    p = np.stack([np.where(np.eye(3, dtype=bool)[place[answers[name]]], 0.8, 0.1) for name in ("text", "whole")])
+    rating = np.linspace(1, 7, 48)[np.random.default_rng(0).permutation(48)]
+    values = np.stack([rating, rating + np.random.default_rng(1).normal(size=48)])[:, :, None]
+    present = np.ones((2, 48), bool)
+    present[0, SPARSE:] = False
+    values[0, SPARSE:], p[0, SPARSE:] = 0.0, 1.0
+    found = Predictions(
+        tuple(MemberInfo(name, "run", name, "pooled", "s") for name in ("text", "whole")),
+        tuple(f"u{n:02d}" for n in range(48)),
+        tuple(order),
+        ("arousal",),
+        np.log(p).astype(np.float32),
+        values.astype(np.float32),
+        present,
+        "dev",
+    )
+    speaker = np.char.add("s", (np.arange(48) % 6).astype(str))
+    return Selection(found, place[label], rating[:, None], speaker, np.arange(48) % 3)
+
+
+def test_members_are_scored_on_all_rows_with_the_prior_where_they_are_absent():
+    selection = _partial()
+    found, label = selection.predictions, selection.label
+    filled = np.where(found.present[0], found.logp[0].argmax(1), 1)
+    assert member_scores(selection, "uar").tolist() == pytest.approx([uar(label, filled, 3), uar(label, found.logp[1].argmax(1), 3)])
+    assert uar(label[:SPARSE], filled[:SPARSE], 3) == 1.0, "on its own rows it is the better one"
+    target = selection.target[:, 0]
+    values = np.where(found.present[0], found.values[0, :, 0], target.mean())
+    assert member_scores(selection, "ccc")[0] == pytest.approx(ccc(values, target))
+    nobody = np.vstack([np.zeros((1, 48), bool), found.present[1:]])
+    absent = Selection(
+        Predictions(found.members, found.utterances, found.classes, found.attributes, found.logp, found.values, nobody, "dev"),
+        label,
+        selection.target,
+        selection.speaker,
+        selection.fold,
+    )
+    assert member_scores(absent, "uar")[0] == member_scores(absent, "ccc")[0] == -np.inf
+
+
+def test_a_member_that_answers_some_rows_is_not_the_best_single_one():
+    selection = _partial()
+    task = Task(kind="both", classes=("a", "b", "c"), attributes=("arousal",))
+    assert fit_baselines(selection, task, EnsembleConfig()).best.trial == "whole"
+    assert [member.trial for member in selection.top(1, "uar").predictions.members] == ["whole"]
+    config = EnsembleConfig(family="best_single", dimensional="best_single")
+    assert [member.trial for member in fit_classes(selection, task, config).members] == ["whole"]
+    assert [member.trial for member in fit_one_attribute(selection, 0, task, config).members] == ["whole"]
+
+
+@pytest.mark.parametrize("prior", ["uniform", "auto", "same"])
+def test_neither_scores_nor_the_fallback_depend_on_the_order_of_the_classes(prior):
+    found = []
+    for order in (("a", "b", "c"), ("c", "b", "a"), ("b", "c", "a")):
+        selection = _partial(order)
+        fit = fit_classes(selection, Task(classes=order), EnsembleConfig(family="greedy", bags=0, prior=prior))
+        candidates = _prepare(selection, Task(classes=order), EnsembleConfig(prior=prior)).candidates
+        assert order[candidates.fallback] == "b", "the search for members answers as the ensemble does"
+        assert np.allclose(candidates.prior, fit.prior)
+        nobody = fit.predict(selection.predictions.take_members([]))
+        answers = {order[k] for k in decide(nobody, fit.fallback(order)).tolist()}
+        weights = {member.trial: float(weight) for member, weight in zip(fit.members, fit.weights)}
+        found.append((answers, weights, member_scores(selection, "uar").round(9).tolist()))
+    assert found[0][0] == {"b"}, "the class that the selection rows have most of"
+    assert found[0] == found[1] == found[2]
+
+
+def test_the_likeliest_class():
+    even = np.full(3, 1 / 3)
+    assert likeliest_class(np.array([0.2, 0.5, 0.3]), even, ("a", "b", "c")) == 1
+    assert likeliest_class(even, np.array([0.2, 0.3, 0.5]), ("a", "b", "c")) == 2
+    assert likeliest_class(even, even, ("z", "b", "c")) == 1
+
+
+# ---- damaged files -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damage", ["text", "cut", "column", "type"])
+def test_a_damaged_file_is_named(tmp_path, toy, damage):
+    run = toy.run(tmp_path / "a", skills=STUDIES[:1])
+    columns = {"splits.parquet": "role", "trials/speech-0000/predictions.parquet": "split"}
+    numbers = {"splits.parquet": "fold", "trials/speech-0000/predictions.parquet": "p.anger"}
+    for name in columns:
+        path = run.folder / name
+        kept = path.read_bytes()
+        if damage == "text":
+            path.write_text("no parquet at all")
+        elif damage == "cut":
+            path.write_bytes(kept[: len(kept) // 2])
+        elif damage == "column":
+            pl.read_parquet(path).drop(columns[name]).write_parquet(path)
+        else:
+            pl.read_parquet(path).with_columns(pl.lit("x").alias(numbers[name])).write_parquet(path)
+        with pytest.raises(DataError, match="cannot be read") as caught:
+            load_selection([Run.open(run.folder)])
+        assert caught.value.where == str(path)
+        path.write_bytes(kept)
+    assert load_selection([Run.open(run.folder)]).predictions.present.all()
+
+
+@pytest.mark.parametrize("change", [lambda s: [s], lambda s: s | {"ensemble": [1]}, lambda s: s | {"protocol": ["holdout"]}])
+def test_settings_of_another_shape_are_refused(tmp_path, toy, change):
+    run = toy.run(tmp_path / "a", skills=STUDIES[:1])
+    path = run.folder / "experiment.yaml"
+    path.write_text(yaml.safe_dump(change(yaml.safe_load(path.read_text()))))
+    with pytest.raises(ConfigError, match="does not come from a run|is a mapping"):
+        Run.open(run.folder)

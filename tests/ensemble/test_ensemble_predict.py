@@ -213,15 +213,16 @@ def test_the_answer_to_one_file_does_not_depend_on_the_others(run):
 def test_speakers_reach_the_members_and_unknown_ones_are_apart(run):
     _, files, _ = _test_items(run)
     ensemble = Ensemble.load(run["folder"] / "ensemble")
-    seen = []
+    seen, named = [], []
 
     class Listening:
         def __init__(self, inner):
             self.inner = inner
 
-        def predict(self, views, rows, *, speakers):
+        def predict(self, views, rows, *, speakers, corpora):
             seen.append(list(speakers))
-            return self.inner.predict(views, rows, speakers=speakers)
+            named.append(corpora)
+            return self.inner.predict(views, rows, speakers=speakers, corpora=corpora)
 
     for name in ensemble.bundle.members:
         ensemble._predictors[name] = Listening(ensemble._predictor(name))
@@ -230,6 +231,46 @@ def test_speakers_reach_the_members_and_unknown_ones_are_apart(run):
     seen.clear()
     ensemble.predict(files[:3], speakers=["anna", None, None])
     assert len(set(seen[0])) == 3
+    assert set(named) == {None}
+    named.clear()
+    ensemble.predict(files[:3], corpora=["toy", None, "other"])
+    assert named == [["toy", "", "other"]] * 2
+    with pytest.raises(ConfigError, match="1 corpora for 2 inputs"):
+        ensemble.predict(files[:2], corpora=["toy"])
+
+
+def test_the_corpus_chooses_the_statistics(run):
+    import torch
+
+    _, files, _ = _test_items(run)
+    ensemble = Ensemble.load(run["folder"] / "ensemble")
+    for name in ensemble.bundle.members:
+        for _, norms in ensemble._predictor(name).folds:
+            for norm in norms.values():
+                if norm.kind == "corpus":  # two corpora, of which the second is the pooled one, and the first far from it
+                    norm.names = ["far", "toy"]
+                    norm.mean = torch.cat([norm.mean + 3 * norm.scale, norm.mean, norm.mean])
+                    norm.scale = torch.cat([norm.scale] * 3)
+    found = ensemble.predict([files[0]] * 4, corpora=["far", "toy", None, "unheard"])["p.high"].to_list()
+    assert found[1] == pytest.approx(found[2]) == pytest.approx(found[3])
+    assert abs(found[0] - found[1]) > 0.01
+
+
+def test_members_that_normalise_by_speaker_tell_when_none_is_named(run):
+    _, files, texts = _test_items(run)
+    ensemble = Ensemble.load(run["folder"] / "ensemble")
+    text = "no speaker named: members that normalise by speaker use training statistics"
+    assert ensemble.predict(files[:1], texts=texts[:1])["note"].to_list() == [None]
+    for entry in ensemble.bundle.members.values():
+        entry["resolved"]["normalise"] = "speaker"
+    ensemble._predictors.clear()
+    assert ensemble.predict(files[:2], texts=texts[:2], speakers=[None, "anna"])["note"].to_list() == [text, None]
+    alone = ensemble.predict([files[0], "missing.wav"])
+    assert alone["note"][0].endswith("; " + text)
+    assert alone["note"][0].startswith("1 of 3 members (text) left out")
+    assert alone["note"][1] is None
+    words = ensemble.predict(texts=texts[:1])["note"][0]
+    assert "no speaker named" not in words, "counts are not normalised by speaker"
 
 
 def test_contributions(run):
@@ -258,3 +299,61 @@ def test_prediction_needs_no_ray(run):
         "assert found['predicted'][0]; assert 'ray' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_only_what_nobody_could_answer_is_null(tmp_path, toy, monkeypatch):
+    from dataclasses import replace
+
+    from raysere.ensemble.fit import Part
+
+    made = toy.run(
+        tmp_path / "run",
+        skills=[("speech", 1.0), ("text", 1.1)],
+        kind="both",
+        ensemble={"family": "average", "dimensional": "average"},
+    )
+    toy.features(made.folder, ["speech", "text"])
+    evaluate(made.folder)
+    ensemble = Ensemble.load(made.folder / "ensemble")
+    (part,) = ensemble.bundle.parts
+
+    def only(one, modality):
+        kept = [m for m, member in enumerate(one.members) if member.modality == modality]
+        fit = replace(one.fit, weights=one.fit.weights[kept], mean=one.fit.mean[kept], sd=one.fit.sd[kept])
+        return replace(one, members=tuple(one.members[m] for m in kept), fit=fit)
+
+    arousal, valence, dominance = part.attributes
+    words = [m for m, member in enumerate(part.classes.members) if member.modality == "text"]
+    by_text = replace(
+        part.classes,
+        members=tuple(part.classes.members[m] for m in words),
+        weights=np.ones(1),
+        calibrations=tuple(part.classes.calibrations[m] for m in words),
+    )
+    held = load_predictions([Run.open(made.folder)], 0, "test").take_rows(np.arange(3))
+    present = held.present.copy()
+    text = np.array([member.modality == "text" for member in held.members])
+    present[text, 1] = False
+    present[:, 2] = False
+    reasons = [{}, {"t": "no text"}, {"t": "no text", "a": "no audio"}]
+    monkeypatch.setattr(ensemble, "_features", lambda paths, words: ({}, reasons))
+    monkeypatch.setattr(ensemble, "member_predictions", lambda *_: replace(held, present=present))
+
+    ensemble.bundle.parts[:] = [Part(part.classes, (arousal, only(valence, "text"), dominance))]
+    found = ensemble.predict(["0.wav", "1.wav", "2.wav"])
+    assert found["valence"].is_null().to_list() == [False, True, True]
+    for column in ("predicted", "confidence", "p.anger", "arousal", "dominance"):
+        assert found[column].is_null().to_list() == [False, False, True]
+    assert found["error"].to_list() == [None, None, "no audio; no text"]
+    assert found["note"][0] is None
+    assert found["note"][1].endswith("; no member could answer valence")
+    assert "(text) left out: no text" in found["note"][1]
+    assert found["note"][2] is None
+
+    ensemble.bundle.parts[:] = [Part(by_text, (arousal, valence, dominance))]
+    found = ensemble.predict(["0.wav", "1.wav", "2.wav"])
+    for column in ("predicted", "confidence", "p.anger"):
+        assert found[column].is_null().to_list() == [False, True, True]
+    assert found["arousal"].is_null().to_list() == [False, False, True]
+    assert found["note"][1].endswith("; no member could answer the classes")
+    assert found["error"].to_list() == [None, None, "no audio; no text"]

@@ -67,7 +67,7 @@ def test_a_grown_corpus_extracts_only_what_is_new(tmp_path):
     manifest, log = corpus(tmp_path / "audio", 8), tmp_path / "log"
     spec = toy(log=log)
     first = extract_local(subset(manifest, [1] * 5 + [0] * 3), spec, tmp_path / "store")
-    assert (first.done, first.cached, first.quarantined.height) == (5, 0, 0)
+    assert (first.done, first.cached, first.quarantined.height, first.without_text) == (5, 0, 0, 0)
     second = extract_local(manifest, spec, tmp_path / "store")
     assert (second.done, second.cached) == (3, 5)
     third = extract_local(manifest, spec, tmp_path / "store")
@@ -162,11 +162,25 @@ def test_no_transcript_is_a_missing_modality_unless_there_is_none_at_all(tmp_pat
     spec = toy(modality="text")
     some = type(manifest)(manifest.table.with_columns(transcript=pl.Series([None, None, None, "words"])), manifest.roots)
     result = extract_local(some, spec, tmp_path / "store")
-    assert (result.done, result.quarantined["reason"].to_list()) == (1, ["no transcript"] * 3)
+    assert (result.done, result.without_text, result.quarantined["reason"].to_list()) == (1, 3, ["no transcript"] * 3)
+    assert result.quarantined["stage"].to_list() == ["no transcript"] * 3
     assert FeatureStore(tmp_path / "store").open(spec, some.table).present.tolist() == [False, False, False, True]
     none = type(manifest)(manifest.table.with_columns(transcript=pl.lit(None, dtype=pl.String)), manifest.roots)
-    with pytest.raises(DataError, match="4 of 4 utterances.*no transcript"):
+    with pytest.raises(DataError, match=r"The corpus has no transcripts: toy reads words, and none of the 4 .*Where: toy\.") as caught:
         extract_local(none, spec, tmp_path / "store")
+    assert "these files" not in str(caught.value)
+
+
+def test_bad_files_of_two_corpora_of_one_name_are_both_remembered(tmp_path):
+    store, log = tmp_path / "store", tmp_path / "log"
+    spec, manifests = toy(log=log, refuses="u001"), []
+    for number, name in enumerate("AB"):
+        manifests.append(corpus(tmp_path / name, 3, seed=number))
+        extract_local(manifests[-1], spec, store)
+    for manifest in manifests:  # what the second refused does not make the first one's bad file a new one
+        assert FeatureStore(store).open(spec, manifest).present.tolist() == [True, False, True]
+    assert [extract_local(manifest, spec, store).cached for manifest in manifests] == [2, 2]
+    assert encoded(log)["toy/u001"] == 2
 
 
 def test_shards_are_bounded_in_items_bytes_and_seconds(tmp_path, monkeypatch):
@@ -351,7 +365,7 @@ def test_the_store_actor_of_the_node(tmp_path, ray_here):
     manifest = corpus(tmp_path / "audio", 3)
     extract_local(manifest, SPEC, tmp_path / "store")
     actor = node_store(str(tmp_path / "here"))
-    assert ray.get(actor.resident.remote(str(tmp_path / "store"), SPEC.key)) == str(tmp_path / "store")
+    assert ray.get(actor.resident.remote(str(tmp_path / "store"), SPEC.key)) == str(tmp_path / "here")
     same = node_store()  # by name
     assert ray.get(same.resident.remote(f"file://{tmp_path / 'store'}", SPEC.key)) == str(tmp_path / "here")
     ray.kill(actor)

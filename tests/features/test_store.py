@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import soundfile
 from toy_corpus import corpus, manifest_of, subset, tone, use_toy
 
+from raysere.corpora.manifest import Manifest
 from raysere.errors import ConfigError, DataError, EnvironmentFault, MissingFileError
 from raysere.features import shards as shards_module
 from raysere.features.content import FileHashes, contents
@@ -141,8 +143,6 @@ def test_rows_are_joined_by_content_in_any_order_and_by_any_name(tmp_path):
     assert other.utterances == shuffled["utterance"].to_list() != view.utterances
     np.testing.assert_array_equal(other.matrix(0), view.matrix(0, view.rows_of(other.utterances)))
     # an independent look: mean of the 10 ms means is the mean of the clip (its whole frames)
-    import soundfile
-
     for utterance, row in zip(view.utterances, view.matrix(0), strict=True):
         wave = soundfile.read(tmp_path / "audio" / f"{utterance[4:]}.wav", dtype="float32")[0]
         assert row[0] == pytest.approx(wave[: len(wave) // 160 * 160].mean(), abs=1e-6)
@@ -167,6 +167,90 @@ def test_what_was_never_extracted_is_an_error_and_with_partial_absent(tmp_path):
         store.open("0" * 16, manifest)
     with pytest.raises(ConfigError, match="resident"):
         FeatureStore("s3://bucket/features")
+
+
+def two_corpora(folder: Path) -> list[Manifest]:
+    """Two corpora with the same name, paths and utterance ids, and different audio."""
+    return [corpus(folder / name, 2, seed=seed) for seed, name in enumerate("AB")]
+
+
+def test_two_corpora_of_one_name_keep_their_own_features(tmp_path):
+    first, second = two_corpora(tmp_path)
+    store = FeatureStore(tmp_path / "store")
+    for manifest in (first, second):
+        extract_local(manifest, SPEC, store.root)
+    assert first.table["utterance"].to_list() == second.table["utterance"].to_list()
+    means = []
+    for manifest in (first, second):
+        views = [store.open(SPEC, manifest), store.open(SPEC.key, manifest.table, roots=manifest.roots)]
+        np.testing.assert_array_equal(views[0].matrix(0), views[1].matrix(0))
+        for row, name in enumerate(manifest.table["path"]):
+            wave = soundfile.read(Path(manifest.roots["toy"]) / name, dtype="float32")[0]
+            assert views[0].matrix(0)[row][0] == pytest.approx(wave[: len(wave) // 160 * 160].mean(), abs=1e-6)
+        means.append(views[0].matrix(0))
+    assert not np.allclose(*means)
+    with pytest.raises(DataError, match="2 of 2 utterances were extracted from several corpora with the same name"):
+        store.open(SPEC, first.table)
+    with pytest.raises(DataError, match="2 of 2 utterances have no features"):
+        store.open(SPEC, first.table, roots={"toy": str(tmp_path / "C")})
+    shutil.rmtree(tmp_path / "A")  # a worker needs no audio
+    np.testing.assert_array_equal(store.open(SPEC, first).matrix(0), means[0])
+    assert extract_local(second, SPEC, store.root).cached == 2
+    np.testing.assert_array_equal(store.open(SPEC, first).matrix(0), means[0])
+
+
+def test_one_folder_by_two_names_and_one_audio_in_two_folders_are_no_conflict(tmp_path):
+    first = corpus(tmp_path / "A", 2)
+    store = FeatureStore(tmp_path / "store")
+    extract_local(first, SPEC, store.root)
+    (tmp_path / "link").symlink_to(tmp_path / "A")
+    linked = Manifest(first.table, {"toy": str(tmp_path / "link")})
+    np.testing.assert_array_equal(
+        store.open(SPEC, linked.table, roots=linked.roots).matrix(0), store.open(SPEC, first.table, roots=first.roots).matrix(0)
+    )
+    shutil.copytree(tmp_path / "A", tmp_path / "copy")
+    copy = manifest_of(tmp_path / "copy")
+    assert store.open(SPEC, copy).present.all()  # never extracted from there: its audio is looked at
+    assert extract_local(copy, SPEC, store.root).cached == 2
+    assert pl.read_parquet(store.folder(SPEC) / "utterances.parquet").height == 4
+    assert store.open(SPEC, first.table).present.all()
+
+
+def test_a_map_of_before_roots_were_kept_serves_where_it_is_clear(tmp_path):
+    first, second = two_corpora(tmp_path)
+    store = FeatureStore(tmp_path / "store")
+    path = store.folder(SPEC) / "utterances.parquet"
+    extract_local(first, SPEC, store.root)
+    expected = store.open(SPEC, first).matrix(0)
+    before = pl.read_parquet(path).drop("root")
+    before.write_parquet(path)
+    for table in (first, first.table):
+        np.testing.assert_array_equal(store.open(SPEC, table).matrix(0), expected)
+    np.testing.assert_array_equal(store.open(SPEC, first.table, roots=first.roots).matrix(0), expected)
+    with pytest.raises(DataError, match="have no features"):  # its audio says that it is another one
+        store.open(SPEC, second)
+    extract_local(second, SPEC, store.root)
+    for arguments in ((first.table, None), (first.table, first.roots)):
+        with pytest.raises(DataError, match="several corpora"):
+            store.open(SPEC, arguments[0], roots=arguments[1])
+    np.testing.assert_array_equal(store.open(SPEC, first).matrix(0), expected)
+    assert not np.allclose(store.open(SPEC, second).matrix(0), expected)
+    extract_local(first, SPEC, store.root)  # now all of it has a root
+    assert pl.read_parquet(path)["root"].null_count() == 0
+    shutil.rmtree(tmp_path / "A")
+    np.testing.assert_array_equal(store.open(SPEC, first).matrix(0), expected)
+    before.write_parquet(path)
+    np.testing.assert_array_equal(store.open(SPEC, first).matrix(0), expected)
+
+
+def test_a_manifest_whose_audio_is_gone_and_was_never_extracted_is_an_error(tmp_path):
+    manifest = corpus(tmp_path / "audio", 3)
+    store = FeatureStore(tmp_path / "store")
+    extract_local(subset(manifest, [1, 1, 0]), SPEC, store.root)
+    shutil.rmtree(tmp_path / "audio")
+    with pytest.raises(DataError, match="1 of 3 utterances have no features"):
+        store.open(SPEC, manifest)
+    assert store.open(SPEC, manifest, partial=True).present.tolist() == [True, True, False]
 
 
 def test_file_hashes_are_remembered_until_the_file_changes(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import polars as pl
 
 from raysere.corpora.audiofile import AudioInfo, probe
+from raysere.corpora.grouping import linked_groups
 from raysere.corpora.manifest import SCHEMA, Manifest, rows_to_table
 from raysere.errors import ConfigError, DataError, MissingFileError
 
@@ -71,7 +72,8 @@ class Adapter(abc.ABC):
         layout: one line that says what files are expected; it goes into the error for a folder in which nothing is found.
         audio: False for a corpus that may come without audio; then missing audio is no reason to reject a row, and its path becomes null.
         scale: (low, high) of arousal, valence and dominance, or None.
-        linked_speakers: groups of the corpus's own speaker ids that must stay in one fold.
+        linked_speakers: groups of the corpus's own speaker ids that must stay in one fold; those without utterances are left out.
+        corpus: while it loads, the value of the ``corpus`` column of rows that name no other.
         notes: traps that were handled or that the user must know; they go into the manifest and the report.
         synthetic: True for speech that nobody spoke.
         channels: the corpus's own speaker id to the channel (0 is the left one) that alone is taken of his files with several channels.
@@ -91,6 +93,7 @@ class Adapter(abc.ABC):
     channels: ClassVar[Mapping[str, int]] = {}
 
     audio_root: Path
+    corpus: str
 
     @abc.abstractmethod
     def read(self, path: Path, *args: Any, **kwargs: Any) -> Iterator[dict[str, Any]]:
@@ -105,7 +108,7 @@ class Adapter(abc.ABC):
             self._notes.append(text)
 
     def link(self, speakers: Iterable[str]) -> None:
-        """Say that these speakers (the corpus's own ids) must stay in one fold."""
+        """Say that these speakers (the corpus's own ids, or ``corpus/id``) must stay in one fold."""
         self._links.append(sorted(set(speakers)))
 
     def load(self, path: str | Path, *, columns: Mapping[str, str] | None = None, name: str | None = None, **options: Any) -> Loaded:
@@ -129,7 +132,7 @@ class Adapter(abc.ABC):
         self.audio_root = path if path.is_dir() else path.parent
         self._notes: list[str] = list(self.notes)
         self._links: list[list[str]] = [list(group) for group in self.linked_speakers]
-        corpus = name or self.name
+        self.corpus = corpus = name or self.name
         found = list(self.read(path, **arguments))
         if not found:
             raise DataError(f"No utterance of the corpus {self.name!r} was found", where=path, remedy=self._expected())
@@ -151,12 +154,12 @@ class Adapter(abc.ABC):
             )
         corpora = sorted({row["corpus"] for row in rows})
         speakers = {row["speaker"] for row in rows}
-        links = [[s for s in (f"{corpus}/{speaker}" for speaker in group) if s in speakers] for group in self._links]
+        links = self._linked(speakers, {row["speaker"] for row, _ in rejected})
         manifest = Manifest.checked(
             rows_to_table(rows),
             roots={one: str(root) for one in corpora},
             scales=dict.fromkeys(corpora, self.scale) if self.scale else {},
-            linked_speakers=[group for group in links if len(group) > 1],
+            linked_speakers=links,
             notes=self._notes,
             synthetic=self.synthetic,
             channels={key: channel for speaker, channel in self.channels.items() if (key := f"{corpus}/{speaker}") in speakers},
@@ -164,6 +167,19 @@ class Adapter(abc.ABC):
         )
         table = [{"path": row["path"], "utterance": row["utterance"], "reason": reason, "stage": "manifest"} for row, reason in rejected]
         return Loaded(manifest, pl.DataFrame(table, schema=REJECTED_SCHEMA).sort("utterance", "path"))
+
+    def _linked(self, speakers: set[str], rejected: set[str]) -> list[list[str]]:
+        """Groups of linked speakers that are here. They are joined first: who links two others may have no usable utterance himself."""
+        everyone = speakers | rejected
+        named = [
+            [key if (key := f"{self.corpus}/{speaker}") in everyone else speaker for speaker in group if speaker is not None]
+            for group in self._links
+        ]
+        groups = linked_groups(named)
+        gone = sorted({speaker for group in groups for speaker in group if speaker in rejected - speakers})
+        if gone:
+            self.note(f"All utterances of the linked speaker{'s' if len(gone) > 1 else ''} {', '.join(gone)} were rejected.")
+        return [[speaker for speaker in group if speaker in speakers] for group in groups]
 
     def _expected(self) -> str:
         return f"Expected: {self.layout.rstrip('.')}." if self.layout else "Check the path."

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ _SPLITS = {
     "": None,
 }
 _LABELS = ("emotion", "votes", "traces", *ATTRIBUTES)
+_SHOWN = 20
 _SUFFIXES = (".csv", ".tsv", ".tab", ".txt", ".parquet")
 
 
@@ -43,7 +46,8 @@ class Table(Adapter):
 
     Options: ``root`` (folder of the audio), ``language`` (BCP-47, for a table without that column), ``scale`` ([low, high] of the
     attributes),
-    ``separator``, ``linked`` (lists of speakers that must stay in one fold), ``name`` (the corpus's name, default ``table``).
+    ``separator`` (one character), ``linked`` (lists of speakers that must stay in one fold, ``[[s0, s1], [s4, s7]]``; with several corpora
+    in one table ``corpus/speaker``), ``name`` (the corpus's name, default ``table``).
     """
 
     name = "table"
@@ -65,18 +69,17 @@ class Table(Adapter):
 
         Raises:
             DataError: columns are missing (the ones found are listed), values are of the wrong kind (with their lines).
-            ConfigError: ``columns`` names a manifest column that does not exist, or the scale is no pair.
+            ConfigError: ``columns`` names a manifest column that does not exist, an option is of the wrong kind, or a linked speaker is
+                none of the table's.
             MissingFileError: ``root`` does not exist.
         """
+        groups = _groups(linked)
+        _check_text(root=root, separator=separator, language=language)
         file = self._file(path)
         if language is not None:
             self.language = language
         if scale is not None:
-            if len(scale) != 2 or not scale[0] < scale[1]:
-                raise ConfigError(f"The scale of a table is [low, high], not {scale!r}")
-            self.scale = (float(scale[0]), float(scale[1]))
-        for group in linked:
-            self.link(map(str, group))
+            self.scale = _pair(scale)
         table = read_text_or_parquet(file, separator)
         sources = self._sources(table, columns or {}, file)
         first_line = 0 if file.read_bytes()[:4] == b"PAR1" else 2  # a text table has its header in line 1
@@ -85,6 +88,7 @@ class Table(Adapter):
         }
         if "split" in sources:
             values["split"] = self._splits(table[sources["split"]], sources["split"], file, first_line)
+        self._link(groups, values["speaker"], values.get("corpus") or [None] * table.height)
         unused = [name for name in table.columns if name not in sources.values()]
         if unused:
             self.note(f"The table {file.name} has columns that were not used: {', '.join(unused)}.")
@@ -93,6 +97,34 @@ class Table(Adapter):
             self.audio_root = self._root(values["path"], file, root)
         for row in range(table.height):
             yield {column: column_values[row] for column, column_values in values.items()}
+
+    def _link(self, groups: list[list[str]], speakers: Sequence[str | None], corpora: Sequence[str | None]) -> None:
+        """Link speakers that are named as in the table or, as in a manifest, ``corpus/speaker``. Every name must be one speaker's."""
+        full: dict[str, str] = {}
+        short: defaultdict[str, set[str]] = defaultdict(set)
+        for speaker, corpus in zip(speakers, corpora, strict=True):
+            own = (speaker or "").strip() or "unknown"
+            key = f"{(corpus or '').strip() or self.corpus}/{own}"
+            full[key] = key
+            short[own].add(key)
+        for group in groups:
+            found: list[str] = []
+            for speaker in group:
+                keys = short.get(speaker) or {full.get(speaker, "")}
+                if "" in keys or len(keys) > 1:
+                    fault = "is no speaker of the table" if "" in keys else f"could be {' or '.join(sorted(keys))}"
+                    raise ConfigError(
+                        f"The linked speaker {speaker!r} {fault}",
+                        where="linked",
+                        choices=[*sorted(full)[:_SHOWN], *(["..."] if len(full) > _SHOWN else [])],
+                        remedy="Write ids as the table has them; ids with leading zeros need quotes.",
+                    )
+                found += keys
+            if len(set(found)) < 2:
+                raise ConfigError(
+                    f"The linked speakers {', '.join(group)} are one speaker of the table", where="linked", choices=sorted(full)
+                )
+            self.link(found)
 
     def _file(self, path: Path) -> Path:
         if path.is_file():
@@ -180,3 +212,44 @@ class Table(Adapter):
         for row, one in full.items():
             paths[row] = Path(one).relative_to(common).as_posix()
         return common
+
+
+def _groups(linked: Any) -> list[list[str]]:
+    """The option ``linked`` as groups of ids."""
+    if linked is None:
+        return []
+    right = isinstance(linked, list | tuple) and all(isinstance(group, list | tuple) for group in linked)
+    right = right and all(isinstance(one, str | int) and not isinstance(one, bool) for group in linked for one in group)
+    groups = [[str(one).strip() for one in group] for group in linked] if right else []
+    if not right or any(len(set(group)) < 2 for group in groups):
+        raise ConfigError(
+            f"The option linked of a table is a list of groups of two or more speaker ids, not {linked!r}",
+            where="linked",
+            remedy="Write a list in the list, also for one group: linked: [[s0, s1]].",
+        )
+    return groups
+
+
+def _pair(scale: Any) -> tuple[float, float]:
+    """The option ``scale`` as (low, high)."""
+    right = isinstance(scale, list | tuple) and len(scale) == 2
+    if right and all(isinstance(one, int | float) and not isinstance(one, bool) and math.isfinite(one) for one in scale):
+        low, high = float(scale[0]), float(scale[1])
+        if low < high:
+            return low, high
+    raise ConfigError(
+        f"The scale of a table is [low, high], two numbers, not {scale!r}", where="scale", remedy="Write, for example, scale: [1, 7]."
+    )
+
+
+def _check_text(*, root: Any, separator: Any, language: Any) -> None:
+    if root is not None and not (isinstance(root, str | os.PathLike) and str(root).strip()):
+        raise ConfigError(f"The root of a table is the folder of its audio, not {root!r}", where="root", remedy="Write root: ../audio.")
+    if separator is not None and not (isinstance(separator, str) and len(separator.encode()) == 1 and separator not in '"\r\n'):
+        raise ConfigError(
+            f"The separator of a table is one character, not {separator!r}",
+            where="separator",
+            remedy='Leave it out for tab, semicolon and comma; a tab is written "\\t", in double quotes.',
+        )
+    if language is not None and not isinstance(language, str):  # YAML reads no as false: Norwegian needs quotes
+        raise ConfigError(f"The language of a table is a BCP-47 code, not {language!r}", where="language", remedy='Write language: "de".')

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ def read_text_or_parquet(path: Path, separator: str | None = None) -> pl.DataFra
 
     Raises:
         MissingFileError: no such file.
-        DataError: empty, not UTF-8, rows of unequal length, a column name twice.
+        DataError: empty, not UTF-8, rows of unequal length, a column name twice (columns without a name may be several).
     """
     if not path.is_file():
         raise MissingFileError(f"There is no table {path.name!r}", where=path.parent)
@@ -46,12 +48,19 @@ def read_text_or_parquet(path: Path, separator: str | None = None) -> pl.DataFra
         raise DataError("This table is empty", where=path, remedy="Its first line names the columns.")
     separator = separator or max("\t;,", key=header.count)
     try:
+        names = Counter(name.strip() for name in next(csv.reader(io.StringIO(text.lstrip("\r\n"), newline=""), delimiter=separator)))
         table = pl.read_csv(io.StringIO(text), separator=separator, infer_schema=False, null_values=[""])
-    except (pl.exceptions.PolarsError, ValueError) as error:
+    except (pl.exceptions.PolarsError, ValueError, csv.Error) as error:
         raise DataError(
             f"This table cannot be read: {str(error).splitlines()[0]}", where=path, remedy="Check the separator and the quotes."
         ) from error
-    return table.rename({name: name.strip() for name in table.columns})
+    if double := [name for name, count in names.items() if name and count > 1]:
+        raise DataError(
+            f"The table has the column{'s' if len(double) > 1 else ''} {', '.join(map(repr, double))} more than once",
+            where=path,
+            remedy="Rename or remove the one that is not meant.",
+        )
+    return table.rename({name: name.strip() for name in table.columns if name.strip()})
 
 
 def typed_column(values: pl.Series, column: str, source: str, path: Path, first_line: int) -> list[Any]:

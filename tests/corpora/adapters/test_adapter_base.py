@@ -144,6 +144,15 @@ def test_links_unknown_speakers_and_blanks(clip: Clip, tmp_path: Path) -> None:
     assert any("unknown" in note for note in loaded.manifest.notes)
 
 
+def test_links_hold_through_a_speaker_whose_files_were_rejected(clip: Clip, tmp_path: Path) -> None:
+    for name in "ac":
+        clip(f"{name}.wav")
+    rows = [{"path": f"{name}.wav", "speaker": name, "emotion": "anger"} for name in "abc"]
+    manifest = toy(*rows, links=(("a", "b"), ("toy/b", "c"))).load(tmp_path).manifest
+    assert manifest.linked_speakers == [["toy/a", "toy/c"]]
+    assert "All utterances of the linked speaker toy/b were rejected." in manifest.notes
+
+
 def test_absolute_paths_inside_and_outside(clip: Clip, tmp_path: Path) -> None:
     inside, outside = clip("corpus/wav/a.wav"), clip("elsewhere/b.wav")
     link = tmp_path / "corpus/wav/c.wav"

@@ -176,3 +176,66 @@ def test_files_that_are_no_tables(folder: Path) -> None:
         load(folder / "t.parquet")
     with pytest.raises(ConfigError, match=r"\[low, high\]"):
         load(folder / "u.csv", scale=[7, 1])
+
+
+@pytest.mark.parametrize("linked", [["1", "2"], "12", 5, True, [["1"]], [["1", "1"]], [[]], [["1", ["2"]]], [["1", None]], {"1": "2"}])
+def test_linked_speakers_are_lists_of_ids(folder: Path, linked: Any) -> None:
+    (folder / "t.csv").write_text(TEXT)
+    with pytest.raises(ConfigError, match=r"groups of two or more speaker ids, not .*linked: \[\[s0, s1\]\]"):
+        load(folder / "t.csv", linked=linked)
+
+
+def test_linked_speakers_are_speakers_of_the_table(folder: Path) -> None:
+    (folder / "t.csv").write_text(TEXT)
+    for right in ([["1", "2"]], [[1, 2]], [["table/1", " 2"]], (("2", "1"), ("1", "2"))):
+        assert load(folder / "t.csv", linked=right).manifest.linked_speakers == [["table/1", "table/2"]]
+    assert load(folder / "t.csv", linked=[["own/1", 2]], name="own").manifest.linked_speakers == [["own/1", "own/2"]]
+    assert load(folder / "t.csv", linked=None).manifest.linked_speakers == []
+    with pytest.raises(ConfigError, match=r"linked speaker 'typo' is no speaker of the table.*Valid choices: table/1, table/2\."):
+        load(folder / "t.csv", linked=[["1", "typo"]])
+    with pytest.raises(ConfigError, match="1, table/1 are one speaker of the table"):
+        load(folder / "t.csv", linked=[["1", "table/1"]])
+    (folder / "t.csv").write_text(TEXT + "wav/gone.wav,3,anger\n")
+    manifest = load(folder / "t.csv", linked=[["1", "3"], ["3", "2"]]).manifest
+    assert manifest.linked_speakers == [["table/1", "table/2"]]
+    assert manifest.notes == ["All utterances of the linked speaker table/3 were rejected."]
+
+
+def test_linked_speakers_of_several_corpora(clip: Clip, folder: Path) -> None:
+    clip("wav/c.wav")
+    (folder / "t.csv").write_text(
+        "path,speaker,emotion,corpus\nwav/a.wav,1,anger,north\nwav/b.wav,1,neutral,south\nwav/c.wav,2,anger,south\n"
+    )
+    assert load(folder / "t.csv", linked=[["north/1", "2"]]).manifest.linked_speakers == [["north/1", "south/2"]]
+    with pytest.raises(ConfigError, match="'1' could be north/1 or south/1"):
+        load(folder / "t.csv", linked=[["1", "2"]])
+
+
+@pytest.mark.parametrize(
+    ("option", "values", "right"),
+    [
+        ("scale", [5, "1-7", [1], ["1", "7"], [1, None], [True, 7], [1, float("inf")], [3, 3], {"low": 1, "high": 7}], r"\[low, high\]"),
+        ("root", [5, ["wav"], "", True], "folder of its audio"),
+        ("separator", [5, ";;", "", "\n", "§", [","]], "one character"),
+        ("language", [False, 5, ["de"]], "BCP-47"),
+    ],
+)
+def test_options_of_the_wrong_kind(folder: Path, option: str, values: list[Any], right: str) -> None:
+    (folder / "t.csv").write_text(TEXT)
+    for value in values:
+        with pytest.raises(ConfigError, match=f"{right}.*Where: {option}"):
+            load(folder / "t.csv", **{option: value})
+
+
+@pytest.mark.parametrize(
+    "header", ["path,speaker,emotion,emotion", "path, emotion ,emotion,speaker", '"path","emotion","speaker","emotion"']
+)
+def test_a_column_name_twice(folder: Path, header: str) -> None:
+    (folder / "t.csv").write_text(f"{header}\nwav/a.wav,1,anger,joy\n")
+    with pytest.raises(DataError, match=r"has the column 'emotion' more than once.*Rename or remove"):
+        load(folder / "t.csv")
+
+
+def test_columns_without_a_name_may_be_several(folder: Path) -> None:
+    (folder / "t.csv").write_text("path,speaker,emotion,,\nwav/a.wav,1,anger,,\n")  # as spreadsheets write empty columns
+    assert load(folder / "t.csv").manifest.table.height == 1
