@@ -30,9 +30,8 @@ def main() -> int:
         machine = {"processor": platform.machine(), "cores": len(os.sched_getaffinity(0)), "versions": versions()}
         write_json(HERE / "results" / f"{name}.json", {"format": "raysere.benchmark/1", "benchmark": name, **result, "machine": machine})
         for row in result["rows"]:
-            print(
-                f"{name}: {row['what']}: {row['ratio']:.2f} times as fast as {row['against']} (each of {row['rounds']} rounds: {row['ratios']})"
-            )
+            versus = f"{row['ratio']:.2f} times as fast as {row['against']}"
+            print(f"{name}: {row['what']}: {versus} (each of {row['rounds']} rounds: {row['ratios']})")
     return 0
 
 
