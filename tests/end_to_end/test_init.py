@@ -6,7 +6,7 @@ import pytest
 
 from raysere.errors import ConfigError
 from raysere.experiment import load_experiment
-from raysere.pipeline import prepare
+from raysere.preparation import prepare
 from raysere.template import write_experiment
 from tests.end_to_end.toy import make_corpus
 

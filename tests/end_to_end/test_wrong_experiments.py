@@ -10,7 +10,7 @@ import pytest
 
 from raysere.cli import main
 from raysere.experiment import load_experiment
-from raysere.pipeline import prepare, write_run
+from raysere.preparation import prepare, write_run
 from tests.end_to_end.toy import experiment, make_corpus
 
 
