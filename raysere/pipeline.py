@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -110,8 +111,6 @@ def run_experiment(
 @contextmanager
 def _own_ray() -> Iterator[None]:
     """End a Ray that a stage starts on this machine; leave one alone that was there before."""
-    import sys
-
     before = "ray" in sys.modules and sys.modules["ray"].is_initialized()
     try:
         yield
@@ -125,7 +124,7 @@ def price(experiment: Experiment, *, seconds: float = 10.0) -> dict[str, Any]:
     from raysere.features.plan import plan
 
     prepared = prepare(experiment)
-    manifest = prepared.manifest.with_rows(_used(prepared))
+    manifest = prepared.manifest.used_by(prepared.splits)
     features = {name: plan(manifest, spec, experiment.store_folder, seconds=seconds).to_json() for name, spec in prepared.specs.items()}
     lanes = prepared.splits["outer"].n_unique()
     studies = {study.name: {"trials": study.trials * lanes, "trials_of_each_fold": study.trials} for study in prepared.studies}
@@ -139,16 +138,11 @@ def price(experiment: Experiment, *, seconds: float = 10.0) -> dict[str, Any]:
     }
 
 
-def _used(prepared: Prepared) -> pl.DataFrame:
-    """Rows of the manifest that some split uses."""
-    return prepared.manifest.table.join(prepared.splits.select("utterance").unique(), on="utterance", how="semi").sort("utterance")
-
-
 def _extract(prepared: Prepared, progress: Progress) -> pl.DataFrame:
     from raysere.features.extract import extract
 
     rejected = [prepared.rejected.select(list(REJECTED))]
-    manifest = prepared.manifest.with_rows(_used(prepared))
+    manifest = prepared.manifest.used_by(prepared.splits)
     for name, spec in prepared.specs.items():
         done = extract(
             manifest,

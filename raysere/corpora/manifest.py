@@ -146,6 +146,10 @@ class Manifest:
             channels={key: value for key, value in self.channels.items() if key in speakers},
         )
 
+    def used_by(self, splits: pl.DataFrame) -> Manifest:
+        """The rows that some split uses (column utterance); the others, without a label or unlabelled, need no features."""
+        return self.with_rows(self.table.join(splits.select("utterance").unique(), on="utterance", how="semi"))
+
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write one parquet file (zstd); the rest stands as JSON in its key-value metadata under ``raysere``. Appears whole or not at
         all."""

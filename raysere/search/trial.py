@@ -65,11 +65,7 @@ class Workshop:
             lambda: build_labels(manifest, None if study.class_map is None else class_map(study.class_map), study.task)[0],
         )
         splits = self._keep(("splits", run_dir), lambda: pl.read_parquet(run_dir / "splits.parquet"))
-        # rows that no split uses (without a label, unlabelled) need no features
-        used = self._keep(
-            ("used", run_dir),
-            lambda: manifest.with_rows(manifest.table.join(splits.select("utterance").unique(), on="utterance", how="semi")),
-        )
+        used = self._keep(("used", run_dir), lambda: manifest.used_by(splits))
         store = str(run_dir / study.store)
         views = {
             feature.name: self._keep(

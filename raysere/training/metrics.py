@@ -25,13 +25,6 @@ Statistic = Callable[[NDArray], NDArray]
 # ---- from sums to scores: arrays of shape (..., C, C) or (..., 6) to (...) ----------------------------------------------------
 
 
-def recalls(confusion: ArrayLike) -> NDArray:
-    """Recall per class (..., C) from confusion (..., C, C), rows true; NaN for a class without items."""
-    counts = np.asarray(confusion, dtype=np.float64)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.diagonal(counts, axis1=-2, axis2=-1) / counts.sum(-1)
-
-
 def uar_of(confusion: ArrayLike) -> NDArray:
     """Unweighted average recall: mean recall over the classes that have items. NaN when no class has any."""
     counts = np.asarray(confusion, dtype=np.float64)

@@ -74,7 +74,7 @@ class HuggingFace:
         Args:
             argument: folder, or NAME@REVISION on the hub; a branch or tag is resolved to its commit.
             window: Whisper only: ``full`` (default) hears 30 s whatever the clip holds, as published; ``clip`` hears the clip and half a
-                second of silence, ten times faster on 3 s clips. Their features differ and have different identities.
+                second of silence, far cheaper on short clips. Their features differ and have different identities.
 
         Raises:
             ConfigError: no revision, an unknown window, a kind of model that is not supported.
