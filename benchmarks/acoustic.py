@@ -5,13 +5,14 @@ Both see the same waves; the comparison is of utterances a second, and both must
 
 from __future__ import annotations
 
-import statistics
-import time
 from typing import Any
 
 import numpy as np
 
-ROUNDS, CLIPS, RATE = 5, 40, 16000
+from benchmarks._measure import alternate, result, speed
+
+TITLE = "The acoustic backbone"
+CLIPS, RATE = 40, 16000
 
 
 def waves() -> list[np.ndarray]:
@@ -48,22 +49,13 @@ def run() -> dict[str, Any]:
         for clip in clips:
             assert np.isfinite(theirs.process_signal(clip, RATE).to_numpy()).all()
 
-    ratios, seconds = [], {"acoustic": [], "egemaps": []}
-    for call in (acoustic, egemaps):
-        call()  # warm
-    for _ in range(ROUNDS):
-        for name, call in (("acoustic", acoustic), ("egemaps", egemaps)):
-            start = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - start)
-        ratios.append(seconds["egemaps"][-1] / seconds["acoustic"][-1])
     audio_s = sum(clip.size for clip in clips) / RATE
-    row = {
-        "what": "acoustic, all three layers",
-        "against": "openSMILE eGeMAPSv02 low-level descriptors",
-        "ratio": statistics.median(ratios),
-        "ratios": [round(ratio, 2) for ratio in ratios],
-        "rounds": ROUNDS,
-        "times_real_time": {name: round(audio_s / statistics.median(values), 1) for name, values in seconds.items()},
-    }
-    return {"clips": CLIPS, "audio_s": round(audio_s, 1), "rows": [row]}
+    row = speed(
+        "acoustic, all three layers",
+        "openSMILE eGeMAPSv02 low-level descriptors, clip by clip",
+        alternate(acoustic, egemaps),
+        goal=5,
+        checked="both give finite rows for every clip",
+        detail={"seconds of audio": round(audio_s, 1)},
+    )
+    return result([row], "One thread each.")
