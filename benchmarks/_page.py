@@ -8,9 +8,9 @@ from typing import Any
 
 _HEAD = """# Performance
 
-Written by `python -m benchmarks` (`make bench`) from `benchmarks/results/*.json`; not edited by hand. Every figure is a ratio against the
-alternative that is named beside it, measured in the same run: the median of the rounds, and in brackets the smallest and the largest. `checked` says
-how it was made sure that both sides did the same work.
+Written by `python -m benchmarks` (`make bench`) from `benchmarks/results/*.json`; not edited by hand. Every figure is a ratio
+against the alternative that is named beside it, measured in the same run: the median of the rounds, and in brackets the smallest
+and the largest. `checked` says how it was made sure that both sides did the same work.
 """
 
 

@@ -17,6 +17,13 @@ _SWITCHES = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+PRELOADED = "RAY_preload_python_modules"
+_LOCAL_SWITCHES = {
+    # idle workers import what trials need while the driver reads its files, and are kept until there is a trial for them
+    PRELOADED: "raysere.search.preload",
+    "RAY_idle_worker_killing_time_threshold_ms": "600000",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # for Tune's actors, which must share the environment of the idle workers
+}
 
 
 def start_ray(cpus: int | None = None, object_store_gb: float = 1.0, *, debug: bool | None = None) -> bool:
@@ -59,6 +66,8 @@ def start_ray(cpus: int | None = None, object_store_gb: float = 1.0, *, debug: b
     before = os.environ.get("PYTHONPATH")
     if not address:
         os.environ["PYTHONPATH"] = _python_path(before)
+        for name, value in _LOCAL_SWITCHES.items():
+            os.environ.setdefault(name, value)
     try:
         ray.init(**options)
     except Exception as error:  # Ray raises anything from ConnectionError to RuntimeError

@@ -18,6 +18,7 @@ import yaml
 from raysere.errors import ConfigError, EnvironmentFault, MissingFileError
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 _ENVIRONMENT = {
     errno.ENOSPC: "The disk is full",
     errno.EDQUOT: "The disk quota is used up",
@@ -70,8 +71,11 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary folder; on success it is renamed to ``path`` (which must not exist), on failure removed."""
+def atomic_folder(path: str | os.PathLike[str], *, flush: bool = True) -> Iterator[Path]:
+    """Yield a temporary folder; on success it is renamed to ``path`` (which must not exist), on failure removed.
+
+    Its files are on the disk before it appears, unless ``flush`` is False (:func:`flush_folder` does that later).
+    """
     path = Path(path)
     with explain_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,12 +83,18 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.mkdir()
         try:
             yield temporary
-            for file in temporary.rglob("*"):
-                if file.is_file():
-                    _sync(file)
+            if flush:
+                flush_folder(temporary)
             os.rename(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def flush_folder(path: Path) -> None:
+    """Wait until all files under ``path`` are on the disk."""
+    for file in path.rglob("*"):
+        if file.is_file():
+            _sync(file)
 
 
 def _sync(path: Path) -> None:
@@ -120,18 +130,23 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    path = Path(path)
-    if not path.is_file():
-        raise MissingFileError(f"There is no file {path.name!r}", where=path.parent)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        with open(path, encoding="utf-8") as file:
+            return json.loads(file.read())
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise MissingFileError(f"There is no file {Path(path).name!r}", where=Path(path).parent) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"This is not JSON: {error}", where=path) from error
 
 
 def write_yaml(path: str | os.PathLike[str], value: Any) -> None:
     with atomic_write(path) as temporary:
-        temporary.write_text(yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120), encoding="utf-8")
+        temporary.write_text(to_yaml(value), encoding="utf-8")
+
+
+def to_yaml(value: Any) -> str:
+    """YAML text of plain values, keys in their order."""
+    return yaml.dump(value, Dumper=_DUMPER, sort_keys=False, allow_unicode=True, width=120)
 
 
 def read_yaml(path: str | os.PathLike[str]) -> Any:

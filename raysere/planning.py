@@ -50,6 +50,7 @@ def plan_studies(
                 asha=Asha(grace=halving.grace, reduction=halving.reduction) if halving else None,
                 threads=experiment.trial.cpu,
                 device="cuda" if experiment.trial.gpu else "cpu",
+                precision=experiment.trial.precision,
             )
         )
     return studies

@@ -15,6 +15,7 @@ from raysere.errors import DataError
 
 #: Smallest probability that is told from zero: float32 predictions underflow below it.
 FLOOR = 1e-30
+_Terms = tuple[float, np.ndarray, np.ndarray]
 _LOW, _HIGH = 1e-2, 1e2  # bounds of the slope on logits of unit spread: perfectly separated rows have no finite optimum
 
 
@@ -90,7 +91,10 @@ def fit_calibration(
     theta = centre.copy()
     strength = ridge / count
     free = np.r_[not flat, np.full(classes - 1, biases)]
-    value, gradient, hessian = _loss(theta, z, label, centre, strength)
+    cells = label * count + np.arange(count)
+    z = np.ascontiguousarray(z.T)
+    toward = np.r_[np.take(z, cells).mean(), class_shares(label, classes)[:-1]]
+    value, gradient, hessian = _loss(theta, z, cells, toward, centre, strength)
     for _ in range(200):
         move = free.copy()
         if (theta[0] <= _LOW and gradient[0] > 0) or (theta[0] >= _HIGH and gradient[0] < 0):
@@ -107,7 +111,7 @@ def fit_calibration(
             trial = theta + size * step
             trial[0] = np.clip(trial[0], _LOW, _HIGH)
             trial[1:] = np.clip(trial[1:], -50.0, 50.0)
-            result = _loss(trial, z, label, centre, strength)
+            result = _loss(trial, z, cells, toward, centre, strength)
             if last or size < 1e-6 or result[0] <= value + 1e-4 * size * slope:
                 break
             size /= 2
@@ -117,22 +121,30 @@ def fit_calibration(
     return Calibration(temperature=(1.0 if flat else spread) / float(theta[0]), bias=np.r_[theta[1:], 0.0])
 
 
-def _loss(theta: np.ndarray, z: np.ndarray, label: np.ndarray, centre: np.ndarray, strength: float) -> tuple[float, np.ndarray, np.ndarray]:
-    """Penalised mean negative log-likelihood with gradient and Hessian in (slope, b_0 .. b_{K-2})."""
-    count, classes = z.shape
-    logp = log_softmax(theta[0] * z + np.r_[theta[1:], 0.0])
-    p = np.exp(logp)
-    rows = np.arange(count)
-    expected = (p * z).sum(1)
-    shares = np.bincount(label, minlength=classes) / count
-    mean_p = p.mean(0)
-    gradient = np.r_[(expected - z[rows, label]).mean(), (mean_p - shares)[:-1]]
+def _loss(theta: np.ndarray, z: np.ndarray, cells: np.ndarray, toward: np.ndarray, centre: np.ndarray, strength: float) -> _Terms:
+    """Penalised mean negative log-likelihood with gradient and Hessian in (slope, b_0 .. b_{K-2}).
+
+    ``z`` (K, N) has the class first, so that every sum over classes adds whole rows; ``cells`` (N,) is where the label of an item stands
+    in it, ``toward`` (K,) the mean of z at the labels (first) and the class shares but the last: what the gradient compares with.
+    """
+    classes, count = z.shape
+    p = theta[0] * z
+    p += np.r_[theta[1:], 0.0][:, None]
+    p -= p.max(0)
+    picked = np.take(p, cells)
+    np.exp(p, out=p)
+    total = p.sum(0)
+    p /= total
+    pz = p * z
+    expected = pz.sum(0)
+    mean_p = p.mean(1)
+    gradient = np.r_[expected.mean(), mean_p[:-1]] - toward
     hessian = np.empty((classes, classes))
-    hessian[0, 0] = ((p * z**2).sum(1) - expected**2).mean()
-    hessian[0, 1:] = hessian[1:, 0] = (p * (z - expected[:, None])).mean(0)[:-1]
-    hessian[1:, 1:] = (np.diag(mean_p) - p.T @ p / count)[:-1, :-1]
+    hessian[0, 0] = (np.vdot(pz, z) - expected @ expected) / count
+    hessian[0, 1:] = hessian[1:, 0] = (pz.mean(1) - p @ expected / count)[:-1]
+    hessian[1:, 1:] = (np.diag(mean_p) - p @ p.T / count)[:-1, :-1]
     away = theta - centre
-    value = float(-logp[rows, label].mean() + 0.5 * strength * away @ away)
+    value = float(np.log(total).mean() - picked.mean() + 0.5 * strength * away @ away)
     return value, gradient + strength * away, hessian + strength * np.eye(classes)
 
 

@@ -184,7 +184,7 @@ def _prepare(rows: Selection, task: Task, config: EnsembleConfig) -> _Prepared:
         usable = config.calibrate and np.unique(rows.label[here]).size > 1
         carried = None if member.prior is None else np.asarray(member.prior)
         calibrations.append(
-            fit_calibration(found.logp[m, here], rows.label[here], member_prior=carried, ridge=config.ridge)
+            fit_calibration(*_answered(found.logp[m], rows.label, here), member_prior=carried, ridge=config.ridge)
             if usable
             else Calibration.identity(classes)
         )
@@ -204,6 +204,10 @@ def _prepare(rows: Selection, task: Task, config: EnsembleConfig) -> _Prepared:
         likeliest_class(prior, selection_prior, found.classes),
     )
     return _Prepared(calibrations, candidates, selection_prior, prior)
+
+
+def _answered(logp: np.ndarray, label: np.ndarray, here: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return (logp, label) if here.all() else (logp[here], label[here])
 
 
 def _weigh(

@@ -7,15 +7,18 @@ and the seed alone, not on the order in which members stand.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
-from raysere.ensemble.objective import Objective, confusion_counts
+from raysere.ensemble.contenders import FixedPoint, Running, Workspace
+from raysere.ensemble.objective import Objective
 from raysere.errors import DataError
 
-_BLOCK = 1 << 18  # candidates x items of one pass: 1 MB of float32 for each class
 _TIE = 1e-12
 
 
@@ -46,19 +49,6 @@ class Candidates:
     prior: np.ndarray | None = None
     fallback: int = 0
 
-    def part(self, members: np.ndarray, items: np.ndarray) -> Candidates:
-        return Candidates(
-            np.ascontiguousarray(self.scores[:, members][:, :, items]),
-            self.present[np.ix_(members, items)],
-            self.label[items],
-            self.group[items],
-            self.item_weights[items],
-            [self.ids[m] for m in members],
-            self.log_pool,
-            self.prior,
-            self.fallback,
-        )
-
 
 @dataclass(frozen=True)
 class Path:
@@ -88,56 +78,30 @@ class GreedyParams:
 def contributions(logp: np.ndarray, present: np.ndarray, ratio: np.ndarray, *, log_pool: bool) -> np.ndarray:
     """The ``scores`` (K, M, N) of :class:`Candidates` from log-probabilities (M, N, K) and prior ratio (K,)."""
     scores = np.empty((logp.shape[2], *logp.shape[:2]), np.float32)
-    for k, factor in enumerate(ratio):
-        values = logp[:, :, k] + np.float32(np.log(factor)) if log_pool else np.exp(logp[:, :, k]) * np.float32(factor)
-        scores[k] = np.where(present, values, 0.0)
+    factor = (np.log(ratio) if log_pool else np.asarray(ratio)).astype(np.float32)
+    for m, (one, here) in enumerate(zip(logp, present)):  # member by member: each is read once
+        scores[:, m] = (one + factor if log_pool else np.exp(one) * factor).T
+        scores[:, m, ~here] = 0.0
     return scores
 
 
-def answers(scores: np.ndarray, running: np.ndarray, answered: np.ndarray, fallback: int) -> np.ndarray:
-    """Class (C, N) of each candidate's sum with the running scores (K, N); the first of equal classes.
-
-    ``answered`` bool (C, N): whether the candidate or one of those chosen before it has a prediction; else ``fallback``.
-    """
-    best = scores[0] + running[0]
-    answer = np.zeros(best.shape, np.uint8)
-    for k in range(1, len(scores)):
-        value = scores[k] + running[k]
-        np.copyto(answer, np.uint8(k), where=value > best)
-        np.maximum(best, value, out=best)
-    np.copyto(answer, np.uint8(fallback), where=~answered)
-    return answer
-
-
-def score_candidates(
-    candidates: Candidates, running: np.ndarray, size: np.ndarray, objective: Objective, repeats: np.ndarray | None
-) -> np.ndarray:
-    """Objective (M,), over all items, of adding each member to ``running`` (K, N), to which ``size`` (N,) members have answered."""
-    classes, members, items = candidates.scores.shape
-    block = max(1, _BLOCK // max(items, 1))
-    result = np.empty(members)
-    for first in range(0, members, block):
-        here = slice(first, first + block)
-        answer = answers(candidates.scores[:, here], running, candidates.present[here] | (size > 0), candidates.fallback)
-        result[first : first + block] = objective(confusion_counts(candidates.label, answer, classes, repeats))
-    return result
-
-
-def _nll(candidates: Candidates, running: np.ndarray, size: np.ndarray, weights: np.ndarray) -> float:
-    """Weighted negative log-likelihood of the pooled scores (K, N); ``size`` (N,) is how many members answered each item.
+def _nll(candidates: Candidates, running: Running, candidate: int | None, weights: np.ndarray) -> float:
+    """Weighted negative log-likelihood of the running sum, or of its sum with a candidate; ``weights`` (n,) of its items.
 
     Items that nobody answered have the prior: leaving them out would favour members that answer few items.
     """
-    answered = size > 0
-    total = running.astype(np.float64)
+    sums, size = running.sums, running.size
+    if candidate is not None:
+        sums, size = sums + running.contribution(candidate), size + running.here(candidate)
+    total = sums * running.library.unit
     if candidates.log_pool:
-        total = total / np.maximum(size, 1)
-        total = total - total.max(0)
-        total = np.exp(total)
-    if not answered.all():
-        classes = len(running)
-        total[:, ~answered] = (np.full(classes, 1 / classes) if candidates.prior is None else candidates.prior)[:, None]
-    picked = total[candidates.label, np.arange(total.shape[1])] / np.maximum(total.sum(0), 1e-300)
+        total /= np.maximum(size, 1)
+        total = np.exp(total - total.max(0))
+    picked = running.picked(total) / np.maximum(total.sum(0), 1e-300)
+    nobody = size == 0
+    if nobody.any():
+        classes = len(total)
+        picked[nobody] = (np.full(classes, 1 / classes) if candidates.prior is None else candidates.prior)[running.label[nobody]]
     return float(np.average(-np.log(np.maximum(picked, 1e-30)), weights=weights))
 
 
@@ -151,47 +115,58 @@ def greedy_path(candidates: Candidates, objective: Objective, params: GreedyPara
         the Path; its ``length`` is the best prefix (by objective, then likelihood, then the shorter). Raises DataError for
         an empty library.
     """
-    classes, members, items = candidates.scores.shape
+    members, items = candidates.scores.shape[1:]
     if members == 0 or items == 0:
         raise DataError("There is nothing to select from: the library has no members or no items")
-    weights = candidates.item_weights if repeats is None else candidates.item_weights * repeats
-    running, size = np.zeros((classes, items), np.float32), np.zeros(items, np.int64)
+    everyone = np.arange(members)
+    return _path(candidates, _library(candidates, everyone, params), everyone, everyone, objective, params, repeats, Workspace())
 
-    def best_of(values: np.ndarray, allowed: Sequence[int]) -> int:
-        top = max(values[m] for m in allowed)
-        tied = [m for m in allowed if values[m] >= top - _TIE]
-        if len(tied) == 1:
-            return tied[0]
-        return min(
-            tied,
-            key=lambda m: (_nll(candidates, running + candidates.scores[:, m], size + candidates.present[m], weights), candidates.ids[m]),
-        )
 
-    nothing, none_yet = np.zeros_like(running), np.zeros_like(size)
-    single = score_candidates(candidates, nothing, none_yet, objective, repeats)
-    single_nll = [_nll(candidates, nothing + candidates.scores[:, m], none_yet + candidates.present[m], weights) for m in range(members)]
-    order = sorted(range(members), key=lambda m: (-round(float(single[m]) / _TIE), single_nll[m], candidates.ids[m]))
+def _library(candidates: Candidates, members: np.ndarray, params: GreedyParams) -> FixedPoint:
+    return FixedPoint.of(candidates.scores, members, candidates.present, candidates.fallback, params.steps + 1, wide=candidates.log_pool)
+
+
+def _path(
+    candidates: Candidates,
+    library: FixedPoint,
+    unique: np.ndarray,
+    half: np.ndarray,
+    objective: Objective,
+    params: GreedyParams,
+    repeats: np.ndarray | None,
+    workspace: Workspace,
+) -> Path:
+    """One pass over the members ``unique[half]``, which stand at ``half`` in ``library``; the path numbers them within ``half``."""
+    running = Running(library, half, candidates.label, repeats, candidates.fallback, workspace)
+    weights = candidates.item_weights[running.items]
+    weights = weights if repeats is None else weights * repeats[running.items]
+    members = len(half)
+    ids = [candidates.ids[m] for m in unique[half]]
+
+    def best_of(values: np.ndarray) -> int:
+        tied = np.flatnonzero(values >= values.max() - _TIE).tolist()
+        return tied[0] if len(tied) == 1 else min(tied, key=lambda m: (_nll(candidates, running, m, weights), ids[m]))
+
+    first = _first(
+        objective(running.single_counts()), min(params.start, members), lambda m: (_nll(candidates, running, m, weights), ids[m])
+    )
     path = Path([], [], [], 0)
     best, since = -np.inf, 0
     for step in range(params.steps):
-        if step < min(params.start, members):
-            member = order[step]
-            value = (
-                score_candidates(candidates.part(np.array([member]), np.arange(items)), running, size, objective, repeats)[0]
-                if step
-                else single[member]
-            )
+        if step < len(first):
+            member = first[step]
+            running.add(member)
+            value = float(objective(running.counts()))
         else:
-            values = score_candidates(candidates, running, size, objective, repeats)
-            member = best_of(values, range(members))
-            value = values[member]
-        running += candidates.scores[:, member]
-        size += candidates.present[member]
+            values = objective(running.candidate_counts())
+            member = best_of(values)
+            running.add(member)
+            value = float(values[member])
         path.chosen.append(member)
-        path.objective.append(float(value))
-        path.nll.append(_nll(candidates, running, size, weights))
+        path.objective.append(value)
+        path.nll.append(_nll(candidates, running, None, weights))
         since = 0 if value > best + params.gain else since + 1
-        best = max(best, float(value))
+        best = max(best, value)
         if since >= params.patience:
             break
     top = max(path.objective)
@@ -199,35 +174,77 @@ def greedy_path(candidates: Candidates, objective: Objective, params: GreedyPara
     return Path(path.chosen, path.objective, path.nll, prefix + 1)
 
 
-def greedy_weights(candidates: Candidates, objective: Objective, params: GreedyParams) -> np.ndarray:
+def _first(single: np.ndarray, count: int, tie: Callable[[int], tuple[float, str]]) -> list[int]:
+    """The ``count`` best members by single objective; only those that tie are told apart by ``tie``, which costs a pass each."""
+    steps = np.round(single / _TIE)
+    chosen: list[int] = []
+    for level in np.unique(steps)[::-1]:
+        equal = np.flatnonzero(steps == level).tolist()
+        chosen += sorted(equal, key=tie) if len(equal) > 1 else equal
+        if len(chosen) >= count:
+            break
+    return chosen[:count]
+
+
+def greedy_weights(candidates: Candidates, objective: Objective, params: GreedyParams, *, threads: int | None = None) -> np.ndarray:
     """Weights (M,) that sum to 1: of one pass, or the mean over bags, small ones pruned.
 
     Each bag is a random half of the library and a bootstrap of the speakers. Members whose contributions are equal to the bit
     count as one (the first id), so that copies in a library change nothing.
+
+    Args:
+        threads: bags that are computed side by side, which changes nothing in the result; None: ``thread_count()``.
     """
-    order = np.array(sorted(range(len(candidates.ids)), key=lambda m: candidates.ids[m]), dtype=np.int64)
-    seen: dict[bytes, int] = {}
-    unique = np.array([m for m in order if seen.setdefault(_fingerprint(candidates, m), int(m)) == m], dtype=np.int64)
-    everything = np.arange(candidates.scores.shape[2])
-    library = candidates.part(unique, everything)
+    unique = _without_copies(candidates)
     members = len(unique)
+    library = _library(candidates, unique, params)
     if params.bags == 0 or members == 1:
-        weights = greedy_path(library, objective, params).weights(members)
+        weights = _path(candidates, library, unique, np.arange(members), objective, params, None, Workspace()).weights(members)
     else:
+
+        def share(bags: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+            workspace, found = Workspace(), []
+            for bag in bags:
+                half, repeats = draw_bag(params.seed, bag, members, candidates.group)
+                path = _path(candidates, library, unique, half, objective, params, repeats, workspace)
+                found.append((half, path.weights(len(half))))
+            return found
+
+        side_by_side = min(threads or thread_count(), params.bags)
+        shares = [range(first, params.bags, side_by_side) for first in range(side_by_side)]
+        with ThreadPoolExecutor(side_by_side) as pool:
+            done = [share(shares[0])] if side_by_side == 1 else list(pool.map(share, shares))
         weights = np.zeros(members)
-        names, group = np.unique(candidates.group, return_inverse=True)
-        for bag in range(params.bags):
-            generator = np.random.default_rng([params.seed, bag])
-            half = np.sort(generator.choice(members, (members + 1) // 2, replace=False))
-            repeats = generator.multinomial(len(names), np.full(len(names), 1 / len(names)))[group]
-            rows = np.flatnonzero(repeats)
-            path = greedy_path(library.part(half, rows), objective, params, repeats[rows].astype(np.float64))
-            weights[half] += path.weights(len(half))
+        for bag in range(params.bags):  # added in the order of the bags, so that rounding is that of one thread
+            half, part = done[bag % side_by_side][bag // side_by_side]
+            weights[half] += part
         weights /= params.bags
     weights = prune(weights, params.prune)
     result = np.zeros(len(candidates.ids))
     result[unique] = weights
     return result
+
+
+def thread_count() -> int:
+    """Threads that this process may use: its cores, or fewer where ``OMP_NUM_THREADS`` says so, as Ray does for its workers."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, min(cores, int(told))) if told.isdigit() else cores
+
+
+def _without_copies(candidates: Candidates) -> np.ndarray:
+    """Members by id, of those that are equal to the bit only the first."""
+    order = sorted(range(len(candidates.ids)), key=lambda m: candidates.ids[m])
+    seen: dict[bytes, int] = {}
+    return np.array([m for m in order if seen.setdefault(_fingerprint(candidates, m), m) == m], dtype=np.int64)
+
+
+def draw_bag(seed: int, bag: int, members: int, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Half of the members (sorted numbers), and how often each item counts (N,) in a bootstrap of the groups."""
+    names, codes = np.unique(group, return_inverse=True)
+    generator = np.random.default_rng([seed, bag])
+    half = np.sort(generator.choice(members, (members + 1) // 2, replace=False))
+    return half, generator.multinomial(len(names), np.full(len(names), 1 / len(names)))[codes]
 
 
 def prune(weights: np.ndarray, threshold: float) -> np.ndarray:
@@ -237,8 +254,7 @@ def prune(weights: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def _fingerprint(candidates: Candidates, member: int) -> bytes:
-    import hashlib
-
-    value = hashlib.sha256(np.ascontiguousarray(candidates.scores[:, member]).tobytes())
-    value.update(candidates.present[member].tobytes())
+    value = hashlib.sha256(candidates.present[member].tobytes())
+    for row in candidates.scores[:, member]:
+        value.update(row.tobytes())
     return value.digest()

@@ -76,6 +76,8 @@ class Predictions:
 
     def take_members(self, numbers: Sequence[int] | np.ndarray) -> Predictions:
         index = np.asarray(numbers, dtype=np.int64)
+        if np.array_equal(index, np.arange(len(self.members))):
+            return self  # a library is large: no copy where nothing is left out
         return replace(
             self,
             members=tuple(self.members[m] for m in index),
@@ -86,6 +88,8 @@ class Predictions:
 
     def take_rows(self, rows: np.ndarray) -> Predictions:
         index = np.flatnonzero(rows) if rows.dtype == bool else rows
+        if np.array_equal(index, np.arange(len(self.utterances))):
+            return self
         return replace(
             self,
             utterances=tuple(self.utterances[n] for n in index),

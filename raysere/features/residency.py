@@ -1,7 +1,7 @@
-"""Layers kept on a device: one packed copy per process and device, shared by all trials that the process runs.
+"""What is kept in memory between the trials of a process, by device and under a budget: packed layers on a GPU, prefix sums anywhere.
 
-A layer of one shard on a CPU is mapped, not copied. Least recently used layers leave when the budget is reached; a layer
-larger than the budget is not kept at all, and its rows are read from the mapped shards batch by batch.
+On a CPU layers are not kept: batches are copied out of the mapped shards, whose pages all processes of the node share. Least
+recently used entries leave when the budget is reached; what is larger than the budget is not kept at all.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +22,11 @@ from raysere.features.rows import LayerSource, Placement, offsets, pack
 _DEFAULT_CPU_BYTES = 2 << 30
 
 
+class _Sized(Protocol):
+    @property
+    def bytes(self) -> int: ...
+
+
 @dataclass(frozen=True)
 class Packed:
     """``values`` (rows, width) in the store's dtype on the device; ``start`` and ``count`` int64 (N,) there, 0 rows where absent."""
@@ -28,24 +34,30 @@ class Packed:
     values: Tensor
     start: Tensor
     count: Tensor
-    mapped: bool
 
     @property
     def bytes(self) -> int:
-        return 0 if self.mapped else self.values.numel() * self.values.element_size()
+        return self.values.numel() * self.values.element_size()
+
+
+def packed(source: LayerSource, layer: int, placement: Placement, width: int, dtype: np.dtype, device: str) -> Packed:
+    """The rows of all utterances of ``placement`` one after the other on the device."""
+    values = torch.from_numpy(pack(source, layer, placement, width, dtype)).to(device)
+    start, count = (torch.from_numpy(part.astype(np.int64)).to(device) for part in (offsets(placement.rows)[:-1], placement.rows))
+    return Packed(values, start, count)
 
 
 class Residency:
-    """A cache of packed layers by (content, layer, device) under a budget of bytes for each device."""
+    """A cache by (content, device) under a budget of bytes for each device."""
 
     def __init__(self) -> None:
-        self._held: OrderedDict[tuple[str, int, str], Packed] = OrderedDict()
+        self._held: OrderedDict[tuple[Hashable, str], _Sized] = OrderedDict()
         self._budgets: dict[str, int] = {}
         self._lock = threading.RLock()
         self.memo: OrderedDict[Any, Any] = OrderedDict()  # small derived results (moments), by content
 
     def set_budget(self, device: str | torch.device, size: int) -> None:
-        """Bytes that packed layers may take on ``device`` in this process; what is too much leaves at once."""
+        """Bytes that kept entries may take on ``device`` in this process; what is too much leaves at once."""
         with self._lock:
             name = _name(device)
             self._budgets[name] = int(size)
@@ -58,44 +70,38 @@ class Residency:
         return self._budgets[name]
 
     def used(self, device: str | torch.device) -> int:
-        return sum(packed.bytes for key, packed in self._held.items() if key[2] == _name(device))
+        return sum(entry.bytes for key, entry in self._held.items() if key[1] == _name(device))
 
     def clear(self) -> None:
         with self._lock:
             self._held.clear()
             self.memo.clear()
 
-    def get(
-        self, source: LayerSource, token: str, layer: int, placement: Placement, width: int, dtype: np.dtype, device: str | torch.device
-    ) -> Packed | None:
-        """The packed layer, built at need; None when it does not fit the budget."""
+    def hold(self, key: Hashable, device: str | torch.device, need: int, make: Callable[[], Any]) -> Any | None:
+        """The entry of a key (with its size as ``bytes``), made at need; None when its ``need`` bytes do not fit the budget."""
         name = _name(device)
-        key = (token, layer, name)
         with self._lock:
-            if key in self._held:
-                self._held.move_to_end(key)
-                return self._held[key]
-            shards = np.unique(placement.shard[placement.present])
-            single = name == "cpu" and len(shards) == 1
-            need = 0 if single else int(placement.rows.sum()) * width * dtype.itemsize
+            if (key, name) in self._held:
+                self._held.move_to_end((key, name))
+                return self._held[key, name]
             if need > self.budget(name):
                 return None
             self._make_room(name, need)
-            if single:
-                values, start = torch.from_numpy(source.array(int(shards[0]), layer)), np.where(placement.present, placement.first, 0)
-            else:
-                values, start = torch.from_numpy(pack(source, layer, placement, width, dtype)), offsets(placement.rows)[:-1]
             try:
-                packed = Packed(
-                    values.to(name),
-                    torch.from_numpy(np.ascontiguousarray(start)).to(name),
-                    torch.from_numpy(placement.rows.astype(np.int64)).to(name),
-                    single,
-                )
-            except torch.cuda.OutOfMemoryError:  # other processes on the card took the room: read batch by batch
+                self._held[key, name] = made = make()
+            except torch.cuda.OutOfMemoryError:  # other processes on the card took the room
                 return None
-            self._held[key] = packed
-            return packed
+            return made
+
+    def layer(
+        self, source: LayerSource, token: str, layer: int, placement: Placement, width: int, dtype: np.dtype, device: str | torch.device
+    ) -> Packed | None:
+        """The layer packed on a device; None on a CPU, where it is mapped, and where it does not fit: read it batch by batch then."""
+        name = _name(device)
+        if name == "cpu":
+            return None
+        need = int(placement.rows.sum()) * width * dtype.itemsize
+        return self.hold((token, layer), name, need, lambda: packed(source, layer, placement, width, dtype, name))
 
     def remember(self, key: Any, make: Any, limit: int = 4096) -> Any:
         """A small result by key, made once."""
@@ -109,7 +115,7 @@ class Residency:
 
     def _make_room(self, name: str, need: int) -> None:
         while self.used(name) + need > self.budget(name):
-            oldest = next((key for key, packed in self._held.items() if key[2] == name and packed.bytes), None)
+            oldest = next((key for key in self._held if key[1] == name), None)
             if oldest is None:
                 return
             del self._held[oldest]

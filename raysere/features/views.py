@@ -12,7 +12,7 @@ from torch import Tensor
 
 from raysere.errors import ConfigError, DataError
 from raysere.features.residency import RESIDENT
-from raysere.features.rows import LayerSource, MemoryLayers, Placement, flat, gather, offsets
+from raysere.features.rows import LayerSource, MemoryLayers, Placement, flat, gather, offsets, pack
 from raysere.features.spec import common_stats
 from raysere.files import digest
 
@@ -81,7 +81,8 @@ class FeatureView:
                     f"The arrays of layer {number} are not (rows, {width}) with the same rows in all layers",
                     where=", ".join(map(str, wrong[:5])) or None,
                 )
-            packed[number] = np.concatenate([np.zeros((0, width)), *[array for array in arrays if array is not None]]).astype(spec.dtype)
+            rows_of_all = np.concatenate([np.zeros((0, width), spec.dtype), *[array for array in arrays if array is not None]])
+            packed[number] = rows_of_all.astype(spec.dtype, copy=False)
         if spec.granularity == "utterance" and (rows > 1).any():
             raise DataError("Utterance granularity has one row an utterance")
         placement = Placement(np.where(rows > 0, 0, -1).astype(np.int32), offsets(rows)[:-1], rows)
@@ -121,12 +122,11 @@ class FeatureView:
         tensors: dict[int, Tensor] = {}
         mask: Tensor | None = None
         for layer in layers:
-            packed = RESIDENT.get(
+            packed = RESIDENT.layer(
                 self.source, self._token, layer, self.placement, self.spec.width(layer), np.dtype(self.spec.dtype), device
             )
             if packed is None:
-                array = gather(self.source, layer, self.placement, _numpy(rows), self.spec.width(layer), steps)
-                tensors[layer] = torch.from_numpy(array).to(device)
+                tensors[layer] = gather(self.source, layer, self.placement, _numpy(rows), self.spec.width(layer), steps).to(device)
                 continue
             index = torch.as_tensor(rows, dtype=torch.long, device=packed.values.device)
             step = torch.arange(steps, device=index.device)
@@ -148,7 +148,14 @@ class FeatureView:
         if self.spec.granularity != "utterance":
             raise ConfigError(f"A matrix needs one row an utterance; these features have {self.spec.granularity}s", choices=["utterance"])
         rows = np.arange(len(self)) if rows is None else _numpy(rows)
-        return gather(self.source, layer, self.placement, rows, self.spec.width(layer), 1)[:, 0]
+        return gather(self.source, layer, self.placement, rows, self.spec.width(layer), 1)[:, 0].numpy()
+
+    def packed(self, layer: int, rows: Any) -> np.ndarray:
+        """All rows of the asked utterances, one utterance after the other: (sum of lengths, width) in the store's dtype, a copy."""
+        self._check([layer])
+        rows, places = _numpy(rows), self.placement
+        here = Placement(places.shard[rows], places.first[rows], places.rows[rows])
+        return pack(self.source, layer, here, self.spec.width(layer), np.dtype(self.spec.dtype))
 
     def moments(self, layer: int, rows: Any = None) -> tuple[np.ndarray, np.ndarray]:
         """Mean and population standard deviation over all valid rows of the asked utterances: float64 (width,) each.
@@ -165,12 +172,25 @@ class FeatureView:
     def prefix(self, layer: int, rows: Any = None, device: str | torch.device = "cpu") -> PrefixSums:
         """Prefix sums over the frames of the asked utterances (default: all), for the mean and std of any chunks.
 
-        They take 16 bytes a value and hold the padded batch, so ask for a batch of utterances at a time.
+        They take 16 bytes a value. Where that fits the budget (RAYSERE_RESIDENT_GB) they stay for the next alignment and the next
+        trial of this process; else they are made anew, so ask for fewer utterances at a time then.
         """
         from raysere.features.prefix import prefix_sums
 
-        stream = self.batch(np.arange(len(self)) if rows is None else rows, [layer], device)
-        return prefix_sums(stream.layers[layer], stream.mask)
+        self._check([layer])
+        rows = np.arange(len(self)) if rows is None else _numpy(rows)
+        counts, width = self.lengths(rows), self.spec.width(layer)
+
+        def make() -> PrefixSums:
+            frames = (
+                gather(self.source, layer, self.placement, rows[at : at + 1], width, max(1, int(count)))[0, :count].to(device)
+                for at, count in enumerate(counts.tolist())
+            )
+            return prefix_sums(frames, counts, width, device)
+
+        key = ("prefix", self._token, layer, digest(np.ascontiguousarray(rows, dtype=np.int64).tobytes()))
+        kept = RESIDENT.hold(key, device, 16 * width * int(counts.sum() + len(counts)), make)
+        return make() if kept is None else kept
 
     def _moments(self, layer: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         width = self.spec.width(layer)

@@ -24,6 +24,7 @@ from raysere.training.dropout import Dropout, dropout
 from raysere.training.method import Batch, LoopParams, Method, Prediction, Shapes, Step, StreamShape
 from raysere.training.pooling import AttentiveStatistics, masked_mean, masked_mean_std, pooled_dim
 from raysere.training.samplers import balanced_at
+from raysere.training.stacking import LayerNorm, Linear
 from raysere.training.task import Labels, Task
 
 TOP = 4  # layers of the equal-weight sum (papers 3.5)
@@ -67,15 +68,18 @@ class LayerMix(nn.Module):
         equal = len(set(dims)) == 1
         self.dim = dims[0] if equal else width
         self.weights = nn.Parameter(torch.zeros(len(dims)))
-        self.projections = nn.ModuleList([] if equal else [nn.Linear(dim, width) for dim in dims])
+        self.projections = nn.ModuleList([] if equal else [Linear(dim, width) for dim in dims])
 
     def shares(self) -> Tensor:
-        return torch.softmax(MIX_GAIN * self.weights, dim=0)
+        return torch.softmax(MIX_GAIN * self.weights, dim=-1)
 
     def forward(self, layers: list[Tensor]) -> Tensor:
         if len(self.projections):
             layers = [projection(x) for projection, x in zip(self.projections, layers, strict=True)]
-        return torch.tensordot(self.shares(), torch.stack(layers), dims=1) if len(layers) > 1 else layers[0]
+        if len(layers) == 1:
+            return layers[0]
+        at = self.weights.dim() - 1  # behind the folds of a stack
+        return torch.matmul(self.shares().unsqueeze(-2), torch.stack(layers, at).flatten(at + 1)).view(layers[0].shape)
 
 
 class StreamPool(nn.Module):
@@ -95,7 +99,7 @@ class StreamPool(nn.Module):
     def forward(self, stream: Any) -> Tensor:
         layers = [stream.layers[number] for number in self.numbers]
         if self.flat:
-            layers = [x[:, 0, :take] for x, take in zip(layers, self.take, strict=True)]
+            layers = [x[..., 0, :take] for x, take in zip(layers, self.take, strict=True)]
         if len(layers) == 1:
             x = layers[0]
         elif self.mix is not None:
@@ -127,14 +131,14 @@ class PooledModel(nn.Module):
         self.first = Dropout(params.dropout)
         blocks = []
         for _ in range(params.depth):
-            blocks.append(nn.Sequential(nn.Linear(width, params.hidden), nn.LayerNorm(params.hidden)))
+            blocks.append(nn.Sequential(Linear(width, params.hidden), LayerNorm(params.hidden)))
             width = params.hidden
         self.blocks = nn.ModuleList(blocks)
-        self.classes = nn.Linear(width, len(task.classes)) if task.categorical else None
-        self.attributes = nn.Linear(width, len(task.attributes)) if task.dimensional else None
+        self.classes = Linear(width, len(task.classes)) if task.categorical else None
+        self.attributes = Linear(width, len(task.attributes)) if task.dimensional else None
         if self.attributes is not None:
             nn.init.constant_(self.attributes.bias, 0.5)  # the middle of the scale
-        self.gender = nn.Linear(width, 2) if params.gender_term else None
+        self.gender = Linear(width, 2) if params.gender_term else None
         self.dropout = params.dropout
         prior = torch.tensor(shapes.train_prior or (1.0,) * max(len(task.classes), 1))
         self.register_buffer("prior", prior / prior.sum(), persistent=False)
@@ -192,6 +196,11 @@ class Pooled(Method):
     def layers(self, params: PooledParams, shapes: Shapes) -> dict[str, list[int]]:
         return {name: _chosen(params, name, sorted(stream.layers)) for name, stream in shapes.streams.items()}
 
+    def stacks(self, params: PooledParams, shapes: Shapes) -> bool:
+        """Rows over time are padded per batch, and mixup and rater dropout draw per fold: those train one fold after the other."""
+        drawn = params.mixup or (params.rater_dropout and params.loss == "kl")
+        return not drawn and all(stream.granularity == "utterance" for stream in shapes.streams.values())
+
     def train_rows(self, params: PooledParams, labels: Labels, rows: np.ndarray, task: Task) -> np.ndarray:
         return rows[labels.has_target(task, soft=params.other == "soft")[rows]]
 
@@ -226,9 +235,11 @@ class Pooled(Method):
         balanced = balanced_at(params.sampler, step.epoch)
         weights = None if balanced or not params.class_weight else model.weights
         plain = params.loss == "ce" and params.other == "drop" and not (params.focal or params.label_smoothing or params.f1_term)
-        if plain and mixing is None and model.attributes is None:  # the published loss in one call: every row has a class here
+        if (
+            plain and mixing is None and model.attributes is None and logits.dim() == 2
+        ):  # the published loss in one call: every row has a class here
             return {"class": nn.functional.cross_entropy(logits, batch.label, weights, ignore_index=-1)}
-        targets = losses.smooth(self._targets(params, batch, step, logits.shape[1]), params.label_smoothing)
+        targets = losses.smooth(self._targets(params, batch, step, logits.shape[-1]), params.label_smoothing)
         if mixing is not None:
             targets = losses.mix(targets, *mixing)
         trained = logits
@@ -249,8 +260,8 @@ class Pooled(Method):
             votes = losses.drop_raters(votes, batch.votes, params.rater_dropout, losses.device_generator(step.generator, votes.device))
         soft = losses.vote_targets(batch.label, votes)
         if params.other == "drop":
-            soft = soft * (batch.label >= 0).unsqueeze(1)
-        return soft if params.loss == "kl" else torch.where((batch.label >= 0).unsqueeze(1), hard, soft)
+            soft = soft * (batch.label >= 0).unsqueeze(-1)
+        return soft if params.loss == "kl" else torch.where((batch.label >= 0).unsqueeze(-1), hard, soft)
 
     def predict(self, model: Any, batch: Batch) -> Prediction:
         hidden = model(batch.streams)

@@ -30,23 +30,44 @@ class TrialActor(Trainable):
 
 
 class LedgerCallback(Callback):
-    """Records a trial when Tune is done with it, whether it ended by itself, was stopped, or its process died for the last time."""
+    """Records a trial when Tune is done with it, whether it ended by itself, was stopped, or its process died for the last time.
+
+    A record is written, and the next configuration asked for, one step of Tune after the trial's end: by then its worker has the
+    next trial already, and does not wait for the disk or for the sampler.
+    """
 
     def __init__(self, board: Board, searcher: LaneSearcher) -> None:
         self.board, self.searcher = board, searcher
         self._proposals: dict[str, Any] = {}
+        self._fresh: list[tuple[Any, dict[str, Any]]] = []  # ended in this step of Tune
+        self._waiting: list[tuple[Any, dict[str, Any]]] = []  # ended in the step before
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._proposals[trial.trial_id] = self.searcher.live.get(trial.trial_id)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         proposal = self._proposals.pop(trial.trial_id, None)
-        if proposal is None or self.board.failure is not None:
-            return
-        try:
-            self.board.record(proposal, trial.last_result)
-        except Exception as fault:  # Tune would take it for a fault of the trial and run it again
-            self.board.fail(fault)
+        if proposal is not None:
+            self._fresh.append((proposal, trial.last_result))
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self._record(self._waiting)
+        self._waiting, self._fresh = self._fresh, []
+        self.searcher.ask_ahead()
+
+    def flush(self) -> None:
+        """Record what has ended; called when Tune is done or has failed."""
+        self._record(self._waiting + self._fresh)
+        self._waiting, self._fresh = [], []
+
+    def _record(self, ended: list[tuple[Any, dict[str, Any]]]) -> None:
+        for proposal, result in ended:
+            if self.board.failure is not None:
+                return
+            try:
+                self.board.record(proposal, result)
+            except Exception as fault:  # Tune would take it for a fault of the trial and run it again
+                self.board.fail(fault)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._proposals.pop(trial.trial_id, None)

@@ -6,16 +6,19 @@ import json
 import time
 import uuid
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from raysere import errors
 from raysere.errors import RaysereError
-from raysere.files import read_json
+from raysere.files import read_json, read_yaml
 from raysere.progress import Progress
-from raysere.search.ledger import Ledger, Record
+from raysere.search.ledger import Ledger, Record, make_record
 from raysere.search.study import StudySpec
 from raysere.search.tensorboard import TrialEvents
 from raysere.search.trial import OUTCOME, attempt_name, head
@@ -69,8 +72,8 @@ class Board:
         self.started = time.monotonic()
         self.reload()
         self._events = TrialEvents(self.run_dir)
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="tensorboard")  # drawing must not hold up the next trial
-        self._written: list[Future[None]] = []
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="ledger")  # neither the disk nor drawing holds up the next trial
+        self._written: list[Future[None]] = []  # TensorBoard events
         self.rebuild()
 
     def reload(self) -> None:
@@ -118,16 +121,27 @@ class Board:
         self.failure = self.failure or fault
 
     def record(self, proposal: Proposal, result: dict[str, Any]) -> None:
-        """Finalise what a worker staged."""
+        """Take what a worker staged: known at once, in the ledger as soon as the disk has it."""
         if result["status"] == "fatal":
             self.fail(_rebuilt(json.loads(result["error"])))
             return
         staged = Path(result["staged"])
         status = "stopped" if result["status"] == "running" else result["status"]
-        done = {"status": status, **read_json(staged / OUTCOME), "twin_of": None}
+        outcome = read_json(staged / OUTCOME)
+        rows, confusion = outcome.pop("rows"), outcome.pop("confusion")  # for TensorBoard, which need not read the files then
+        done = {"status": status, **outcome, "twin_of": None}
         (staged / OUTCOME).unlink()
-        self._recorded(proposal, self.ledger.finalise(proposal.trial, staged, done))
+        head = outcome["head"] or read_yaml(staged / "params.yaml")
+        record = make_record(self.ledger.folder / proposal.trial, head, done)
+        self._later(self._finalise, record, staged, done)
+        self._recorded(proposal, record, rows, None if confusion is None else np.array(confusion))
         self.ran += 1
+
+    def _finalise(self, record: Record, staged: Path, done: dict[str, Any]) -> None:
+        try:
+            self.ledger.finalise(record.trial, staged, done)
+        except Exception as fault:
+            self.fail(fault)
 
     def give_up(self, proposal: Proposal, reason: str) -> None:
         """Record a trial whose worker process died at each attempt."""
@@ -149,21 +163,26 @@ class Board:
     def copy(self, proposal: Proposal, twin: Record) -> Record:
         """Record a proposal whose configuration is finished already."""
         job = self.job(proposal)
+        self._later(bool).result()  # what is recorded is in the ledger then
         record = self.ledger.copy(twin, head(proposal.lane.study, job), job["attempt"])
         self._recorded(proposal, record)
         self.copied += 1
         return record
 
-    def _recorded(self, proposal: Proposal, record: Record) -> None:
+    def _recorded(self, proposal: Proposal, record: Record, *events: Any) -> None:
         proposal.lane.remember(record)
-        self._write_events(record, proposal.lane.study)
+        self._write_events(record, proposal.lane.study, *events)
         self.records[record.trial] = record
         if record.scored and (self.best is None or record.value(-1.0) > self.best):
             self.best = record.value(-1.0)
         self.progress.advance(STAGE, note="" if self.best is None else f"best {self.best:.4f}")
 
-    def _write_events(self, record: Record, study: StudySpec) -> None:
-        self._written.append(self._writer.submit(self._events.write, record, study))
+    def _write_events(self, record: Record, study: StudySpec, *events: Any) -> None:
+        self._written.append(self._later(self._events.write, record, study, *events))
+
+    def _later(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """Do it in the writer's thread, in the order of the calls."""
+        return self._writer.submit(function, *arguments)
 
     def catch_up(self) -> None:
         """Write the TensorBoard events of finished trials that a kill left without."""
@@ -173,7 +192,7 @@ class Board:
                 self._write_events(record, studies[record.study])
 
     def close(self) -> list[str]:
-        """Wait for the TensorBoard events; a fault there is said, and costs no trial."""
+        """Wait for the ledger and for the TensorBoard events; a fault of the latter is said, and costs no trial."""
         self._writer.shutdown(wait=True)
         faults = [str(future.exception()) for future in self._written if future.exception() is not None]
         return [f"TensorBoard events of {len(faults)} trials could not be written: {faults[0]}"] if faults else []

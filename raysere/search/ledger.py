@@ -1,7 +1,8 @@
 """The ledger: one immutable folder per finished trial, ``trials/ID``, and the only truth about what a search has done.
 
 A worker stages what a trial has so far in a hidden folder; the driver adds ``DONE`` and renames it to ``trials/ID``. So a
-folder is there whole or not at all, whatever was killed, and Tune's and Optuna's own state is never needed again.
+folder is there whole or not at all, whatever was killed, and Tune's and Optuna's own state is never needed again. ``DONE``
+repeats what ``params.yaml`` says, since a thousand trials are read in an eighth of the time without YAML.
 """
 
 from __future__ import annotations
@@ -16,7 +17,16 @@ from typing import Any
 import polars as pl
 
 from raysere.errors import ConfigError, DataError, MissingFileError
-from raysere.files import atomic_folder, explain_write_errors, read_json, read_yaml, write_json, write_yaml
+from raysere.files import (
+    atomic_folder,
+    canonical_json,
+    explain_write_errors,
+    flush_folder,
+    read_json,
+    read_yaml,
+    to_yaml,
+    write_json,
+)
 
 TRIAL_FORMAT = "raysere.trial/1"
 STATUSES = ("done", "stopped", "infeasible", "error")
@@ -91,43 +101,31 @@ class Ledger:
         """Ids of the finished trials, sorted."""
         if not self.folder.is_dir():
             return []
-        return sorted(
-            entry.name
-            for entry in os.scandir(self.folder)
-            if not entry.name.startswith(".") and os.path.isfile(os.path.join(entry.path, "DONE"))
-        )
+        return [name for name in self._names() if (self.folder / name / "DONE").is_file()]
+
+    def _names(self) -> list[str]:
+        """Names of all folders that may be finished trials, sorted."""
+        try:
+            return sorted(name for name in os.listdir(self.folder) if not name.startswith("."))
+        except FileNotFoundError:
+            return []
 
     def read(self, trial: str) -> Record:
         """One record. Raises MissingFileError, or DataError for a folder that is no finished trial of a known format."""
         folder = self.folder / trial
-        done, head = read_json(folder / "DONE"), read_yaml(folder / "params.yaml")
-        try:
-            if head["format"] != TRIAL_FORMAT:
-                raise DataError(f"The trial is of the format {head['format']!r}, and this version reads {TRIAL_FORMAT!r}", where=folder)
-            if done["status"] not in STATUSES:
-                raise DataError(f"The trial has the unknown status {done['status']!r}", where=folder, choices=STATUSES)
-            return Record(
-                folder=folder,
-                **{
-                    key: head[key]
-                    for key in ("trial", "study", "space", "method", "modality", "outer", "number", "seed", "config", "params")
-                },
-                features=tuple(head["features"]),
-                resolved=head.get("resolved") or {},
-                status=done["status"],
-                score=done["score"],
-                **{key: done[key] for key in ("epoch", "epochs", "seconds", "error", "metrics", "describe", "twin_of") if key in done},
-            )
-        except (KeyError, TypeError) as error:
-            raise DataError(
-                f"The trial lacks {error}",
-                where=folder,
-                remedy="Move this folder away and run the same command again: the trial is then trained anew.",
-            ) from error
+        done = read_json(folder / "DONE")
+        return make_record(folder, done["head"] if "head" in done else read_yaml(folder / "params.yaml"), done)
 
     def trials(self) -> list[Record]:
         """All finished trials, by id."""
-        return [self.read(trial) for trial in self.ids()]
+        records = []
+        for trial in self._names():
+            try:
+                records.append(self.read(trial))
+            except MissingFileError:
+                if (self.folder / trial / "DONE").is_file():
+                    raise
+        return records
 
     def finished(self, study: str, outer: int | None = None) -> list[Record]:
         """Finished trials of a study (and of one outer fold), by number."""
@@ -138,39 +136,41 @@ class Ledger:
         """Where a worker stages a trial: a name of its own for each attempt, so that an orphan of a killed run disturbs nobody."""
         return self.folder / f".{trial}.{attempt}.{epochs:05d}{_STAGED}"
 
-    def finalise(self, trial: str, staged: Path, done: dict[str, Any]) -> Record:
-        """Add ``DONE`` to a staged folder and rename it to ``trials/ID``. A record that is there already stays as it is."""
+    def finalise(self, trial: str, staged: Path, done: dict[str, Any]) -> None:
+        """Flush a staged folder, add ``DONE`` and rename it to ``trials/ID``. A record that is there already stays as it is."""
         target = self.folder / trial
         with explain_write_errors(target):
             if (target / "DONE").is_file():
                 shutil.rmtree(staged, ignore_errors=True)
-                return self.read(trial)
-            write_json(staged / "DONE", done)
+                return
+            flush_folder(staged)
+            write_json(staged / "DONE", done if done.get("head") else {**done, **_repeated(staged)})
             if target.exists():  # a folder without DONE: someone's torn copy
                 os.rename(target, self.folder / f".{trial}.torn-{os.getpid()}")
             os.rename(staged, target)
             _sync_folder(self.folder)
-        return self.read(trial)
 
     def record_without_training(self, head: dict[str, Any], done: dict[str, Any], attempt: str) -> Record:
         """Record a trial that a worker could not stage (its process died again and again)."""
         staged = self.staged_path(head["trial"], attempt, 0)
         if not staged.exists():
-            with atomic_folder(staged) as folder:
+            with atomic_folder(staged, flush=False) as folder:
                 write_head(folder, head)
                 empty_rows().write_parquet(folder / "metrics.parquet")
-        return self.finalise(head["trial"], staged, done)
+        self.finalise(head["trial"], staged, done)
+        return self.read(head["trial"])
 
     def copy(self, twin: Record, head: dict[str, Any], attempt: str) -> Record:
         """Record a trial whose configuration another one of the lane has already: the same files under a new id."""
         staged = self.staged_path(head["trial"], attempt, 0)
-        with atomic_folder(staged) as folder:
+        with atomic_folder(staged, flush=False) as folder:
             for source in twin.folder.iterdir():
                 if source.name not in ("params.yaml", "DONE"):
                     shutil.copyfile(source, folder / source.name)
             write_head(folder, {**head, "resolved": twin.resolved})
-        done = {**read_json(twin.folder / "DONE"), "seconds": 0.0, "twin_of": twin.twin_of or twin.trial}
-        return self.finalise(head["trial"], staged, done)
+        done = {**read_json(twin.folder / "DONE"), "head": None, "seconds": 0.0, "twin_of": twin.twin_of or twin.trial}
+        self.finalise(head["trial"], staged, done)
+        return self.read(head["trial"])
 
     def sweep(self) -> None:
         """Remove what killed runs left staged. Only for the one driver of a run directory."""
@@ -192,6 +192,45 @@ class Ledger:
         return iter(self.trials())
 
 
+def make_record(folder: Path, head: dict[str, Any], done: dict[str, Any]) -> Record:
+    """The record of what ``params.yaml`` and ``DONE`` say. Raises DataError where they are not of a known format."""
+    try:
+        if head["format"] != TRIAL_FORMAT:
+            raise DataError(f"The trial is of the format {head['format']!r}, and this version reads {TRIAL_FORMAT!r}", where=folder)
+        if done["status"] not in STATUSES:
+            raise DataError(f"The trial has the unknown status {done['status']!r}", where=folder, choices=STATUSES)
+        return Record(
+            folder=folder,
+            **{key: head[key] for key in ("trial", "study", "space", "method", "modality", "outer", "number", "seed", "config", "params")},
+            features=tuple(head["features"]),
+            resolved=head.get("resolved") or {},
+            status=done["status"],
+            score=done["score"],
+            **{key: done[key] for key in ("epoch", "epochs", "seconds", "error", "metrics", "describe", "twin_of") if key in done},
+        )
+    except (KeyError, TypeError) as error:
+        raise DataError(
+            f"The trial lacks {error}",
+            where=folder,
+            remedy="Move this folder away and run the same command again: the trial is then trained anew.",
+        ) from error
+
+
+def _repeated(staged: Path) -> dict[str, Any]:
+    """The head of a staged trial for its ``DONE``; nothing where JSON cannot hold it (a parameter that is not finite)."""
+    head = json_head(read_yaml(staged / "params.yaml"))
+    return {} if head is None else {"head": head}
+
+
+def json_head(head: dict[str, Any]) -> dict[str, Any] | None:
+    """``head`` if JSON can hold it."""
+    try:
+        canonical_json(head)
+    except ValueError:
+        return None
+    return head
+
+
 def empty_rows() -> pl.DataFrame:
     return pl.DataFrame(schema={"epoch": pl.Int64, "score": pl.Float64})
 
@@ -200,7 +239,7 @@ def write_head(folder: Path, head: dict[str, Any]) -> None:
     """Write ``params.yaml``: what the trial is, before anything is known of how it went."""
     if missing := {"trial", "study", "params", "config"} - set(head):
         raise ConfigError(f"A trial's head lacks {', '.join(sorted(missing))}")
-    write_yaml(folder / "params.yaml", {"format": TRIAL_FORMAT, **head})
+    (folder / "params.yaml").write_text(to_yaml({"format": TRIAL_FORMAT, **head}), encoding="utf-8")
 
 
 def _sync_folder(folder: Path) -> None:

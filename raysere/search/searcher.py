@@ -155,17 +155,21 @@ class LaneSearcher(Searcher):
     So lanes advance side by side, and as long as there are at least as many lanes as workers no lane runs two trials at once.
     """
 
-    def __init__(self, board: Board) -> None:
+    def __init__(self, board: Board, slots: int = 1) -> None:
         super().__init__(metric="score", mode="max")
-        self.board = board
+        self.board, self.slots = board, slots
         self.again: deque[Proposal] = deque()
         self.live: dict[str, Proposal] = {}
+        self._ahead: Proposal | None = None
 
     def suggest(self, trial_id: str) -> Any:
         if self.board.failure is not None:
             return Searcher.FINISHED
         try:
-            proposal = self.again.popleft() if self.again else self._next()
+            if self.again:
+                proposal: Proposal | None = self.again.popleft()
+            else:
+                proposal, self._ahead = (self._ahead, None) if self._ahead is not None else (self._next(), None)
         except Exception as fault:  # Tune would take it for a fault of the trial
             self.board.fail(fault)
             return Searcher.FINISHED
@@ -173,6 +177,18 @@ class LaneSearcher(Searcher):
             return None if self.live else Searcher.FINISHED
         self.live[trial_id] = proposal
         return {"job": json.dumps(self.board.job(proposal))}
+
+    def ask_ahead(self) -> None:
+        """Ask for the next configuration while all workers are busy, so that the next free one need not wait for the sampler.
+
+        Only where several trials run at once: their sampler does not know the running ones in any case, and a search of one
+        trial at a time must propose from all that is finished.
+        """
+        if self._ahead is None and not self.again and len(self.live) >= self.slots > 1 and self.board.failure is None:
+            try:
+                self._ahead = self._next()
+            except Exception as fault:
+                self.board.fail(fault)
 
     def _next(self) -> Proposal | None:
         while True:

@@ -48,6 +48,7 @@ class StudySpec(_Model):
         trials: trials of each lane.
         max_epochs: upper limit of every trial's epochs.
         threads: torch threads of a worker; None takes the CPUs of a trial.
+        precision: of matrix products, see :class:`raysere.training.loop.Trainer`.
     """
 
     format: Literal["raysere.study/1"] = "raysere.study/1"
@@ -66,6 +67,7 @@ class StudySpec(_Model):
     asha: Asha | None = None
     threads: int | None = Field(None, ge=1)
     device: str = "cpu"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def parsed_space(self) -> Space:
         return parse_space(self.space, where=f"study {self.name}")

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from raysere.errors import ConfigError, EnvironmentFault, InfeasibleTrial, RaysereError
-from raysere.files import atomic_folder, digest, write_json
-from raysere.search.ledger import Ledger, empty_rows, write_head
+from raysere.files import atomic_folder, digest
+from raysere.search.ledger import TRIAL_FORMAT, Ledger, empty_rows, json_head, write_head
 from raysere.search.study import StudySpec, read_study
 
 OUTCOME = "outcome.json"
@@ -81,6 +81,10 @@ class Workshop:
                 labels, splits, outer, views, study.task, by_speaker=study.by == "speaker", linked_speakers=manifest.linked_speakers
             ),
         )
+
+    def places(self, labels: Any) -> dict[str, int]:
+        """Row of the labels by utterance."""
+        return self._keep(("places", id(labels)), lambda: {utterance: row for row, utterance in enumerate(labels.utterances)})
 
 
 WORKSHOP = Workshop()  # one a process: the cache of what is read, never of what is decided
@@ -205,9 +209,11 @@ class TrialRun:
         shutil.rmtree(staged, ignore_errors=True)
         failed = status in ("infeasible", "error")
         best = None if failed else self._best()
-        with atomic_folder(staged) as folder:
-            write_head(folder, self._head())
+        head = self._head()
+        with atomic_folder(staged, flush=False) as folder:  # the driver flushes it, while this process trains the next trial
+            write_head(folder, head)
             outcome: dict[str, Any] = {
+                "head": json_head({"format": TRIAL_FORMAT, **head}),
                 "score": None if best is None else float(best["score"]),
                 "epoch": None if best is None else int(best["epoch"]),
                 "epochs": self.epochs,
@@ -215,26 +221,43 @@ class TrialRun:
                 "error": error,
                 "metrics": {},
                 "describe": {},
+                "rows": [] if self.trainer is None else self.trainer.rows,
+                "confusion": None,
             }
-            rows = [] if self.trainer is None else self.trainer.rows
-            frame = _rows_frame(rows)
-            frame.write_parquet(folder / "metrics.parquet")
+            _rows_frame(outcome["rows"]).write_parquet(folder / "metrics.parquet")
             if best is not None:
                 from safetensors.torch import save_file
 
                 outcome["metrics"] = {key: float(value) for key, value in best.get("metrics", {}).items()}
                 outcome["describe"] = plain(self.trainer.describe())
-                self.trainer.predictions().write_parquet(folder / "predictions.parquet")
+                predictions = self.trainer.predictions()
+                predictions.write_parquet(folder / "predictions.parquet")
+                outcome["confusion"] = self._confusion(predictions)
                 save_file(
                     {name: tensor.detach().cpu().contiguous() for name, tensor in self.trainer.state().items()},
                     str(folder / "model.safetensors"),
                     metadata={"format": "raysere.trial/1", "trial": self.job["trial"]},
                 )
-            write_json(folder / OUTCOME, plain(outcome))
+            (folder / OUTCOME).write_text(json.dumps(plain(outcome), allow_nan=False), encoding="utf-8")
         if self._staged is not None and self._staged != staged:
             shutil.rmtree(self._staged, ignore_errors=True)
         self._staged = staged
         return staged
+
+    def _confusion(self, predictions: Any) -> Any:
+        """Counts (C, C) over the development rows, true class by row; None for attributes."""
+        import polars as pl
+
+        from raysere.training import metrics
+
+        data = self.trainer.data
+        if not data.task.categorical:
+            return None
+        places = self.workshop.places(data.labels)
+        dev = predictions.filter(pl.col("split") == "dev")
+        truth = data.labels.label[[places[utterance] for utterance in dev["utterance"].to_list()]]
+        predicted = dev.select([f"p.{name}" for name in data.task.classes]).to_numpy().argmax(1)
+        return metrics.confusion(truth, predicted, len(data.task.classes))
 
     def _fatal(self, fault: BaseException) -> dict[str, Any]:
         """What stops the whole search travels as plain values: any process can build the error again."""

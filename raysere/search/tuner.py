@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from raysere.cluster import PRELOADED
 from raysere.errors import ConfigError, EnvironmentFault
 from raysere.files import explain_write_errors
 from raysere.progress import Progress
@@ -142,14 +143,15 @@ def _machines() -> str:
 
 def _tune(board: Board, trial: Mapping[str, float], slots: int) -> None:
     """One run of Tune over what is still to do."""
-    with _quiet(), _signals_restored(), _environment({**_SWITCHES, "TUNE_MAX_PENDING_TRIALS_PG": str(slots)}):
+    with _quiet(), _signals_restored(), _environment({**_SWITCHES, "TUNE_MAX_PENDING_TRIALS_PG": str(slots)}), _idle_workers_taken():
         from ray import tune
         from ray.tune import TuneConfig, Tuner
 
         from raysere.search.actor import LedgerCallback, TrialActor, Whole
         from raysere.search.searcher import LaneHalving, LaneSearcher
 
-        searcher = LaneSearcher(board)
+        searcher = LaneSearcher(board, slots)
+        callback = LedgerCallback(board, searcher)
         trainable = tune.with_resources(TrialActor, {name: amount for name, amount in trial.items() if amount > 0})
         tuner = Tuner(
             trainable,
@@ -167,13 +169,16 @@ def _tune(board: Board, trial: Mapping[str, float], slots: int) -> None:
                 name="_tune",  # no study can be called so
                 storage_path=str(board.run_dir / "search"),
                 verbose=0,
-                callbacks=[LedgerCallback(board, searcher)],
+                callbacks=[callback],
                 stop=Whole(board),
                 failure_config=tune.FailureConfig(max_failures=0),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         )
-        tuner.fit()
+        try:
+            tuner.fit()
+        finally:
+            callback.flush()
 
 
 def _trial_name(trial: Any) -> str:
@@ -197,6 +202,28 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _idle_workers_taken() -> Iterator[None]:
+    """Let Tune's actors run in the workers that a local Ray has made ready.
+
+    Tune gives every actor environment variables, and Ray starts a new process for an actor whose environment differs from that of its idle
+    workers: several seconds of imports. The local Ray was started with the one variable that matters here (see
+    :mod:`raysere.cluster`); on a cluster, and in a Ray that has no such tables, Tune does as it always does.
+    """
+    from ray.tune.execution import class_cache
+
+    names = [name for name in ("DEFAULT_ENV_VARS", "ENV_VARS_TO_PROPAGATE") if hasattr(class_cache, name)]
+    before = {name: getattr(class_cache, name) for name in names}
+    if not os.environ.get("RAY_ADDRESS") and os.environ.get(PRELOADED):
+        for name in names:
+            setattr(class_cache, name, type(before[name])())
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(class_cache, name, value)
 
 
 @contextlib.contextmanager

@@ -1,19 +1,25 @@
 """Features of a trial on the device: one normalised matrix a fold where it fits, index batches, no DataLoader.
 
 At utterance granularity the asked layers stand side by side in one matrix (n, W). It is normalised once per fold where
-memory allows, once for all folds where the statistics do not depend on the fold, and else batch by batch. Chunk and frame
-rows come from the view batch by batch; the view keeps them on the device where they fit.
+memory allows, once for all folds where the statistics do not depend on the fold, and else batch by batch; normalised
+matrices stay for the next trials of the process that read the same layers. Chunk and frame rows stand one utterance after
+the other in such a matrix, with a row of zeros at its end that all padding points to; where it does not fit, the view reads
+them batch by batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from raysere.features.residency import RESIDENT
+from raysere.features.rows import offsets
+from raysere.files import digest
 from raysere.training import normalise
 
 if TYPE_CHECKING:
@@ -26,6 +32,17 @@ def memory_budget(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 2 << 30
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """A normalised matrix between trials."""
+
+    values: Tensor
+
+    @property
+    def bytes(self) -> int:
+        return self.values.nbytes
+
+
 class TrialStream:
     """One feature stream of a trial, joined to the labels by utterance id.
 
@@ -34,19 +51,33 @@ class TrialStream:
         rows: rows of the labels that the trial sees (training, development and test of all folds).
         folds: how many folds will ask for a normalised matrix.
         budget: bytes for the matrix and its normalised copies.
+        dtype: of matrices of utterance granularity. bfloat16 where products are computed in it anyway: rounded once, and half the bytes to
+            gather. Rows over time stay float32, for their means and deviations.
     """
 
     def __init__(
-        self, view: FeatureView, layers: Sequence[int], labels: Labels, rows: np.ndarray, *, device: torch.device, folds: int, budget: int
+        self,
+        view: FeatureView,
+        layers: Sequence[int],
+        labels: Labels,
+        rows: np.ndarray,
+        *,
+        device: torch.device,
+        folds: int,
+        budget: int,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.view, self.layers, self.device = view, list(layers), device
         self.columns = normalise.columns_of({layer: view.spec.width(layer) for layer in self.layers})
         self.at = _join(view, labels.utterances)
         self.rows = rows
         width = max(stop for _, stop in self.columns.values())
-        size = 4 * width * len(rows)
-        self.flat = view.spec.granularity == "utterance" and size <= budget
-        self.copies = self.flat and (folds == 1 or size * (folds + 1) <= budget)
+        self.ragged = view.spec.granularity != "utterance"
+        self.dtype = torch.float32 if self.ragged else dtype
+        self.count = np.where(self.present, view.lengths(self.at), 0)[rows] if self.ragged else np.ones(len(rows), dtype=np.int64)
+        self.size = (int(self.count.sum()) + self.ragged) * width
+        self.flat = not self.ragged and 4 * self.size <= budget
+        self.copies = 4 * self.size * (folds + (folds > 1)) <= budget
         self.last = folds == 1
         self._raw: Tensor | None = None
         self._shared: Tensor | None = None
@@ -54,6 +85,7 @@ class TrialStream:
         place = np.zeros(len(labels), dtype=np.int64)
         place[rows] = np.arange(len(rows))
         self.place = torch.from_numpy(place).to(device)
+        self.starts, self.lengths = (torch.from_numpy(part).to(device) for part in (offsets(self.count)[:-1], self.count))
 
     @property
     def present(self) -> np.ndarray:
@@ -61,12 +93,14 @@ class TrialStream:
         return self.at >= 0
 
     def raw(self) -> Tensor:
-        """The layers side by side (n, W) float32 on the device; zeros where absent."""
+        """The layers side by side (n, W) float32 on the device; zeros where absent. With rows over time n counts those, and the zeros."""
         if self._raw is None:
             width = max(stop for _, stop in self.columns.values())
-            matrix = torch.zeros(len(self.rows), width)
+            matrix = torch.zeros(self.size // width, width)
             here = self.at[self.rows] >= 0
-            for layer, (start, stop) in self.columns.items():
+            for layer, (start, stop) in self.columns.items() if self.ragged else ():
+                matrix[:-1, start:stop] = torch.from_numpy(self.view.packed(layer, self.at[self.rows[here]]))
+            for layer, (start, stop) in self.columns.items() if not self.ragged else ():
                 values = torch.from_numpy(self.view.matrix(layer, self.at[self.rows[here]]))
                 if len(self.columns) == 1 and here.all():
                     matrix = values
@@ -79,17 +113,35 @@ class TrialStream:
         """This stream as one fold sees it."""
         matrix: Tensor | None = None
         ready = False
-        if self.flat:
+        if self.flat or (self.ragged and self.copies):
             group = None if normaliser.group is None else normaliser.group[torch.from_numpy(self.rows).to(self.device)]
+            if self.ragged and group is not None:
+                group = torch.cat([group.repeat_interleave(self.lengths), group[:1]])
             if normaliser.shared:
                 if self._shared is None:
-                    self._shared = normaliser.apply_(self.raw(), group)  # in place: nobody needs the raw values after this
+                    self._shared = self._normalised(normaliser, group, alone=True)
                 matrix, ready = self._shared, True
             elif self.copies:
-                matrix, ready = normaliser.apply_(self.raw() if self.last else self.raw().clone(), group), True
+                matrix, ready = self._normalised(normaliser, group, alone=self.last), True
             else:
                 matrix = self.raw()
         return FoldStream(self, normaliser, matrix, ready)
+
+    def _normalised(self, normaliser: normalise.Normaliser, group: Tensor | None, *, alone: bool) -> Tensor:
+        """The matrix by these statistics, from an earlier trial or made; ``alone``: nobody else needs the raw values."""
+
+        def make() -> _Kept:
+            values = normaliser.apply_(self.raw() if alone else self.raw().clone(), group)
+            if self.ragged:
+                values[-1] = 0
+            return _Kept(values.to(self.dtype))
+
+        rows = self.at[self.rows]
+        parts = [rows, *(x.cpu().numpy() for x in (normaliser.mean, normaliser.scale, normaliser.idf, group) if x is not None)]
+        content = digest(b"".join(np.ascontiguousarray(part).tobytes() for part in parts))
+        key = (self.view._token, tuple(self.layers), normaliser.kind, str(self.dtype), content)
+        kept = RESIDENT.hold(key, self.device, self.size * self.dtype.itemsize, make)
+        return (make() if kept is None else kept).values
 
     def release(self) -> None:
         """Forget the raw matrix once every fold has its own."""
@@ -110,19 +162,53 @@ class FoldStream:
 
     def batch(self, rows: Tensor) -> Stream:
         """The stream of label rows int64 (B,) on the device."""
-        from raysere.features.views import Stream
-
+        if self.matrix is not None and self.source.ragged:
+            return self._padded(self.matrix, rows)
         if self.matrix is not None:
-            x = self.matrix.index_select(0, self.source.place[rows])
-            if not self.ready:
-                x = self.normaliser.apply_(x, None if self.normaliser.group is None else self.normaliser.group[rows])
+            x = self._rows(self.matrix, rows)
             if len(self._valid) < len(rows):
                 self._valid = torch.ones(len(rows), 1, dtype=torch.bool, device=x.device)
-            layers = {layer: x[:, start:stop].unsqueeze(1) for layer, (start, stop) in self.source.columns.items()}
-            return Stream(layers, self._valid[: len(rows)], self._stats, self._granularity, self._kind)
+            return self._stream(x, self._valid[: len(rows)])
         stream = self.source.view.batch(self.source._at[rows], self.source.layers, self.source.device)
         group = None if self.normaliser.group is None else self.normaliser.group[rows]
         return normalised(stream, self.normaliser, group)
+
+    def _padded(self, matrix: Tensor, rows: Tensor) -> Stream:
+        """One gather: the padding is read from the row of zeros."""
+        from raysere.features.views import Stream
+
+        at = self.source.place[rows]
+        count = self.source.lengths[at].unsqueeze(1)
+        step = torch.arange(max(1, int(count.max())), device=matrix.device)
+        mask = step < count
+        index = torch.where(mask, self.source.starts[at].unsqueeze(1) + step, len(matrix) - 1)
+        x = matrix.index_select(0, index.flatten()).view(*index.shape, -1)
+        layers = {layer: x[..., start:stop] for layer, (start, stop) in self.source.columns.items()}
+        return Stream(layers, mask, self._stats, self._granularity, self._kind)
+
+    def _rows(self, matrix: Tensor | None, rows: Tensor) -> Tensor:
+        assert matrix is not None  # whoever asks has seen that the source is flat
+        x = matrix.index_select(0, self.source.place[rows])
+        return x if self.ready else self.normaliser.apply_(x, None if self.normaliser.group is None else self.normaliser.group[rows])
+
+    def _stream(self, x: Tensor, mask: Tensor) -> Stream:
+        from raysere.features.views import Stream
+
+        layers = {layer: x[..., start:stop].unsqueeze(-2) for layer, (start, stop) in self.source.columns.items()}
+        return Stream(layers, mask, self._stats, self._granularity, self._kind)
+
+
+def stacked_batch(streams: Sequence[FoldStream], rows: Tensor) -> Stream:
+    """The stream of several folds at once: line f of the label rows (F, B) as fold f sees them, layers (F, B, 1, D).
+
+    Needs utterance granularity and a matrix (:attr:`TrialStream.flat`).
+    """
+    first = streams[0]
+    if all(stream.matrix is first.matrix for stream in streams) and first.ready:
+        x = first._rows(first.matrix, rows.flatten()).view(*rows.shape, -1)
+    else:
+        x = torch.stack([stream._rows(stream.matrix, own) for stream, own in zip(streams, rows, strict=True)])
+    return first._stream(x, torch.ones(*rows.shape, 1, dtype=torch.bool, device=x.device))
 
 
 def normalised(stream: Stream, normaliser: normalise.Normaliser, group: Tensor | None) -> Stream:

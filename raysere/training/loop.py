@@ -19,12 +19,15 @@ from raysere.errors import ConfigError, DataError, InfeasibleTrial
 from raysere.training import metrics
 from raysere.training.folds import FoldTrainer, TrialContext, label_columns
 from raysere.training.inputs import TrialStream, memory_budget
+from raysere.training.lockstep import Lockstep
 from raysere.training.method import Method, Prediction, Shapes
 from raysere.training.predictions import prediction_table
 from raysere.training.predictor import Predictor, load_predictor, mean_prediction
 from raysere.training.samplers import BALANCED_FROM
-from raysere.training.steps import infeasible_when_full
+from raysere.training.steps import infeasible_when_full, matmul_dtype
 from raysere.training.task import TrialData
+
+STACKED_PARAMETERS = 100_000  # of a fold, up to which stacking pays on a CPU (benchmarks/folds.py)
 
 __all__ = ["Predictor", "Trainer", "load_predictor"]
 
@@ -39,6 +42,9 @@ class Trainer:
         seed: of the trial; it does not depend on the order of trials.
         device: torch device. threads: torch threads, or None to leave them.
         memory: bytes that the feature matrices may take; beyond it rows are read batch by batch.
+        precision: of matrix products: ``auto`` is bfloat16 on a GPU and float32 elsewhere; ``float32``; ``bfloat16`` (faster
+            on CPUs that multiply it). Weights, losses and the optimiser are float32 in all of them.
+        stacked: train all folds in one pass; None does so where the method can and it pays. The results are the same up to rounding.
 
     Attributes:
         rows: one dict an epoch, see :meth:`epoch`.
@@ -47,7 +53,8 @@ class Trainer:
         shapes: task and streams, as :func:`load_predictor` needs them.
 
     Raises:
-        ConfigError: these params cannot work on these features. DataError: a fold without training or development rows.
+        ConfigError: these params cannot work on these features, or cannot be stacked.
+        DataError: a fold without training or development rows.
         InfeasibleTrial: out of memory, or the loss is no longer finite; recorded as such by the search.
     """
 
@@ -61,6 +68,8 @@ class Trainer:
         device: str | torch.device = "cpu",
         threads: int | None = None,
         memory: int | None = None,
+        precision: str = "auto",
+        stacked: bool | None = None,
     ) -> None:
         if threads is not None and threads != torch.get_num_threads():
             torch.set_num_threads(threads)
@@ -74,24 +83,39 @@ class Trainer:
         self.shapes = Shapes(self.task, {name: view.shape() for name, view in data.features.items()})
         method.check(self.params, self.shapes)
         with infeasible_when_full():
-            self._prepare(seed, memory_budget(self.device) if memory is None else memory)
+            self._prepare(seed, memory_budget(self.device) if memory is None else memory, matmul_dtype(self.device, precision))
+            together = self._stacks() if stacked is None else stacked and len(self.folds) > 1
+            if together and not self._stackable():
+                raise ConfigError(f"The method {method.name!r} cannot stack folds with these params and features", where="stacked")
+            self.groups = [Lockstep(self.folds)] if together else [Lockstep([fold]) for fold in self.folds]
 
-    def _prepare(self, seed: int, budget: int) -> None:
+    def _prepare(self, seed: int, budget: int, dtype: torch.dtype) -> None:
         data, labels = self.data, self.data.labels
         layers = self.method.layers(self.params, self.shapes)
         used = np.unique(np.concatenate([data.test, *(part for fold in data.folds for part in (fold.train, fold.dev))]))
         share = budget // len(data.features)
         sources = {
-            name: TrialStream(view, layers[name], labels, used, device=self.device, folds=len(data.folds), budget=share)
+            name: TrialStream(view, layers[name], labels, used, device=self.device, folds=len(data.folds), budget=share, dtype=dtype)
             for name, view in data.features.items()
         }
         present = np.logical_and.reduce([source.present for source in sources.values()])
         columns = label_columns(data, self.device)
-        context = TrialContext(self.method, self.params, data, self.shapes, seed, self.device, sources, present, used, columns)
+        context = TrialContext(self.method, self.params, data, self.shapes, seed, self.device, dtype, sources, present, used, columns)
         self.test = data.test[present[data.test]]
         self.folds = [FoldTrainer(context, fold) for fold in data.folds]
         for source in sources.values():
             source.release()
+
+    def _stackable(self) -> bool:
+        flat = all(source.flat for source in self.folds[0].context.sources.values())
+        return flat and self.method.stacks(self.params, self.shapes)
+
+    def _stacks(self) -> bool:
+        """Whether to stack: on a GPU always, on a CPU where calls and not products take the time."""
+        if len(self.folds) == 1 or not self._stackable():
+            return False
+        size = sum(parameter.numel() for parameter in self.folds[0].model.parameters())
+        return self.device.type == "cuda" or size <= STACKED_PARAMETERS
 
     @property
     def finished(self) -> bool:
@@ -107,13 +131,13 @@ class Trainer:
         number = len(self.rows)
         with infeasible_when_full():
             sums: dict[str, Tensor] = {}
-            for fold in self.folds:
-                fold.train(number, sums)
+            for group in self.groups:
+                group.train(number, sums)
             items = sum(len(fold.rows) for fold in self.folds)
             means = {name: float(value) / items for name, value in sums.items()}
             if not all(math.isfinite(value) for value in means.values()):
                 raise InfeasibleTrial(f"The loss is not finite in epoch {number}", remedy="Lower the learning rate.")
-            predictions = [fold.predict(fold.dev) for fold in self.folds]
+            predictions = [part for group in self.groups for part in group.predict([fold.dev for fold in group.folds])]
         loss, values = self._development(predictions)
         trained = {f"train.{name}": value for name, value in means.items()}
         row = {"epoch": number, **trained, "loss": sum(means.values()), "dev_loss": loss, "score": values[self.task.metric], **values}
@@ -164,7 +188,7 @@ class Trainer:
         if len(self.test):
             if self._tests is None:
                 with infeasible_when_full():
-                    self._tests = mean_prediction([fold.with_best(lambda fold=fold: fold.predict(self.test)) for fold in self.folds])
+                    self._tests = mean_prediction([part for group in self.groups for part in group.best_of(self.test)])
             names = [ids[row] for row in self.test]
             tables.append(prediction_table(self.task, names, "test", [None] * len(names), **self._arrays(self._tests)))
         return pl.concat(tables)
@@ -208,7 +232,7 @@ class Trainer:
             priors = np.array([self.method.effective_prior(params, fold.prior) for fold in self.folds])
             result["effective_prior"] = dict(zip(self.task.classes, priors.mean(0).tolist()))
         if hasattr(self.folds[0].model, "layer_weights"):
-            shares = [fold.with_best(fold.model.layer_weights) for fold in self.folds]
+            shares = [weights for group in self.groups for weights in group.best_layer_weights()]
             result["layer_weights"] = {
                 name: {str(layer): float(np.mean([share[name][layer] for share in shares])) for layer in weights}
                 for name, weights in shares[0].items()

@@ -1,5 +1,7 @@
 """Loss terms as pure functions of tensors, each with the formula that its test checks. Scalars out, float32, no state.
 
+Items are the second dimension from the end, so a leading dimension of folds (F, B, ...) gives one value a fold (F,).
+
 Targets are rows of a distribution over classes, so that hard labels (one-hot), votes, label smoothing and mixup are one
 case. A row of zeros is "no target" and contributes nothing.
 """
@@ -32,14 +34,14 @@ def class_weights(prior: Tensor, alpha: float) -> Tensor:
 def vector_scaling(prior: Tensor, gamma: float) -> Tensor:
     """``1 / Delta_k`` with ``Delta_k = (n_max / n_k)^gamma`` of the vector-scaling loss (papers 3.4, ABHINAYA)."""
     prior = prior.clamp_min(1e-6)
-    return (prior / prior.max()).pow(gamma)
+    return (prior / prior.amax(-1, keepdim=True)).pow(gamma)
 
 
 def adjusted_logits(logits: Tensor, prior: Tensor, *, tau: float = 0.0, gamma: float = 0.0) -> Tensor:
     """``z_k / Delta_k + tau log pi_k``: logit adjustment (gamma 0) and vector scaling (gamma .3, tau 1), for training only."""
     if gamma:
-        logits = logits * vector_scaling(prior, gamma)
-    return logits + tau * prior.clamp_min(1e-6).log() if tau else logits
+        logits = logits * vector_scaling(prior, gamma).unsqueeze(-2)
+    return logits + tau * prior.clamp_min(1e-6).log().unsqueeze(-2) if tau else logits
 
 
 # ---- targets ------------------------------------------------------------------------------------------------------------------
@@ -47,13 +49,13 @@ def adjusted_logits(logits: Tensor, prior: Tensor, *, tau: float = 0.0, gamma: f
 
 def hard_targets(label: Tensor, classes: int) -> Tensor:
     """One-hot rows (B, C) of labels (B,); rows of zeros for -1."""
-    return F.one_hot(label.clamp_min(0), classes).float() * (label >= 0).unsqueeze(1)
+    return F.one_hot(label.clamp_min(0), classes).float() * (label >= 0).unsqueeze(-1)
 
 
 def vote_targets(label: Tensor, votes: Tensor) -> Tensor:
     """Vote distributions (B, C) normalised; items without votes fall back to their hard label, if they have one."""
-    total = votes.sum(1, keepdim=True)
-    return torch.where(total > 0, votes / total.clamp_min(1e-12), hard_targets(label, votes.shape[1]))
+    total = votes.sum(-1, keepdim=True)
+    return torch.where(total > 0, votes / total.clamp_min(1e-12), hard_targets(label, votes.shape[-1]))
 
 
 def drop_raters(distribution: Tensor, count: Tensor, probability: float, generator: torch.Generator) -> Tensor:
@@ -72,7 +74,7 @@ def smooth(targets: Tensor, epsilon: float) -> Tensor:
     """Label smoothing: ``(1 - eps) t + eps / C`` on rows that have a target."""
     if not epsilon:
         return targets
-    return targets * (1 - epsilon) + epsilon / targets.shape[1] * (targets.sum(1, keepdim=True) > 0)
+    return targets * (1 - epsilon) + epsilon / targets.shape[-1] * (targets.sum(-1, keepdim=True) > 0)
 
 
 # ---- categorical terms --------------------------------------------------------------------------------------------------------
@@ -88,24 +90,24 @@ def cross_entropy(
     with the same gradient as soft cross-entropy.
     """
     log_p = F.log_softmax(logits.float(), dim=-1)
-    weighted = targets if weights is None else targets * weights
+    weighted = targets if weights is None else targets * weights.unsqueeze(-2)
     value = -log_p
     if divergence:
         value = value + torch.where(targets > 0, targets, 1.0).log()
     if gamma:
         # 1 - p of a sure prediction rounds to 0, and the power of 0 has an infinite slope below gamma 1
         value = value * (-torch.expm1(log_p)).clamp_min(1e-6).pow(gamma)
-    return (weighted * value).sum() / weighted.sum().clamp_min(1e-12)
+    return (weighted * value).sum((-2, -1)) / weighted.sum((-2, -1)).clamp_min(1e-12)
 
 
 def soft_macro_f1(logits: Tensor, targets: Tensor) -> Tensor:
     """``1 - mean_k 2 sum_i t_ik p_ik / sum_i (t_ik + p_ik)`` over the classes that occur among the targets (papers 3.5)."""
-    labelled = (targets.sum(1, keepdim=True) > 0).float()
+    labelled = (targets.sum(-1, keepdim=True) > 0).float()
     p = F.softmax(logits.float(), dim=-1) * labelled
-    support = targets.sum(0)
-    f1 = 2 * (p * targets).sum(0) / (p.sum(0) + support).clamp_min(1e-12)
+    support = targets.sum(-2)
+    f1 = 2 * (p * targets).sum(-2) / (p.sum(-2) + support).clamp_min(1e-12)
     present = (support > 0).float()
-    return 1 - (f1 * present).sum() / present.sum().clamp_min(1)
+    return 1 - (f1 * present).sum(-1) / present.sum(-1).clamp_min(1)
 
 
 # ---- dimensional terms --------------------------------------------------------------------------------------------------------
@@ -118,20 +120,20 @@ def ccc(predicted: Tensor, target: Tensor) -> Tensor:
     """
     valid = torch.isfinite(target)
     m = valid.float()
-    n = m.sum(0).clamp_min(1)
+    n = m.sum(-2, keepdim=True).clamp_min(1)
     y = torch.where(valid, target, 0.0)
     x = predicted.float() * m
-    mean_x, mean_y = x.sum(0) / n, y.sum(0) / n
+    mean_x, mean_y = x.sum(-2, keepdim=True) / n, y.sum(-2, keepdim=True) / n
     dx, dy = (x - mean_x) * m, (y - mean_y) * m
-    covariance = (dx * dy).sum(0) / n
-    spread = (dx * dx).sum(0) / n + (dy * dy).sum(0) / n + (mean_x - mean_y) ** 2
-    return torch.where(m.sum(0) >= 2, 2 * covariance / (spread + CCC_GUARD), 0.0)
+    covariance = (dx * dy).sum(-2, keepdim=True) / n
+    spread = ((dx * dx).sum(-2, keepdim=True) + (dy * dy).sum(-2, keepdim=True)) / n + (mean_x - mean_y) ** 2
+    return torch.where(m.sum(-2) >= 2, (2 * covariance / (spread + CCC_GUARD)).squeeze(-2), 0.0)
 
 
 def ccc_loss(predicted: Tensor, target: Tensor) -> Tensor:
     """``1 - CCC``, mean over the attributes that have at least two targets in the batch; 0 when none has."""
-    present = (torch.isfinite(target).sum(0) >= 2).float()
-    return ((1 - ccc(predicted, target)) * present).sum() / present.sum().clamp_min(1)
+    present = (torch.isfinite(target).sum(-2) >= 2).float()
+    return ((1 - ccc(predicted, target)) * present).sum(-1) / present.sum(-1).clamp_min(1)
 
 
 # ---- manifold mixup -----------------------------------------------------------------------------------------------------------

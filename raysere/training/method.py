@@ -118,6 +118,16 @@ class Method(abc.ABC):
         """Which of the training ``rows`` this configuration learns from. Default: those that have a target of the task."""
         return rows[labels.has_target(task)[rows]]
 
+    def stacks(self, params: Any, shapes: Shapes) -> bool:
+        """Whether several folds may train as one module whose parameters, batches and losses have a leading dimension of folds.
+
+        Then ``losses`` and ``predict`` must also work on a module of :func:`raysere.training.stacking.stack` and on batches
+        with a leading dimension F in every tensor (streams (F, B, T, D) of utterance granularity), give one value a fold (F,),
+        take nothing from items without a target (short batches are padded with them), draw random numbers by
+        :func:`raysere.training.dropout.dropout` only, and not use ``step.generator``. Default: no.
+        """
+        return False
+
     @abc.abstractmethod
     def build(self, params: Any, shapes: Shapes) -> nn.Module:
         """The module, initialised from torch's global generator (the loop seeds it)."""

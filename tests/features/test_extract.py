@@ -459,3 +459,21 @@ def test_a_killed_driver_loses_only_what_was_in_flight(tmp_path):
     assert not again & {names[content] for content in finished}  # what stood in a finished shard was not encoded again
     assert FeatureStore(tmp_path / "store").open(spec, manifest.table).present.all()
     assert not [path for path in folder.iterdir() if path.name.endswith(".tmp")]
+
+
+def test_a_worker_keeps_the_memory_that_it_frees() -> None:
+    """In a process of its own, as the setting lasts: arrays that are made again take no new pages."""
+    program = """
+import resource, sys
+import numpy as np
+from raysere.features.encoder import keep_memory
+kept = keep_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        np.ones(8 << 20, np.uint8), np.ones(48 << 20, np.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+sys.exit(0 if not kept or faults() < 1000 else 1)
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

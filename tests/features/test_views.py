@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from toy_corpus import use_toy
 from raysere.errors import ConfigError, DataError
 from raysere.features.condense import chunk_bounds, chunk_count, condense
 from raysere.features.prefix import PrefixSums, as_pair, prefix_sums
-from raysere.features.residency import RESIDENT
+from raysere.features.residency import RESIDENT, Residency, packed
 from raysere.features.rows import MappedLayers, Placement, layer_path, shard_name
 from raysere.features.shards import read_index, write_shard
 from raysere.features.spec import resolve
@@ -93,6 +95,33 @@ def test_batches_equal_the_arrays_however_they_are_sharded_and_kept(data, tmp_pa
         assert RESIDENT.used("cpu") <= budget
 
 
+def test_batches_of_a_layer_that_is_packed_on_its_device(tmp_path, monkeypatch):
+    """As a GPU keeps it; here the device is the CPU."""
+    counts = [3, 0, 5, 1, 4]
+    arrays = ragged(7, counts)
+    view = on_disk(tmp_path, FRAME, arrays, [1, 0, 0, 2, 1])
+    rows = [4, 1, 0, 3, 4]
+    plain = view.batch(rows, [0, 1])
+
+    def layer(source, token, layer, placement, width, dtype, device):
+        kept = packed(source, layer, placement, width, dtype, "cpu")
+        assert kept.bytes == 13 * width * 2
+        return kept
+
+    monkeypatch.setattr(RESIDENT, "layer", layer)
+    stream = view.batch(torch.tensor(rows), [0, 1])
+    assert torch.equal(stream.mask, plain.mask)
+    for number in (0, 1):
+        values, _ = expected(arrays, number, rows, FRAME.width(number))
+        np.testing.assert_array_equal(stream.layers[number].numpy(), values)
+        assert torch.equal(stream.layers[number], plain.layers[number])
+    absent = FeatureView(
+        FRAME, ["u1"], Placement(*(part[[1]] for part in (view.placement.shard, view.placement.first, view.placement.rows))), view.source
+    )
+    monkeypatch.setattr(RESIDENT, "layer", lambda *arguments: packed(*arguments[:1], *arguments[2:6], "cpu"))
+    assert not absent.batch([0, 0], [1]).layers[1].any()
+
+
 def test_matrix_of_utterance_rows_with_absent_ones(tmp_path):
     arrays = ragged(1, [1, 0, 1, 1, 1], UTTERANCE)
     view = on_disk(tmp_path, UTTERANCE, arrays, [1, 0, 0, 1, 0])
@@ -129,19 +158,71 @@ def test_a_stray_write_neither_crashes_nor_corrupts(tmp_path, shards):
     assert torch.equal(fresh.batch([0, 1, 2], [0]).layers[0], before)
 
 
-def test_one_shard_is_mapped_and_many_are_packed_once(tmp_path):
-    one = on_disk(tmp_path / "one", UTTERANCE, ragged(4, [1, 1, 1], UTTERANCE), [0, 0, 0])
-    one.batch([0], [0])
+def test_layers_on_a_cpu_are_mapped_and_never_copied(tmp_path):
+    for name, shards in (("one", [0, 0, 0]), ("many", [0, 1, 1])):
+        view = on_disk(tmp_path / name, UTTERANCE, ragged(4, [1, 1, 1], UTTERANCE), shards)
+        view.batch([0, 1, 2], [0, 1])
+        assert RESIDENT.used("cpu") == 0
+    with open("/proc/self/maps", encoding="utf-8") as lines:
+        assert sum(str(tmp_path / "many") in line for line in lines) == 4  # two layers of two shards
+
+
+def test_more_shards_than_files_may_be_open(tmp_path):
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    view = on_disk(tmp_path, UTTERANCE, ragged(4, [1] * 80, UTTERANCE), list(range(80)))
+    used = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 20, limits[1]))
+    try:
+        assert view.batch(np.arange(80), [0, 1]).mask.all()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_a_torn_layer_is_said(tmp_path):
+    view = on_disk(tmp_path, FRAME, ragged(4, [5, 6]), [0, 0])
+    path = layer_path(tmp_path / shard_name(0), 1)
+    whole = path.read_bytes()
+    for torn in (whole[:-1], whole[:40], b""):
+        path.write_bytes(torn)
+        with pytest.raises(DataError, match="layer 1 cannot be opened"):
+            view.batch([0], [1])
+    np.save(path, np.array([{}], dtype=object))
+    with pytest.raises(DataError, match="object values"):
+        view.batch([0], [1])
+
+
+def test_prefix_sums_stay_for_the_next_trial_within_the_budget(tmp_path):
+    spec = resolve({"backbone": "toy", "granularity": "frame", "dtype": "float32"})
+    view = on_disk(tmp_path, spec, ragged(6, [9, 0, 5], spec), [0, None, 1])
+    sums = view.prefix(1)
+    assert RESIDENT.used("cpu") == sums.bytes == 16 * 5 * (14 + 3)
+    again = FeatureView(spec, view.utterances, view.placement, MappedLayers(tmp_path))  # another trial of this process
+    assert again.prefix(1) is sums
+    assert again.prefix(0) is not sums
+    RESIDENT.set_budget("cpu", sums.bytes)  # layer 1 leaves, layer 0 stays
+    assert RESIDENT.used("cpu") == 16 * 3 * (14 + 3)
+    RESIDENT.set_budget("cpu", 100)
+    assert view.prefix(1) is not view.prefix(1)
     assert RESIDENT.used("cpu") == 0
-    many = on_disk(tmp_path / "many", UTTERANCE, ragged(4, [1, 1, 1], UTTERANCE), [0, 1, 1])
-    many.batch([0], [0])
-    assert RESIDENT.used("cpu") == 3 * 6 * 4
-    again = FeatureView(UTTERANCE, many.utterances, many.placement, MappedLayers(tmp_path / "many"))  # another trial of this process
-    again.batch([1], [0])
-    assert RESIDENT.used("cpu") == 3 * 6 * 4
-    RESIDENT.set_budget("cpu", 3 * 10 * 4)
-    again.batch([1], [1])  # makes room: layer 0 leaves
-    assert RESIDENT.used("cpu") == 3 * 10 * 4
+    assert torch.equal(view.prefix(1).sums[0], sums.sums[0])
+
+
+def test_kept_entries_leave_in_the_order_of_their_last_use():
+    residency = Residency()
+    residency.set_budget("cpu", 25)
+
+    def hold(key, size=10):
+        return residency.hold(key, "cpu", size, lambda: SimpleNamespace(bytes=size))
+
+    a, b = hold("a"), hold("b")
+    assert hold("a") is a
+    hold("c")  # b leaves
+    assert residency.used("cpu") == 20
+    assert hold("a") is a
+    assert hold("b") is not b
+    assert hold("large", 26) is None
+    assert hold("a") is a
 
 
 def test_a_view_travels_as_paths(tmp_path):
@@ -214,11 +295,11 @@ def test_prefix_sums_equal_direct_slices(data):
     for row, count in enumerate(counts):
         values[row, :count] = torch.from_numpy(random.normal(offset, 1, (count, 4)))
     values[:, :, 3] = offset  # a constant dim: std is exactly where cancellation would show
-    mask = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
     bounds = [sorted(data.draw(st.tuples(st.integers(0, count), st.integers(0, count)))) for count in counts]
     starts, ends = torch.tensor([[low, 0] for low, _ in bounds]), torch.tensor([[high, count] for (_, high), count in zip(bounds, counts)])
-    exact = prefix_sums(values, mask)
-    pair = PrefixSums(as_pair(exact.first[0], "cpu"), as_pair(exact.second[0], "cpu"), exact.shift.float(), exact.count)
+    exact = prefix_sums((values[row, :count] for row, count in enumerate(counts)), np.array(counts), 4)
+    assert exact.bytes == 16 * 4 * (sum(counts) + len(counts))  # no padding
+    pair = PrefixSums(as_pair(exact.sums[0], "cpu"), exact.shift.float(), exact.first, exact.count)
     for sums, tolerance in ((exact, 1e-6), (pair, 2e-3)):
         mean, std = sums.chunk_stats(starts, ends)
         assert mean.dtype == std.dtype == torch.float32
@@ -238,6 +319,12 @@ def test_prefix_of_a_view_and_chunks_beyond_it():
     np.testing.assert_allclose(mean[0, 0], arrays[1][0][2:7].mean(0), atol=1e-6)
     np.testing.assert_allclose(std[1, 0], arrays[1][2].std(0), atol=1e-6)
     np.testing.assert_allclose(std[1, 1], 0, atol=0)
+    again = view.prefix(1).chunk_stats([[0, 9], [1, 1]], [[9, 9], [2, 5]], rows=[0, 2], out=(mean, std))
+    assert (again[0] is mean, again[1] is std) == (True, True)
+    np.testing.assert_allclose(mean[0, 0], arrays[1][0].mean(0), atol=1e-6)
+    assert mean[0, 1].tolist() == std[0, 1].tolist() == [0] * 5  # empty: nothing of the earlier alignment is left
+    with pytest.raises(DataError, match="out has the shapes"):
+        view.prefix(1).chunk_stats([[0]], [[5]], rows=[0], out=(mean, std))
     sums = view.prefix(1, [2])
     for start, end in (([[0]], [[6]]), ([[3]], [[2]]), ([[-1]], [[2]])):
         with pytest.raises(DataError, match="beyond its utterance"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import polars as pl
@@ -35,7 +37,7 @@ def put(
         pl.DataFrame({"epoch": [0, 1, 2], "score": [0.1, 0.5, 0.4]}).write_parquet(folder / "metrics.parquet")
         if status in ("done", "stopped"):
             pl.DataFrame({"utterance": ["u"], "fold": [0], "split": ["dev"]}).write_parquet(folder / "predictions.parquet")
-    return ledger.finalise(
+    ledger.finalise(
         job["trial"],
         staged,
         {
@@ -50,6 +52,7 @@ def put(
             "twin_of": None,
         },
     )
+    return ledger.read(job["trial"])
 
 
 def test_ids_and_seeds() -> None:
@@ -103,6 +106,34 @@ def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("trials/.*"))
 
 
+def test_a_record_needs_only_done_and_older_ones_only_params_yaml(tmp_path: Path) -> None:
+    study, ledger = toy_study(), Ledger(tmp_path)
+    record = put(ledger, study, 0, {"lr": 1e-5, "layers": "one", "list": [1, "x"]})
+    held = (record.folder / "params.yaml").read_text()
+    (record.folder / "params.yaml").unlink()
+    assert ledger.read(record.trial) == record
+    (record.folder / "params.yaml").write_text(held)
+    done = read_json(record.folder / "DONE")
+    del done["head"]
+    write_json(record.folder / "DONE", done)  # as an earlier version wrote it
+    assert ledger.trials() == [record]
+    (record.folder / "params.yaml").unlink()
+    with pytest.raises(MissingFileError, match=r"params\.yaml"):
+        ledger.trials()
+
+
+def test_a_head_that_json_cannot_hold_stays_in_params_yaml(tmp_path: Path) -> None:
+    study, ledger = toy_study(), Ledger(tmp_path)
+    staged = ledger.staged_path("toy-0000", "a", 0)
+    job = {"trial": "toy-0000", "outer": 0, "number": 0, "params": {"lr": 0.1}, "config": "c"}
+    with atomic_folder(staged) as folder:
+        write_head(folder, {**head(study, job), "resolved": {"clip": float("inf")}})
+    ledger.finalise("toy-0000", staged, {"status": "done", "score": 0.5})
+    record = ledger.read("toy-0000")
+    assert record.resolved == {"clip": float("inf")}
+    assert "head" not in read_json(record.folder / "DONE")
+
+
 def test_what_is_not_whole_is_not_there(tmp_path: Path) -> None:
     study, ledger = toy_study(), Ledger(tmp_path)
     put(ledger, study, 0, {"lr": 0.1})
@@ -131,6 +162,7 @@ def test_a_twin_is_a_copy_under_its_own_name(tmp_path: Path) -> None:
     twin = ledger.copy(first, head(study, job), "b")
     assert (twin.twin_of, twin.number, twin.score, twin.seconds) == ("toy-0000", 4, 0.5, 0.0)
     assert twin.predictions().equals(first.predictions())
+    assert Ledger(tmp_path).read("toy-0004") == twin  # not the head of its twin
     assert ledger.copy(twin, head(study, {**job, "trial": "toy-0005", "number": 5}), "c").twin_of == "toy-0000"
 
 
@@ -175,6 +207,19 @@ def test_leaderboard_order_and_columns(tmp_path: Path) -> None:
     assert board["error"].to_list() == [None, None, None, "Too wide.", "ValueError: no"]
     assert set(board["metric"]) == {"uar"}
     assert pl.read_parquet(tmp_path / "leaderboard.parquet").equals(board)
+
+
+def test_reading_a_run_imports_neither_torch_nor_ray(tmp_path: Path) -> None:
+    study = toy_study()
+    save_study(tmp_path, study)
+    put(Ledger(tmp_path), study, 0, {"lr": 0.1})
+    code = (
+        "import sys, raysere.cli, raysere.console, raysere.pipeline; from raysere.search.leaderboard import leaderboard;"
+        f"assert leaderboard({str(tmp_path)!r}).height == 1;"
+        "sys.exit(' '.join({'torch', 'ray', 'pandas', 'optuna', 'transformers'} & set(sys.modules)))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert not found.stderr.strip(), found.stderr
 
 
 def test_an_empty_run_has_an_empty_leaderboard(tmp_path: Path) -> None:

@@ -292,3 +292,27 @@ def test_what_cannot_train_is_refused():
         trained(data, type("Frames", (Pooled,), {"needs": Needs(granularities=frozenset({"frame"}))})())
     with pytest.raises(ConfigError, match="audio features"):
         trained(data, type("Text", (Pooled,), {"needs": Needs(modalities=frozenset({"text"}))})())
+
+
+def test_precision():
+    data = toy_data(noise=2.0)
+    exact, auto, low = (Trainer(Pooled(), PooledParams(**SMALL), data, seed=1, precision=p) for p in ("float32", "auto", "bfloat16"))
+    for trainer in (exact, auto, low):
+        trainer.epoch()
+    assert auto.predictions().equals(exact.predictions())
+    assert low.folds[0].streams["audio"].matrix.dtype == torch.bfloat16
+    assert {value.dtype for name, value in low.state().items() if ".model." in name} == {torch.float32}
+    values = [trainer.predictions()["p.anger"].to_numpy() for trainer in (exact, low)]
+    assert not np.array_equal(*values)
+    assert np.allclose(*values, atol=0.03)
+    with pytest.raises(ConfigError, match="float16"):
+        Trainer(Pooled(), PooledParams(**SMALL), data, seed=1, precision="float16")
+
+
+def test_normalised_features_stay_for_the_next_trial():
+    data = toy_data()
+    first, second = (Trainer(Pooled(), PooledParams(**SMALL, dropout=rate), data, seed=1) for rate in (0.1, 0.2))
+    other = Trainer(Pooled(), PooledParams(**SMALL, normalise="speaker"), data, seed=1)
+    matrices = [[fold.streams["audio"].matrix for fold in trainer.folds] for trainer in (first, second, other)]
+    assert all(one is two and one is not three for one, two, three in zip(*matrices, strict=True))
+    assert matrices[0][0] is not matrices[0][1]  # by the training rows of the fold

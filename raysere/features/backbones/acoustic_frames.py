@@ -168,8 +168,8 @@ def _constants(device: torch.device) -> _Constants:
 
 def _block(frames: Tensor, level: Tensor, constants: _Constants) -> tuple[Tensor, ...]:
     """Frames (F, WINDOW) of clips with active power ``level`` (F,) to descriptors; what a later step needs of the spectrum comes along."""
-    spectrum = torch.view_as_real(torch.fft.rfft(frames * constants.window, n=FFT)[:, :BINS])
-    power = spectrum.square().sum(dim=-1) / level[:, None]
+    spectrum = torch.fft.rfft(frames * constants.window, n=FFT)[:, :BINS]
+    power = (spectrum.real.square() + spectrum.imag.square()) / level[:, None]  # a sum over an axis of two is five times slower
     bands = power @ constants.bands
     mel = torch.log(bands[:, :MELS] + FLOOR / 10)
     linear = bands[:, MELS:] + FLOOR / LINEAR

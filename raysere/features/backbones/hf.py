@@ -68,30 +68,32 @@ class HuggingFace:
     """The family ``hf``."""
 
     @staticmethod
-    def describe(argument: str | None = None, *, window: str | None = None) -> BackboneInfo:
+    def describe(argument: str | None = None, *, window: str | None = None, precision: str | None = None) -> BackboneInfo:
         """Read the configuration (and hash the weights of a local folder); no weights are loaded.
 
         Args:
             argument: folder, or NAME@REVISION on the hub; a branch or tag is resolved to its commit.
             window: Whisper only: ``full`` (default) hears 30 s whatever the clip holds, as published; ``clip`` hears the clip and half a
                 second of silence, far cheaper on short clips. Their features differ and have different identities.
+            precision: speech only: ``float32`` (default), or ``bfloat16`` for products and convolutions, faster where the processor
+                has instructions for it; norms and softmax stay in float32. Their identities differ.
 
         Raises:
-            ConfigError: no revision, an unknown window, a kind of model that is not supported.
+            ConfigError: no revision, an unknown window or precision, a kind of model that is not supported.
             MissingFileError: no such folder or no configuration in it.
             EnvironmentFault: not in the cache and no network.
         """
-        return _describe(locate(argument, _CONFIG_FILES), window)
+        return _describe(locate(argument, _CONFIG_FILES), window, precision)
 
     @staticmethod
-    def open(argument: str | None = None, *, device: str = "cpu", window: str | None = None) -> Backbone:
-        """Load the model, float32, in evaluation mode. Raises as :meth:`describe`; EnvironmentFault: torchaudio breaks transformers."""
+    def open(argument: str | None = None, *, device: str = "cpu", window: str | None = None, precision: str | None = None) -> Backbone:
+        """Load the model in evaluation mode. Raises as :meth:`describe`; EnvironmentFault: torchaudio breaks transformers."""
         source = locate(argument, _MODEL_FILES)
-        info = _describe(source, window)
+        info = _describe(source, window, precision)
         if info.modality == "audio":
             from raysere.features.backbones.hf_audio import open_audio
 
-            return open_audio(source.folder, info, device=device, window=window or "full")
+            return open_audio(source.folder, info, device=device, window=window or "full", precision=precision or "float32")
         from raysere.features.backbones.hf_text import HFText
 
         return HFText(source.folder, info, device=device)
@@ -154,20 +156,33 @@ def _fetch(name: str, revision: str, files: list[str]) -> Path:
     return folder
 
 
-def _describe(source: Source, window: str | None) -> BackboneInfo:
+def _describe(source: Source, window: str | None, precision: str | None) -> BackboneInfo:
     config = read_config(source.folder)
     kind = config.model_type
     if window not in (None, "full", "clip"):
         raise ConfigError(f"{window!r} is not a window", where=f"hf:{source.name}", choices=["full", "clip"])
     if window is not None and kind != "whisper":
         raise ConfigError(f"The option 'window' is for Whisper; this model is {kind!r}", where=f"hf:{source.name}")
-    name = f"hf:{source.name}" + ("?window=clip" if window == "clip" else "")
-    identity = {"weights": source.commit or folder_hash(source.folder), "window": window if window == "clip" else None}
+    if precision not in (None, "float32", "bfloat16"):
+        raise ConfigError(f"{precision!r} is not a precision", where=f"hf:{source.name}", choices=["float32", "bfloat16"])
+    if precision is not None and kind not in AUDIO:
+        raise ConfigError(f"The option 'precision' is for speech encoders; this model is {kind!r}", where=f"hf:{source.name}")
+    options = {"window": window if window == "clip" else None, "precision": precision if precision == "bfloat16" else None}
+    named = "&".join(f"{option}={value}" for option, value in options.items() if value)
+    name = f"hf:{source.name}" + (f"?{named}" if named else "")
+    identity = {"weights": source.commit or folder_hash(source.folder), "window": options["window"]}
+    if options["precision"]:  # left out where it is the default: keys from before there was a choice stay as they are
+        identity["precision"] = options["precision"]
     if kind in AUDIO:
         from raysere.features.backbones import hf_audio
 
         return hf_audio.describe_audio(
-            config, _preprocessor(source.folder), name, digest({**identity, "code": hf_audio.CODE_VERSION}), licence(source.folder)
+            config,
+            _preprocessor(source.folder),
+            name,
+            digest({**identity, "code": hf_audio.CODE_VERSION}),
+            licence(source.folder),
+            window=window,
         )
     if not hasattr(config, "vocab_size") or config.is_encoder_decoder or hasattr(config, "conv_dim") or hasattr(config, "num_mel_bins"):
         raise ConfigError(

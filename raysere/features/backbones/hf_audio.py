@@ -4,7 +4,7 @@ Padding must not change a feature. What may share a batch was measured per famil
 
 * extractors with layer norm (the large models): exact with an attention mask;
 * extractors with group norm (the base models): the norm runs over time, so its statistics would include the padding; here they are
-  taken over each clip's own steps (:class:`ValidGroupNorm`), which makes a batch exact as well;
+  taken over each clip's own steps (``hf_kernels.ValidGroupNorm``), which makes a batch exact as well;
 * data2vec: its stacked positional convolutions see the padding; only clips of one length share a batch;
 * Whisper: hears windows of one length and knows no mask; windows of one length share a batch, and frames beyond the clip are dropped.
 
@@ -28,14 +28,18 @@ from torch import Tensor, nn
 from raysere.errors import DataError
 from raysere.features.backbone import Backbone, BackboneInfo, Item
 from raysere.features.backbones.hf import AUDIO, check_layers, finite, layers_of, load_weights, quiet
+from raysere.features.backbones.hf_kernels import replace_parts
 
 CODE_VERSION = 1  # raise it whenever an output changes: it is part of every feature key
 WHISPER_FRAME = 320  # samples of a Whisper frame
 WHISPER_TAIL_S = 0.5  # silence after the clip in the window "clip": the encoder expects speech to end
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _ATTENTION_LIMIT_S = 120.0  # memory of attention grows with the square; longer recordings are better cut
 
 
-def describe_audio(config: Any, preprocessor: dict[str, Any], name: str, identity: str, licence: str) -> BackboneInfo:
+def describe_audio(
+    config: Any, preprocessor: dict[str, Any], name: str, identity: str, licence: str, *, window: str | None = None
+) -> BackboneInfo:
     """See :meth:`HuggingFace.describe`. ``batching`` says what is exact; an opened backbone on a CPU asks for single clips."""
     rate = int(preprocessor.get("sampling_rate", 16000))
     kind = AUDIO[config.model_type]
@@ -47,7 +51,7 @@ def describe_audio(config: Any, preprocessor: dict[str, Any], name: str, identit
             math.prod(config.conv_stride),
             _ATTENTION_LIMIT_S,
         )
-    batching: Literal["single", "padded"] = "single" if kind == "alone" or name.endswith("window=clip") else "padded"
+    batching: Literal["single", "padded"] = "single" if kind == "alone" or window == "clip" else "padded"
     return BackboneInfo(
         name,
         "audio",
@@ -62,7 +66,7 @@ def describe_audio(config: Any, preprocessor: dict[str, Any], name: str, identit
     )
 
 
-def open_audio(folder: Path, info: BackboneInfo, *, device: str = "cpu", window: str = "full") -> Backbone:
+def open_audio(folder: Path, info: BackboneInfo, *, device: str = "cpu", window: str = "full", precision: str = "float32") -> Backbone:
     """Load the weights of a folder. Raises as :func:`raysere.features.backbones.hf.load_weights` does."""
     from transformers import AutoFeatureExtractor
 
@@ -72,8 +76,8 @@ def open_audio(folder: Path, info: BackboneInfo, *, device: str = "cpu", window:
     if device == "cpu":
         info = dataclasses.replace(info, batching="single")
     if model.config.model_type == "whisper":
-        return WhisperAudio(model.get_encoder(), extractor, info, window=window)
-    return WaveAudio(model, bool(extractor.do_normalize), info)
+        return WhisperAudio(model.get_encoder(), extractor, info, window=window, precision=precision)
+    return WaveAudio(model, bool(extractor.do_normalize), info, precision=precision)
 
 
 class WaveAudio(Backbone):
@@ -82,16 +86,14 @@ class WaveAudio(Backbone):
     Args:
         model: a transformers model of the wav2vec2 kind, float32, in evaluation mode.
         normalise: whether it expects zero mean and unit variance of each clip (``do_normalize``).
+        precision: of products and convolutions, see :meth:`HuggingFace.describe`.
     """
 
-    def __init__(self, model: Any, normalise: bool, info: BackboneInfo) -> None:
+    def __init__(self, model: Any, normalise: bool, info: BackboneInfo, *, precision: str = "float32") -> None:
         self.model, self.normalise, self.info = model, normalise, info
         self.device = next(model.parameters()).device
         self._mixed = AUDIO[model.config.model_type] == "mask"
-        self._norm: ValidGroupNorm | None = None
-        if self._mixed and model.config.feat_extract_norm == "group":
-            first = model.feature_extractor.conv_layers[0]
-            self._norm = first.layer_norm = ValidGroupNorm(first.layer_norm)
+        replace_parts(model, PRECISIONS[precision])
 
     def encode(self, items: Sequence[Item], layers: Sequence[int]) -> list[list[np.ndarray]]:
         """See :meth:`Backbone.encode`; takes any list of clips, exactly. Raises DataError: no audio, or too short for one frame."""
@@ -104,53 +106,26 @@ class WaveAudio(Backbone):
         result: list[list[np.ndarray]] = [[] for _ in items]
         lengths = [len(wave) for wave in waves]
         for group in [list(range(len(items)))] if self._mixed and items else by_value(lengths):
-            hidden = self._forward([waves[i] for i in group])
+            hidden = self._forward([waves[i] for i in group], max(layers, default=0))
             for row, i in enumerate(group):
                 result[i] = [finite(hidden[layer][row, : frames[i]].cpu().numpy().copy(), items[i].utterance) for layer in layers]
         return result
 
-    def _forward(self, waves: list[np.ndarray]) -> Sequence[Tensor]:
+    def _forward(self, waves: list[np.ndarray], last: int) -> Sequence[Tensor]:
         lengths = torch.tensor([len(wave) for wave in waves], device=self.device)
         longest = int(lengths.max())
         batch = torch.from_numpy(np.stack([np.pad(wave, (0, longest - len(wave))) for wave in waves])).to(self.device)
         mask = None if bool((lengths == longest).all()) else (torch.arange(longest, device=self.device) < lengths[:, None]).long()
-        with torch.inference_mode(), self._lengths(None if mask is None else lengths), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # WavLM's own mix of mask types
-            return self.model(batch, attention_mask=mask, output_hidden_states=True).hidden_states
-
-    @contextlib.contextmanager
-    def _lengths(self, samples: Tensor | None) -> Iterator[None]:
-        """Tell the group norm how many steps of each clip are real, for one forward pass."""
-        if self._norm is None or samples is None:
-            yield
-            return
-        config = self.model.config
-        self._norm.valid = torch.div(samples - config.conv_kernel[0], config.conv_stride[0], rounding_mode="floor") + 1
+        extractor = self.model.feature_extractor
+        if mask is not None and extractor.groups:
+            extractor.valid = torch.div(lengths - extractor.kernel, extractor.stride, rounding_mode="floor") + 1
         try:
-            yield
+            with torch.inference_mode(), hidden_states(self.model.encoder, last) as states, warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # WavLM's own mix of mask types
+                self.model(batch, attention_mask=mask)
         finally:
-            self._norm.valid = None
-
-
-class ValidGroupNorm(nn.Module):
-    """Group norm over the first ``valid`` (B,) steps of each clip of (B, C, T), a group a channel; all steps where ``valid`` is None."""
-
-    def __init__(self, norm: nn.GroupNorm) -> None:
-        super().__init__()
-        if norm.num_groups != norm.num_channels:
-            raise ValueError("made for one channel a group, as in the extractors of the wav2vec2 family")
-        self.norm = norm
-        self.valid: Tensor | None = None
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        if self.valid is None:
-            return self.norm(hidden)
-        mask = (torch.arange(hidden.shape[-1], device=hidden.device) < self.valid[:, None])[:, None]
-        count = self.valid[:, None, None]
-        mean = (hidden * mask).sum(dim=-1, keepdim=True) / count
-        variance = ((hidden - mean).square() * mask).sum(dim=-1, keepdim=True) / count
-        scaled = (hidden - mean) * torch.rsqrt(variance + self.norm.eps)
-        return scaled * self.norm.weight[:, None] + self.norm.bias[:, None]
+            extractor.valid = None
+        return states
 
 
 class WhisperAudio(Backbone):
@@ -158,14 +133,15 @@ class WhisperAudio(Backbone):
 
     Args:
         encoder: ``model.get_encoder()``. extractor: its WhisperFeatureExtractor.
-        window: ``full`` or ``clip``, see :meth:`HuggingFace.describe`.
+        window: ``full`` or ``clip``; precision: of products and convolutions; see :meth:`HuggingFace.describe`.
     """
 
-    def __init__(self, encoder: Any, extractor: Any, info: BackboneInfo, *, window: str = "full") -> None:
+    def __init__(self, encoder: Any, extractor: Any, info: BackboneInfo, *, window: str = "full", precision: str = "float32") -> None:
         self.encoder, self.extractor, self.info, self.window = encoder, extractor, info, window
         self.device = next(encoder.parameters()).device
         self.positions = encoder.embed_positions.weight
         self.longest = len(self.positions) * WHISPER_FRAME
+        replace_parts(encoder, PRECISIONS[precision])
 
     def encode(self, items: Sequence[Item], layers: Sequence[int]) -> list[list[np.ndarray]]:
         """See :meth:`Backbone.encode`; any list of clips; one over 30 s is heard in windows laid end to end. Raises DataError: no audio."""
@@ -179,7 +155,7 @@ class WhisperAudio(Backbone):
         parts: list[list[list[np.ndarray]]] = [[] for _ in items]
         encoded: list[list[np.ndarray]] = [[] for _ in pieces]
         for group in by_value([self._window(len(wave)) for _, wave in pieces]):
-            hidden = self._forward([pieces[p][1] for p in group], self._window(len(pieces[group[0]][1])))
+            hidden = self._forward([pieces[p][1] for p in group], self._window(len(pieces[group[0]][1])), max(layers, default=0))
             for row, p in enumerate(group):
                 frames = -(-len(pieces[p][1]) // WHISPER_FRAME)
                 encoded[p] = [hidden[layer][row, :frames].cpu().numpy() for layer in layers]
@@ -195,7 +171,7 @@ class WhisperAudio(Backbone):
         full = len(self.positions)
         return full if self.window == "full" else min(full, -(-(samples + int(WHISPER_TAIL_S * 16000)) // WHISPER_FRAME))
 
-    def _forward(self, waves: list[np.ndarray], frames: int) -> Sequence[Tensor]:
+    def _forward(self, waves: list[np.ndarray], frames: int, last: int) -> Sequence[Tensor]:
         # one at a time: the extractor clips each spectrogram at 80 dB below its own peak
         mel = torch.cat(
             [
@@ -205,8 +181,11 @@ class WhisperAudio(Backbone):
                 for wave in waves
             ]
         )
-        with torch.inference_mode(), self._shortened(frames):
-            return self.encoder(mel.to(self.device), output_hidden_states=True).hidden_states
+        with torch.inference_mode(), self._shortened(frames), hidden_states(self.encoder, last) as states:
+            output = self.encoder(mel.to(self.device))
+        if last == self.encoder.config.encoder_layers:
+            states[-1] = output.last_hidden_state  # the published last state is the normalised one
+        return states
 
     @contextlib.contextmanager
     def _shortened(self, frames: int) -> Iterator[None]:
@@ -222,6 +201,23 @@ class WhisperAudio(Backbone):
         finally:
             self.encoder.embed_positions = full
             self.encoder.config.max_source_positions = len(self.positions)
+
+
+@contextlib.contextmanager
+def hidden_states(encoder: Any, last: int) -> Iterator[list[Tensor]]:
+    """For one forward pass: run the blocks up to layer ``last`` and no others; the list gets the first one's input and every output."""
+    states: list[Tensor] = []
+    blocks = encoder.layers
+    encoder.layers = blocks[: max(1, last)]
+    hooks = [encoder.layers[0].register_forward_pre_hook(lambda _, inputs: states.append(inputs[0]))]
+    for block in encoder.layers:
+        hooks.append(block.register_forward_hook(lambda _, __, out: states.append(out[0] if isinstance(out, tuple) else out)))
+    try:
+        yield states
+    finally:
+        encoder.layers = blocks
+        for hook in hooks:
+            hook.remove()
 
 
 def by_value(values: Sequence[int]) -> list[list[int]]:
