@@ -176,6 +176,7 @@ class TrialRun:
             seed=study.trial_seed(job["outer"], job["config"]),
             device=study.device,
             threads=study.threads or max(1, int(job["cpu"])),
+            precision=study.precision,
         )
 
     def _train(self) -> str:

@@ -15,7 +15,7 @@ from raysere.features.backbone import Backbone, BackboneInfo, Item, Layer
 from raysere.features.backbones import no_argument
 from raysere.files import digest
 
-CODE_VERSION = 1  # raise it whenever an output changes: it is part of every feature key
+CODE_VERSION = 2  # raise it whenever an output changes: it is part of every feature key
 FRAMES, MODULATION, FUNCTIONALS = 0, 1, 2
 _DELTAS = 5  # frames on either side that a delta is fitted to
 _GROUP_S = 60.0  # seconds of audio analysed at once: more only costs memory
