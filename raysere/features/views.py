@@ -27,12 +27,14 @@ class Stream:
 
     ``layers`` float32 (B, T, D) each, zeros where ``mask`` (B, T) is False; T is 1 for utterance granularity.
     ``stats`` is how many statistics of the backbone's dim stand side by side in D (2: mean, std), 1 where the layers differ.
+    Granularity ``pooled`` is not stored: the training loop makes one vector an utterance (see ``Method.pools``), the only entry
+    of ``layers``, with T 1.
     """
 
     layers: dict[int, Tensor]
     mask: Tensor  # bool
     stats: int
-    granularity: Literal["utterance", "chunk", "frame"]
+    granularity: Literal["utterance", "chunk", "frame", "pooled"]
     kind: Literal["dense", "counts"] = "dense"
 
 

@@ -83,7 +83,7 @@ class LayerMix(nn.Module):
 
 
 class StreamPool(nn.Module):
-    """One feature stream (B, T, D) of some layers to one vector (B, ``out``)."""
+    """One feature stream (B, T, D) of some layers to one vector (B, ``width``)."""
 
     def __init__(self, shape: StreamShape, numbers: list[int], params: PooledParams) -> None:
         super().__init__()
@@ -94,9 +94,20 @@ class StreamPool(nn.Module):
         self.mix = LayerMix(self.take, params.hidden) if self.kind == "mix" and len(numbers) > 1 else None
         dim = self.mix.dim if self.mix else sum(self.take) if self.kind == "concat" else self.take[0]
         self.attention = AttentiveStatistics(dim, params.bottleneck) if self.pooling == "attentive" else None
-        self.out = dim if self.flat else pooled_dim(self.pooling, dim)
+        self.width = dim if self.flat else pooled_dim(self.pooling, dim)
+
+    @property
+    def fixed(self) -> bool:
+        """Whether rows over time come together without any weight."""
+        return not self.flat and self.mix is None and self.attention is None
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        return (self.kind, self.pooling, *self.numbers)
 
     def forward(self, stream: Any) -> Tensor:
+        if stream.granularity == "pooled":
+            return stream.layers[0][..., 0, :]
         layers = [stream.layers[number] for number in self.numbers]
         if self.flat:
             layers = [x[..., 0, :take] for x, take in zip(layers, self.take, strict=True)]
@@ -127,7 +138,7 @@ class PooledModel(nn.Module):
         self.params = params
         pools = [StreamPool(shapes.streams[name], layers[name], params) for name in self.names]
         self.pools = nn.ModuleList(pools)
-        width = sum(pool.out for pool in pools)
+        width = sum(pool.width for pool in pools)
         self.first = Dropout(params.dropout)
         blocks = []
         for _ in range(params.depth):
@@ -196,10 +207,17 @@ class Pooled(Method):
     def layers(self, params: PooledParams, shapes: Shapes) -> dict[str, list[int]]:
         return {name: _chosen(params, name, sorted(stream.layers)) for name, stream in shapes.streams.items()}
 
+    def pools(self, params: PooledParams, shapes: Shapes) -> dict[str, StreamPool]:
+        """Streams of which one layer, a sum or layers side by side are pooled by mean or mean and deviation."""
+        chosen = self.layers(params, shapes)
+        pools = {name: StreamPool(stream, chosen[name], params) for name, stream in shapes.streams.items()}
+        return {name: pool for name, pool in pools.items() if pool.fixed}
+
     def stacks(self, params: PooledParams, shapes: Shapes) -> bool:
         """Rows over time are padded per batch, and mixup and rater dropout draw per fold: those train one fold after the other."""
         drawn = params.mixup or (params.rater_dropout and params.loss == "kl")
-        return not drawn and all(stream.granularity == "utterance" for stream in shapes.streams.values())
+        pooled = self.pools(params, shapes)
+        return not drawn and all(name in pooled or stream.granularity == "utterance" for name, stream in shapes.streams.items())
 
     def train_rows(self, params: PooledParams, labels: Labels, rows: np.ndarray, task: Task) -> np.ndarray:
         return rows[labels.has_target(task, soft=params.other == "soft")[rows]]

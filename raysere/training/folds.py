@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from raysere.errors import DataError
 from raysere.training import normalise
 from raysere.training.inputs import FoldStream, TrialStream
-from raysere.training.method import Method, Prediction, Shapes
+from raysere.training.method import Method, Pool, Prediction, Shapes
 from raysere.training.samplers import Sampler, fold_generator, seed_of
 from raysere.training.steps import keep, seeded
 from raysere.training.task import Fold, TrialData
@@ -24,7 +25,8 @@ BUILD, START, EPOCH = 1, 2, 3  # purposes of a seed
 class TrialContext:
     """What the folds of a trial share.
 
-    ``dtype`` is that of matrix products; ``columns`` targets and groups on the device by their names in a ``Batch``.
+    ``dtype`` is that of matrix products; ``columns`` targets and groups on the device by their names in a ``Batch``;
+    ``pools`` what makes one vector an utterance of a stream before training.
     """
 
     method: Method
@@ -38,6 +40,7 @@ class TrialContext:
     present: np.ndarray
     used: np.ndarray
     columns: dict[str, Any]
+    pools: Mapping[str, Pool]
 
 
 def label_columns(data: TrialData, device: torch.device) -> dict[str, Any]:
@@ -78,7 +81,7 @@ class FoldTrainer:
         groups: dict[str, Any] = {"corpus": labels.corpus, "corpora": labels.corpora, "speaker": labels.speaker}
         for name, source in context.sources.items():
             norm = normalise.fit(params.normalise, source.view, source.columns, source.at, self.rows, context.used, **groups)
-            self.streams[name] = source.fold(norm.to(device))
+            self.streams[name] = source.fold(norm.to(device), context.pools.get(name))
         self.prior = self._prior()
         with seeded(self.seed(BUILD), device):
             shapes = Shapes(context.shapes.task, context.shapes.streams, self.prior)

@@ -4,12 +4,13 @@ At utterance granularity the asked layers stand side by side in one matrix (n, W
 memory allows, once for all folds where the statistics do not depend on the fold, and else batch by batch; normalised
 matrices stay for the next trials of the process that read the same layers. Chunk and frame rows stand one utterance after
 the other in such a matrix, with a row of zeros at its end that all padding points to; where it does not fit, the view reads
-them batch by batch.
+them batch by batch. Where a method pools them by fixed rules before its first weight, they are pooled once, to such a matrix
+of one row an utterance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,10 @@ from raysere.training import normalise
 
 if TYPE_CHECKING:
     from raysere.features.views import FeatureView, Stream
+    from raysere.training.method import Pool
     from raysere.training.task import Labels
+
+_POOL_ROWS = 256  # utterances that are pooled at once
 
 
 def memory_budget(device: torch.device) -> int:
@@ -73,7 +77,8 @@ class TrialStream:
         self.rows = rows
         width = max(stop for _, stop in self.columns.values())
         self.ragged = view.spec.granularity != "utterance"
-        self.dtype = torch.float32 if self.ragged else dtype
+        self.dtype, self.product = torch.float32 if self.ragged else dtype, dtype
+        self.budget = budget // (4 * folds)  # values of a matrix of each fold
         self.count = np.where(self.present, view.lengths(self.at), 0)[rows] if self.ragged else np.ones(len(rows), dtype=np.int64)
         self.size = (int(self.count.sum()) + self.ragged) * width
         self.flat = not self.ragged and 4 * self.size <= budget
@@ -109,8 +114,10 @@ class TrialStream:
             self._raw = matrix.to(self.device)
         return self._raw
 
-    def fold(self, normaliser: normalise.Normaliser) -> FoldStream:
-        """This stream as one fold sees it."""
+    def fold(self, normaliser: normalise.Normaliser, pool: Pool | None = None) -> FoldStream:
+        """This stream as one fold sees it, pooled where the method can say how and the result fits the memory of the trial."""
+        if pool is not None and self.ragged and len(self.rows) * pool.width <= self.budget:
+            return FoldStream(self, normaliser, self._pooled(normaliser, pool), True, pooled=True)
         matrix: Tensor | None = None
         ready = False
         if self.flat or (self.ragged and self.copies):
@@ -136,12 +143,30 @@ class TrialStream:
                 values[-1] = 0
             return _Kept(values.to(self.dtype))
 
+        return self._held(normaliser, group, str(self.dtype), self.size * self.dtype.itemsize, make)
+
+    def _held(self, normaliser: normalise.Normaliser, group: Tensor | None, what: Hashable, size: int, make: Callable[[], _Kept]) -> Tensor:
+        """What depends on the rows, the layers and these statistics alone: kept between trials where there is room for ``size`` bytes."""
         rows = self.at[self.rows]
         parts = [rows, *(x.cpu().numpy() for x in (normaliser.mean, normaliser.scale, normaliser.idf, group) if x is not None)]
         content = digest(b"".join(np.ascontiguousarray(part).tobytes() for part in parts))
-        key = (self.view._token, tuple(self.layers), normaliser.kind, str(self.dtype), content)
-        kept = RESIDENT.hold(key, self.device, self.size * self.dtype.itemsize, make)
+        kept = RESIDENT.hold((self.view._token, tuple(self.layers), normaliser.kind, what, content), self.device, size, make)
         return (make() if kept is None else kept).values
+
+    def _pooled(self, normaliser: normalise.Normaliser, pool: Pool) -> Tensor:
+        """One vector an utterance (n, D), pooled from its normalised rows; the matrix of all rows is not needed for it."""
+
+        def make() -> _Kept:
+            stream = FoldStream(self, normaliser, None, False)
+            values = torch.empty(len(self.rows), pool.width, dtype=self.product, device=self.device)
+            longest_first = torch.from_numpy(self.rows[np.argsort(-self.count, kind="stable")]).to(self.device)
+            with torch.no_grad():
+                for rows in longest_first.split(_POOL_ROWS):
+                    values[self.place[rows]] = pool(stream.batch(rows)).to(self.product)
+            return _Kept(values)
+
+        size = len(self.rows) * pool.width * self.product.itemsize
+        return self._held(normaliser, normaliser.group, (pool.key, str(self.product)), size, make)
 
     def release(self) -> None:
         """Forget the raw matrix once every fold has its own."""
@@ -152,17 +177,26 @@ class TrialStream:
 class FoldStream:
     """Batches of one stream in one fold, normalised."""
 
-    def __init__(self, source: TrialStream, normaliser: normalise.Normaliser, matrix: Tensor | None, ready: bool) -> None:
+    def __init__(
+        self, source: TrialStream, normaliser: normalise.Normaliser, matrix: Tensor | None, ready: bool, *, pooled: bool = False
+    ) -> None:
         self.source, self.normaliser, self.matrix, self.ready = source, normaliser, matrix, ready
         view = source.view
-        self._kind, self._granularity = view.spec.kind, view.spec.granularity
-        stats = {len(view.spec.stats(layer)) for layer in source.layers}
+        self._kind, self._granularity = view.spec.kind, "pooled" if pooled else view.spec.granularity
+        stats = {1} if pooled else {len(view.spec.stats(layer)) for layer in source.layers}
         self._stats = stats.pop() if len(stats) == 1 else 1
+        self._columns = {0: (0, matrix.shape[1])} if pooled and matrix is not None else source.columns
+        self._ragged = source.ragged and not pooled
         self._valid = torch.ones(0, 1, dtype=torch.bool, device=source.device)
+
+    @property
+    def flat(self) -> bool:
+        """Whether a matrix on the device has one row an utterance."""
+        return self.matrix is not None and not self._ragged
 
     def batch(self, rows: Tensor) -> Stream:
         """The stream of label rows int64 (B,) on the device."""
-        if self.matrix is not None and self.source.ragged:
+        if self.matrix is not None and self._ragged:
             return self._padded(self.matrix, rows)
         if self.matrix is not None:
             x = self._rows(self.matrix, rows)
@@ -194,14 +228,14 @@ class FoldStream:
     def _stream(self, x: Tensor, mask: Tensor) -> Stream:
         from raysere.features.views import Stream
 
-        layers = {layer: x[..., start:stop].unsqueeze(-2) for layer, (start, stop) in self.source.columns.items()}
+        layers = {layer: x[..., start:stop].unsqueeze(-2) for layer, (start, stop) in self._columns.items()}
         return Stream(layers, mask, self._stats, self._granularity, self._kind)
 
 
 def stacked_batch(streams: Sequence[FoldStream], rows: Tensor) -> Stream:
     """The stream of several folds at once: line f of the label rows (F, B) as fold f sees them, layers (F, B, 1, D).
 
-    Needs utterance granularity and a matrix (:attr:`TrialStream.flat`).
+    Needs streams that are :attr:`FoldStream.flat`.
     """
     first = streams[0]
     if all(stream.matrix is first.matrix for stream in streams) and first.ready:

@@ -100,14 +100,17 @@ class Trainer:
         }
         present = np.logical_and.reduce([source.present for source in sources.values()])
         columns = label_columns(data, self.device)
-        context = TrialContext(self.method, self.params, data, self.shapes, seed, self.device, dtype, sources, present, used, columns)
+        pools = self.method.pools(self.params, self.shapes)
+        context = TrialContext(
+            self.method, self.params, data, self.shapes, seed, self.device, dtype, sources, present, used, columns, pools
+        )
         self.test = data.test[present[data.test]]
         self.folds = [FoldTrainer(context, fold) for fold in data.folds]
         for source in sources.values():
             source.release()
 
     def _stackable(self) -> bool:
-        flat = all(source.flat for source in self.folds[0].context.sources.values())
+        flat = all(stream.flat for fold in self.folds for stream in fold.streams.values())
         return flat and self.method.stacks(self.params, self.shapes)
 
     def _stacks(self) -> bool:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
@@ -97,6 +97,18 @@ class Prediction:
     std: Tensor | None = None
 
 
+class Pool(Protocol):
+    """Makes one vector (B, ``width``) of the rows of a stream; ``key`` tells apart what gives different vectors of the same layers."""
+
+    @property
+    def width(self) -> int: ...
+
+    @property
+    def key(self) -> Hashable: ...
+
+    def __call__(self, stream: Stream, /) -> Tensor: ...
+
+
 class Method(abc.ABC):
     """A way of learning emotion from features. Stateless: all state is in the module that ``build`` returns.
 
@@ -117,6 +129,14 @@ class Method(abc.ABC):
     def train_rows(self, params: Any, labels: Labels, rows: np.ndarray, task: Task) -> np.ndarray:
         """Which of the training ``rows`` this configuration learns from. Default: those that have a target of the task."""
         return rows[labels.has_target(task)[rows]]
+
+    def pools(self, params: Any, shapes: Shapes) -> Mapping[str, Pool]:
+        """Of which streams the module reads nothing but one vector an utterance that none of its weights enters, and that vector.
+
+        The loop then computes the vectors once, not in every epoch, and gives the module streams of granularity ``pooled``; rows
+        batch by batch still come in predictions of :mod:`raysere.training.predictor`. Default: none.
+        """
+        return {}
 
     def stacks(self, params: Any, shapes: Shapes) -> bool:
         """Whether several folds may train as one module whose parameters, batches and losses have a leading dimension of folds.

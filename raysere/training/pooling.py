@@ -36,16 +36,17 @@ class AttentiveStatistics(nn.Module):
 
     def attention(self, x: Tensor, mask: Tensor) -> Tensor:
         """Weights (B, T), summing to 1 over the valid rows of each item (0 where none is valid)."""
-        energy = self.score(torch.tanh(self.project(x))).squeeze(-1).float()
-        energy = energy.masked_fill(~mask, torch.finfo(torch.float32).min)
-        return torch.softmax(energy, dim=-1) * mask
+        valid = mask.flatten().nonzero().squeeze(1)  # the products are the cost: padding has no part in them
+        energy = self.score(torch.tanh(self.project(x.flatten(0, 1).index_select(0, valid)))).squeeze(-1).float()
+        lowest = torch.full((mask.numel(),), torch.finfo(torch.float32).min, device=x.device)
+        return torch.softmax(lowest.index_put((valid,), energy).view(mask.shape), dim=-1) * mask
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        x = torch.where(mask.unsqueeze(-1), x, 0.0)
         weights = self.attention(x, mask).unsqueeze(1).to(x.dtype)  # (B, 1, T)
+        x = torch.where(mask.unsqueeze(-1), x, 0.0)
         mean = (weights @ x).squeeze(1)
-        # about the mean: the same number as sum a x^2 - mu^2, without its cancellation
-        variance = (weights @ (x - mean.unsqueeze(1)) ** 2).squeeze(1)
+        # about the mean: the same number as sum a x^2 - mu^2, without its cancellation; its derivative by the mean is zero
+        variance = (weights @ (x - mean.detach().unsqueeze(1)).square()).squeeze(1)
         return torch.cat([mean, variance.clamp_min(VARIANCE_FLOOR).sqrt()], dim=-1)
 
 

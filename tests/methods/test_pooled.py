@@ -138,7 +138,7 @@ def test_mix_top_and_concat_combine_layers():
 
 def test_unequal_layers_are_projected_before_they_are_mixed():
     model = build({}, layers={0: 8, 1: 6}, layer_stats={0: 2, 1: 1})
-    assert model.pools[0].out == SMALL["hidden"]
+    assert model.pools[0].width == SMALL["hidden"]
     x = {0: torch.randn(2, 1, 8), 1: torch.randn(2, 1, 6)}
     assert model.pools[0](stream_of(x)).shape == (2, SMALL["hidden"])
 

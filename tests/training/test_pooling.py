@@ -43,6 +43,31 @@ def test_attentive_statistics_follow_the_formula():
     assert torch.allclose(module.attention(x, mask).sum(1), torch.ones(3))
 
 
+def test_gradients_of_attentive_statistics_are_those_of_the_formula():
+    x, mask = ragged()
+    module = AttentiveStatistics(4, 3).double()
+    x = x.double().requires_grad_()
+    weights = torch.randn(3, 8, dtype=torch.float64)
+    (module(x, mask) * weights).sum().backward()
+    found = [x.grad, *(parameter.grad for parameter in module.parameters())]
+
+    again = x.detach().clone().requires_grad_()
+    energy = module.score(torch.tanh(module.project(again))).squeeze(-1).masked_fill(~mask, -1e30)
+    a = torch.softmax(energy, -1).unsqueeze(-1)
+    mean = (a * again).sum(1)
+    variance = (a * again**2).sum(1) - mean**2
+    loss = (torch.cat([mean, variance.clamp_min(1e-5).sqrt()], -1) * weights).sum()
+    expected = torch.autograd.grad(loss, [again, *module.parameters()])
+    for one, other in zip(found, expected, strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+
+
+def test_what_stands_in_the_padding_does_not_matter_to_attention():
+    x, mask = ragged()
+    module = AttentiveStatistics(4, 3)
+    assert torch.equal(module(x.masked_fill(~mask.unsqueeze(-1), float("nan")), mask), module(x, mask))
+
+
 def test_equal_scores_give_plain_statistics():
     x, mask = ragged()
     module = AttentiveStatistics(4, 3)

@@ -107,6 +107,33 @@ def test_when_folds_are_stacked():
     assert Method.stacks(Pooled(), PooledParams(), None) is False  # a method opts in
 
 
+@pytest.mark.parametrize("pooling", ["mean", "mean_std"])
+@pytest.mark.parametrize("normaliser", ["corpus", "speaker"])
+def test_rows_that_are_pooled_once_give_what_rows_pooled_in_every_step_give(pooling, normaliser):
+    data = toy_data(granularity="chunk", noise=2.0)
+    params = PooledParams(**{**SMALL, "layers": "top", "layer": 0, "pooling": pooling, "normalise": normaliser})
+    every_step = type("EveryStep", (Pooled,), {"pools": lambda *args: {}})()
+    trainers = [Trainer(method, params, data, seed=2, stacked=False) for method in (Pooled(), every_step)]
+    assert [trainer.folds[0].streams["audio"].flat for trainer in trainers] == [True, False]
+    for _ in range(3):
+        once, each = (trainer.epoch() for trainer in trainers)
+        assert once["loss"] == pytest.approx(each["loss"], rel=1e-4)
+    assert np.allclose(*(trainer.predictions()["p.anger"].to_numpy() for trainer in trainers), atol=1e-4)
+    together = Trainer(Pooled(), params, data, seed=2, stacked=True)
+    for _ in range(3):
+        together.epoch()
+    assert np.allclose(together.predictions()["p.anger"].to_numpy(), trainers[0].predictions()["p.anger"].to_numpy(), atol=1e-4)
+
+
+def test_weights_before_the_pooling_keep_the_rows():
+    data = toy_data(granularity="chunk")
+    for options in ({}, {"layers": "one", "pooling": "attentive"}):  # learned shares of two layers; learned attention
+        trainer = Trainer(Pooled(), PooledParams(**{**SMALL, **options}), data, seed=0)
+        assert not trainer.folds[0].streams["audio"].flat
+    small = Trainer(Pooled(), PooledParams(**{**SMALL, "layers": "one"}), data, seed=0, memory=100)
+    assert not small.folds[0].streams["audio"].flat  # no room
+
+
 def test_stacked_modules_share_memory_with_their_own():
     torch.manual_seed(0)
     models = [torch.nn.Sequential(stacking.Linear(5, 3), stacking.LayerNorm(3), stacking.Linear(3, 40)) for _ in range(2)]

@@ -130,8 +130,9 @@ def modulation_names() -> tuple[str, ...]:
 def find_region(frames: Frames) -> Region:
     """Active frames: within 25 dB of the active level, gaps of up to 50 ms closed."""
     loud = frames.mask & (frames.loudness_db > ACTIVE_DB)
-    spread = torch.nn.functional.max_pool1d(loud.float()[:, None], 5, 1, 2)
-    active = (-torch.nn.functional.max_pool1d(-spread, 5, 1, 2))[:, 0].bool() & frames.mask
+    # silence on either side of the clip, whether it stands in a batch or alone
+    spread = torch.nn.functional.max_pool1d(torch.nn.functional.pad(loud.float(), (4, 4))[:, None], 5, 1)
+    active = (-torch.nn.functional.max_pool1d(-spread, 5, 1))[:, 0].bool() & frames.mask
     inside = active.int().cummax(dim=1).values.bool() & active.flip(1).int().cummax(dim=1).values.bool().flip(1)
     return Region(active, inside)
 

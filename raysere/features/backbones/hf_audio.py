@@ -30,7 +30,7 @@ from raysere.features.backbone import Backbone, BackboneInfo, Item
 from raysere.features.backbones.hf import AUDIO, check_layers, finite, layers_of, load_weights, quiet
 from raysere.features.backbones.hf_kernels import replace_parts
 
-CODE_VERSION = 2  # raise it whenever an output changes: it is part of every feature key
+CODE_VERSION = 1  # raise it whenever an output changes: it is part of every feature key
 WHISPER_FRAME = 320  # samples of a Whisper frame
 WHISPER_TAIL_S = 0.5  # silence after the clip in the window "clip": the encoder expects speech to end
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
