@@ -14,7 +14,7 @@ from typing import Any
 
 import polars as pl
 
-from raysere.cluster import start_ray, stop_ray
+from raysere.cluster import start_ray, start_ray_ahead, stop_ray
 from raysere.errors import ConfigError, MissingFileError
 from raysere.experiment import Experiment, load_experiment
 from raysere.files import atomic_write, explain_write_errors, read_json
@@ -82,12 +82,19 @@ def run_experiment(
     Raises RaysereError for a fault of the experiment, the data or the machine; every stage resumes where it was.
     """
     progress = progress or Progress(quiet=True)
+    with _own_ray():
+        if until != "extract" and not (experiment.run_folder / "experiment.yaml").is_file():
+            start_ray_ahead()  # a new run has trials to run: Ray starts while the data is read and checked
+        return _run_stages(experiment, until, progress, retry_errors)
+
+
+def _run_stages(experiment: Experiment, until: str, progress: Progress, retry_errors: bool) -> Outcome:
     prepared = prepare(experiment)
     for note in prepared.manifest.notes:
         progress.say(f"Note: {note}")
     if prepared.dropped:
         progress.say("Left out by the class map: " + ", ".join(f"{count} x {label}" for label, count in sorted(prepared.dropped.items())))
-    with only_driver(experiment.run_folder), _own_ray():
+    with only_driver(experiment.run_folder):
         _sweep(experiment.run_folder)
         folder = write_run(prepared)
         outcome = Outcome(folder, until, notes=list(prepared.manifest.notes))

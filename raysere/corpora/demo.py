@@ -28,7 +28,6 @@ from raysere.progress import Progress
 FORMAT = "raysere.demo/1"
 VERSION = 1  # of the synthesis: goes up whenever the same seed gives other sound or labels
 CORPUS = "demo"
-NOTE = "demo: synthetic speech (espeak-ng), simulated emotion, raters and traces; its figures say nothing about recognition of real speech."
 TRACE_STEP_S = 0.25
 _PASSAGE_S = 16.0  # a passage ends with the sentence that passes this
 _LOCK_NAME = ".demo.lock"
@@ -129,7 +128,7 @@ def _synthesise(folder: Path, settings: dict[str, Any], progress: Progress) -> N
                 part = _make_part(folder, voice, index, settings, espeak)
             progress.advance(stage, note=voice.name)
         parts.append(part)
-    manifest = Manifest.checked(pl.concat(parts), roots={CORPUS: "."}, scales={CORPUS: prosody.SCALE}, notes=[NOTE], synthetic=True)
+    manifest = Manifest.checked(pl.concat(parts), roots={CORPUS: "."}, scales={CORPUS: prosody.SCALE}, notes=[prosody.NOTE], synthetic=True)
     with atomic_write(folder / "README.txt") as temporary:
         temporary.write_text(_readme(settings, manifest.table), encoding="utf-8")
     manifest.write(folder / "manifest.parquet")

@@ -13,6 +13,7 @@ import numpy as np
 EMOTIONS = ("anger", "happiness", "neutral", "sadness")
 CUES = ("rate", "pitch", "range", "loudness", "pause", "effort")
 ATTRIBUTES = ("arousal", "valence", "dominance")
+NOTE = "demo: synthetic speech (espeak-ng), simulated emotion, raters and traces; its figures say nothing about recognition of real speech."
 SCALE = (1.0, 7.0)
 RATERS = tuple(f"R{number:02d}" for number in range(1, 11))
 

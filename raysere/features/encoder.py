@@ -5,7 +5,6 @@ No Ray in here: :mod:`raysere.features.extract` runs it in actors or in the call
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import sys
 import time
@@ -22,6 +21,7 @@ from raysere.features.condense import condense
 from raysere.features.content import Failure, Work
 from raysere.features.shards import write_shard
 from raysere.features.spec import LEVEL_RMS, FeatureSpec
+from raysere.malloc import keep_memory
 
 MAX_PADDING = 0.03
 SHARD_ITEMS, SHARD_BYTES, SHARD_S = 256, 64 << 20, 20.0  # what a kill can cost
@@ -55,20 +55,6 @@ def buckets(works: Sequence[Work], budget_s: float, max_padding: float = MAX_PAD
         batches.append([work])
         total = work.seconds
     return batches
-
-
-def keep_memory() -> bool:
-    """Keep what this process frees instead of handing it back to the system; returns whether the C library can be told so.
-
-    Else every clip pays again for the pages of every intermediate array, a tenth of the time of a WavLM. For worker processes only:
-    what the largest clip took stays taken.
-    """
-    trim_threshold, mmap_threshold = -1, -3  # of glibc's mallopt
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # another C library
-        return False
-    return bool(mallopt(mmap_threshold, 1 << 30)) and bool(mallopt(trim_threshold, (1 << 31) - 1))
 
 
 class Encoder:

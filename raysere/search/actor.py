@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray.tune import Callback, Stopper, Trainable
 
+from raysere.malloc import keep_memory
 from raysere.search.trial import TrialRun
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ class TrialActor(Trainable):
     """Runs trials one after the other in one process; a step trains to the next rung or to the end, so few results travel."""
 
     def setup(self, config: dict[str, Any]) -> None:
+        keep_memory()
         self.run = TrialRun(Path(config["run_dir"]), json.loads(config["job"]))
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

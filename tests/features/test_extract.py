@@ -466,7 +466,7 @@ def test_a_worker_keeps_the_memory_that_it_frees() -> None:
     program = """
 import resource, sys
 import numpy as np
-from raysere.features.encoder import keep_memory
+from raysere.malloc import keep_memory
 kept = keep_memory()
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from raysere.corpora.adapters.base import Adapter
-from raysere.corpora.demo import NOTE
-from raysere.corpora.demo_prosody import SCALE
+from raysere.corpora.demo_prosody import NOTE, SCALE
 from raysere.corpora.manifest import Manifest
 from raysere.errors import DataError
 
