@@ -81,13 +81,12 @@ class ClassFit:
     def predict(self, predictions: Predictions) -> np.ndarray:
         """Log-probabilities (N, K) float64 under the decision prior, offsets included, NaN where nobody answers."""
         posterior = self.posterior(predictions)
-        target = self.prior
-        if self.estimate:
+        if self.estimate:  # the estimate is of the tempered posterior, so that is what it moves
             natural = self._temper(posterior.under(self.selection_prior).logp)
             answered = np.isfinite(natural).all(1)
-            if answered.any():
-                target = estimate_prior(natural[answered], self.selection_prior)
-        decided = posterior.under(target).logp
+            target = estimate_prior(natural[answered], self.selection_prior) if answered.any() else self.selection_prior
+            return Posterior(natural, self.selection_prior).under(target).logp
+        decided = posterior.under(self.prior).logp
         return self._temper(decided if self.offsets is None else log_softmax(decided + self.offsets))
 
     def fallback(self, classes: Sequence[str]) -> int:

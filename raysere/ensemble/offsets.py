@@ -81,7 +81,7 @@ def fit_vector(
     generator = np.random.default_rng(seed)
     first = [np.zeros(classes), *(np.asarray(one) - one[-1] for one in begin)]
     while len(first) < starts:
-        first.append(np.r_[generator.normal(0, 0.5, classes - 1), 0.0])
+        first.append(np.r_[generator.normal(0, 1.0, classes - 1), 0.0])
     best: tuple[float, np.ndarray, list[float]] | None = None
     for delta in first[:starts]:
         delta = delta.astype(np.float64)
@@ -89,13 +89,16 @@ def fit_vector(
         path = [value]
         for _ in range(_ROUNDS):
             before = value
-            for k in range(classes - 1):
+            for k in range(classes):
                 middle, values = sweep(scores, label, delta, k, objective)
-                rest = float(delta @ delta) - delta[k] ** 2
-                penalised = values - ridge * (rest + middle**2)
+                # the last class stays at 0: raising it lowers all the others
+                moved = np.repeat(delta[None], len(middle), axis=0)
+                moved[:, k] = middle
+                moved -= moved[:, -1:]
+                penalised = values - ridge * (moved**2).sum(1)
                 top = int(penalised.argmax())
                 if penalised[top] > value + _GAIN:
-                    delta[k], value = middle[top], float(penalised[top])
+                    delta, value = moved[top], float(penalised[top])
                     path.append(value)
             if value <= before + _GAIN:
                 break
