@@ -209,8 +209,8 @@ def test_the_ladder_is_climbed_only_for_a_gain(toy):
     scores = dict(plan.scores)
     assert scores["average+vector"] > scores["average"] + 0.1
     assert scores["average+scalar"] < scores["average+vector"] - 0.05, "classes are of nearly equal size"
-    even = choose(toy.selection([1.2] * 4, items=900, speakers=30), TASK, config)
-    assert even.ladder == "none"
+    even = [choose(toy.selection([1.2] * 4, items=900, speakers=30, seed=seed), TASK, config).ladder for seed in range(5)]
+    assert even.count("none") >= 3, "one standard error is passed by luck now and then"
     fit = fit_classes(skewed, TASK, config)
     assert np.allclose(np.exp(fit.predict(skewed.predictions)).sum(1), 1)
     fresh = _skewed(toy, seed=1)
