@@ -210,14 +210,25 @@ def status(run: Path, as_json: bool) -> int:
 @cli.command()
 @RUN
 @JSON
-def evaluate(run: Path, as_json: bool) -> int:
+@click.option("--ablation", is_flag=True, help="Say instead what each part of the procedure is worth; writes ablation.json, nothing else.")
+def evaluate(run: Path, as_json: bool, ablation: bool) -> int:
     """Fit the ensemble of a RUN and write evaluation.json, with 95 % intervals by speaker.
 
     \b
     Example: raysere evaluate runs/emodb
     """
-    from raysere.console import evaluation_text
-    from raysere.pipeline import evaluate_run
+    from raysere.console import ablation_text, evaluation_text
+    from raysere.pipeline import evaluate_run, open_run
+
+    if ablation:
+        from raysere.ensemble.controls import ablate
+        from raysere.files import read_yaml, write_json
+
+        folder = open_run(run)
+        rows = ablate(folder)
+        write_json(folder / "ablation.json", {"format": "raysere.ablation/1", "rows": rows})
+        _print_json(rows) if as_json else click.echo(ablation_text(rows, read_yaml(folder / "experiment.yaml")["task"]["metric"]))
+        return 0
 
     evaluation = evaluate_run(run)
     _print_json(evaluation) if as_json else click.echo(evaluation_text(evaluation))
@@ -262,7 +273,9 @@ def tensorboard(run: Path, port: int, host: str) -> int:
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the ensemble.")
 @click.option(
-    "--family", type=click.Choice(["auto", "best_single", "average", "greedy"]), help="Default: that of the first run's experiment."
+    "--family",
+    type=click.Choice(["auto", "best_single", "average", "vote", "greedy_once", "greedy", "convex", "stack"]),
+    help="Default: that of the first run's experiment.",
 )
 @JSON
 def ensemble(runs: tuple[Path, ...], out: Path, family: str | None, as_json: bool) -> int:

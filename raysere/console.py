@@ -8,6 +8,8 @@ from typing import Any
 
 import polars as pl
 
+from raysere.ensemble.claims import LABELS
+
 
 def table(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> str:
     """A text table: numbers right, text left, two blanks between columns."""
@@ -59,26 +61,20 @@ def evaluation_text(evaluation: dict[str, Any]) -> str:
         f"{metric} on {where}: {evaluation['n_utterances']} utterances, {evaluation['n_speakers']} speakers; 95 % intervals over speakers"
     ]
     rows = []
-    for key, label in (
-        ("ensemble", "ensemble"),
-        ("best_single", "best single member"),
-        ("average", "plain average"),
-        ("majority_vote", "majority vote"),
-    ):
+    for key, label in LABELS.items():
         entry = evaluation.get(key)
         if not entry or entry.get("value") is None:
             continue
-        note = entry.get("member") or ""
         difference = evaluation["difference"].get(f"ensemble - {key}")
         rows.append(
             [
                 label,
                 interval(entry),
-                "" if difference is None else f"{difference['value']:+.4f}  [{difference['low']:+.4f}, {difference['high']:+.4f}]",
-                note,
+                "" if difference is None else signed_interval(difference),
             ]
         )
-    lines.append(table(rows, ["system", f"{metric}  [95 %]", "ensemble minus this  [95 %]", "member"]))
+    lines.append(table(rows, ["system", f"{metric}  [95 %]", "ensemble minus this  [95 %]"]))
+    lines += _choices(evaluation)
     if evaluation.get("by_class"):
         lines.append(
             "by class: "
@@ -86,8 +82,44 @@ def evaluation_text(evaluation: dict[str, Any]) -> str:
                 f"{name} {_class_value(value):.3f}" for name, value in evaluation["by_class"].items() if _class_value(value) is not None
             )
         )
+    for name, groups in (evaluation.get("by_group") or {}).items():
+        shown = ", ".join(
+            f"{group} {entry['value']:.3f} ({entry['n']})" for group, entry in groups.items() if entry.get("value") is not None
+        )
+        lines.append(f"by {name.replace('_', ' ')}: {shown}")
+    optimism = evaluation.get("optimism") or {}
+    if optimism.get("value") is not None:
+        lines.append(
+            f"optimism: {optimism['in_sample']:.4f} on the rows that it was fitted on, {optimism['value']:+.4f} more than held out"
+        )
     lines += [f"Note: {note}" for note in evaluation.get("notes", [])]
+    if evaluation.get("claim"):
+        lines.append(f"May be claimed: {evaluation['claim']}")
     return "\n".join(lines)
+
+
+def signed_interval(entry: dict[str, Any]) -> str:
+    low, high = entry.get("low"), entry.get("high")
+    return f"{entry['value']:+.4f}" + (f"  [{low:+.4f}, {high:+.4f}]" if low is not None and high is not None else "")
+
+
+def _choices(evaluation: dict[str, Any]) -> list[str]:
+    """What was chosen in each fold: the best single member, the family with its pool and offsets."""
+    lines = []
+    best = evaluation.get("best_single") or {}
+    members = best.get("members") or ([best["member"]] if best.get("member") else [])
+    if members:
+        lines.append("best single member" + (" by fold: " if len(members) > 1 else ": ") + ", ".join(members))
+    chosen = [part["classes"]["chosen"] for part in evaluation.get("families") or [] if "classes" in part]
+    if chosen:
+        lines.append("chosen" + (" by fold: " if len(chosen) > 1 else ": ") + ", ".join(chosen))
+    return lines
+
+
+def ablation_text(rows: list[dict[str, Any]], metric: str) -> str:
+    """The table of :func:`raysere.ensemble.controls.ablate`."""
+    shown = [[row["variant"], interval(row), signed_interval(row["worth"]) if "worth" in row else ""] for row in rows]
+    return table(shown, ["procedure", f"{metric}  [95 %]", "full minus this  [95 %]"])
 
 
 def _class_value(value: Any) -> Any:

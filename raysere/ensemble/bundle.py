@@ -18,14 +18,17 @@ import numpy as np
 from pydantic import ValidationError
 
 from raysere.ensemble.calibration import Calibration
+from raysere.ensemble.classes import POOL_NAMES, ClassFit
 from raysere.ensemble.config import EnsembleConfig
-from raysere.ensemble.description import FORMAT, describe, file_hash
-from raysere.ensemble.dimensional import AttributeFit
-from raysere.ensemble.fit import AttributePart, ClassFit, Part
+from raysere.ensemble.description import FORMATS, describe, file_hash
+from raysere.ensemble.dimensional import AttributeFit, AttributeRanks
+from raysere.ensemble.fit import AttributePart, Part
 from raysere.ensemble.library import MemberInfo
-from raysere.ensemble.pools import POOLS
+from raysere.ensemble.offsets import LADDER
+from raysere.ensemble.pools import KNOTS, RankReference
 from raysere.ensemble.protocols import Fitted
 from raysere.ensemble.runs import Run
+from raysere.ensemble.stack import Stack
 from raysere.errors import DataError, MissingFileError, RaysereError
 from raysere.features.spec import FeatureSpec
 from raysere.files import atomic_folder, explain_write_errors, read_yaml, write_json, write_yaml
@@ -104,12 +107,12 @@ def load_ensemble(folder: str | os.PathLike[str]) -> Bundle:
             remedy="Name a folder that `raysere run` or `raysere ensemble` wrote, such as runs/NAME/ensemble.",
         )
     record = read_yaml(folder / "ensemble.yaml")
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
+    if not isinstance(record, dict) or record.get("format") not in FORMATS:
         found = record.get("format") if isinstance(record, dict) else None
         raise DataError(
             f"The format of this ensemble is {found!r}",
             where=folder / "ensemble.yaml",
-            choices=[FORMAT],
+            choices=list(FORMATS),
             remedy="It was written by another version of raysere.",
         )
     try:
@@ -170,20 +173,21 @@ def _read_part(part: dict[str, Any], entries: list[dict[str, Any]], task: Task) 
     classes = None
     if task.categorical:
         used = [entry for entry in entries if entry["classes"]["weight"] > 0]
-        if part["pool"] not in POOLS:
+        if part["pool"] not in POOL_NAMES:
             raise ValueError(f"pool is {part['pool']!r}")
+        if part.get("ladder", "none") not in LADDER:
+            raise ValueError(f"ladder is {part['ladder']!r}")
         classes = ClassFit(
             tuple(infos[entry["id"]] for entry in used),
             _positive([entry["classes"]["weight"] for entry in used]),
-            tuple(
-                Calibration(_number(entry["classes"]["temperature"]), _finite(_by_name(entry["classes"]["bias"], task))) for entry in used
-            ),
+            tuple(_read_calibration(entry["classes"], task) for entry in used),
             part["pool"],
             _positive(_by_name(part["selection_prior"], task)),
             _positive(_by_name(part["prior"], task)),
             part["family"],
             tuple(part["choice"].items()),
             _number(part.get("temperature", 1.0)),
+            **_read_extras(part, [entry["classes"] for entry in used], task),
         )
     attributes = []
     for index, name in enumerate(task.attributes if task.dimensional else ()):
@@ -204,11 +208,49 @@ def _read_part(part: dict[str, Any], entries: list[dict[str, Any]], task: Task) 
                     kappa,
                     task.scale,
                     fit["family"],
+                    _read_attribute_ranks(fit, [entry["attributes"][name] for entry in used]),
                 ),
                 tuple(fit["choice"].items()),
             )
         )
     return Part(classes, tuple(attributes))
+
+
+def _read_calibration(entry: dict[str, Any], task: Task) -> Calibration:
+    votes = _table(entry["votes"], task).astype(np.float32) if "votes" in entry else None
+    return Calibration(_number(entry["temperature"]), _finite(_by_name(entry["bias"], task)), votes)
+
+
+def _read_extras(part: dict[str, Any], entries: list[dict[str, Any]], task: Task) -> dict[str, Any]:
+    """What only the second format has. Raises ValueError for a stack or a rank pool that is not whole."""
+    found: dict[str, Any] = {"estimate": bool(part.get("estimate_prior", False)), "ladder": part.get("ladder", "none")}
+    if "offsets" in part:
+        found["offsets"] = _finite(_by_name(part["offsets"], task))
+    if part["pool"] == "stack":
+        blocks = np.stack([_table(entry["stack"], task) for entry in entries])
+        found["stack"] = Stack(blocks, _finite(_by_name(part["stack"]["intercept"], task)), _number(part["stack"]["penalty"]))
+    if part["pool"] == "rank":
+        knots = np.stack([[_knots(entry["knots"][name]) for name in task.classes] for entry in entries]).astype(np.float32)
+        found["ranks"], found["scale"] = RankReference(knots), _read_calibration(part["rank_scale"], task)
+    return found
+
+
+def _read_attribute_ranks(fit: dict[str, Any], entries: list[dict[str, Any]]) -> AttributeRanks | None:
+    if "ranks" not in fit:
+        return None
+    knots = np.stack([_knots(entry["knots"]) for entry in entries])
+    return AttributeRanks(knots, _knots(fit["ranks"]["pool"]), _knots(fit["ranks"]["labels"]))
+
+
+def _knots(values: Any) -> np.ndarray:
+    array = _finite(values)
+    if array.shape != KNOTS.shape or (np.diff(array) < 0).any():
+        raise ValueError(f"a rank reference has {len(KNOTS)} numbers that do not fall")
+    return array
+
+
+def _table(values: dict[str, dict[str, float]], task: Task) -> np.ndarray:
+    return _finite(np.stack([_by_name(values[name], task) for name in task.classes]))
 
 
 def _by_name(values: dict[str, float], task: Task) -> np.ndarray:

@@ -15,19 +15,27 @@ from raysere.errors import DataError
 
 #: Smallest probability that is told from zero: float32 predictions underflow below it.
 FLOOR = 1e-30
+_VOTE = np.log(1e-12)  # the second class of a bare label has no more
 _Terms = tuple[float, np.ndarray, np.ndarray]
 _LOW, _HIGH = 1e-2, 1e2  # bounds of the slope on logits of unit spread: perfectly separated rows have no finite optimum
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Temperature and class biases of one member, ``bias`` float64 (K,) with a last entry of 0."""
+    """Temperature and class biases of one member, ``bias`` float64 (K,) with a last entry of 0.
+
+    ``votes`` (K, K), for a member that only answers labels: log-probabilities of the classes (columns) for each answer (rows), which
+    take the place of its logits.
+    """
 
     temperature: float
     bias: np.ndarray
+    votes: np.ndarray | None = None
 
     def apply(self, logits: np.ndarray) -> np.ndarray:
         """Calibrated log-probabilities, same shape (..., K) as ``logits`` (or log-probabilities), float32."""
+        if self.votes is not None:
+            logits = self.votes[np.asarray(logits).argmax(-1)]
         return log_softmax(np.asarray(logits, np.float32) / np.float32(self.temperature) + self.bias.astype(np.float32))
 
     @classmethod
@@ -148,8 +156,13 @@ def _loss(theta: np.ndarray, z: np.ndarray, cells: np.ndarray, toward: np.ndarra
     return value, gradient + strength * away, hessian + strength * np.eye(classes)
 
 
-def votes_to_logp(votes: np.ndarray, selection_votes: np.ndarray, label: np.ndarray, classes: int) -> np.ndarray:
-    """Log-probabilities (N, K) for a member that only answers labels: ``P(class | vote)`` on the selection rows, Dirichlet +1."""
+def vote_table(votes: np.ndarray, label: np.ndarray, classes: int) -> np.ndarray:
+    """``log P(class | vote)`` (K, K) float32 on selection rows, Dirichlet +1: for a member that only answers labels; a row a vote."""
     table = np.ones((classes, classes))
-    np.add.at(table, (selection_votes, label), 1.0)
-    return np.log(table / table.sum(1, keepdims=True))[votes].astype(np.float32)
+    np.add.at(table, (votes, label), 1.0)
+    return np.log(table / table.sum(1, keepdims=True)).astype(np.float32)
+
+
+def only_votes(logp: np.ndarray) -> bool:
+    """Whether log-probabilities (N, K) are bare labels: all of the probability on one class, in every row."""
+    return bool(len(logp)) and logp.shape[1] > 1 and bool((np.sort(logp, axis=1)[:, -2] <= _VOTE).all())

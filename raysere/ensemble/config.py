@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from raysere.errors import ConfigError
 
@@ -13,38 +13,49 @@ if TYPE_CHECKING:
     from raysere.training.task import Task
 
 #: From simple to complex; the one-standard-error rule of ``auto`` moves towards the front.
-FAMILIES = ("best_single", "average", "greedy")
-ATTRIBUTE_FAMILIES = ("best_single", "average", "ccc_weighted", "nnls", "shrunk", "greedy")
+FAMILIES = ("best_single", "average", "vote", "greedy_once", "greedy", "convex", "stack")
+ATTRIBUTE_FAMILIES = ("best_single", "average", "rank", "ccc_weighted", "nnls", "shrunk", "greedy")
 
 
 class EnsembleConfig(BaseModel):
     """How members are calibrated, pooled and weighed. Defaults are those of the procedure; ``ensemble: {}`` is a good start.
 
     Attributes:
-        family: how class members are weighed. ``auto`` chooses among best_single, average and greedy by inner speaker folds,
-            by the one-standard-error rule towards the simpler; a library too large for that goes to greedy.
+        family: how class members are weighed. ``best_single``; ``average``; ``vote`` (plurality); ``greedy_once`` (one greedy pass);
+            ``greedy`` (bagged); ``convex`` (least target-weighted likelihood loss over the simplex); ``stack`` (logistic regression
+            drawn towards the mean). ``auto`` chooses by inner speaker folds, by the one-standard-error rule towards the simpler; a
+            library too large for that goes to greedy.
         dimensional: the same for attributes (arousal, valence, dominance), chosen for each attribute separately.
-        pool: ``linear`` (mean of probabilities) or ``log`` (normalised product).
+        pool: ``linear`` (mean of probabilities), ``log`` (normalised product), ``rank`` (mean normal scores of ranks), ``vote``
+            (weighted plurality); ``auto`` chooses between linear and log by the same folds.
         prior: class prior under which the ensemble decides. ``same``: that of the selection rows; ``uniform``; a list in class
             order; ``auto``: uniform for the UAR, same for accuracy, halfway (proportional to the square root of the
-            selection prior) for macro-F1.
-        calibrate: joint temperature and class biases for each member before pooling.
+            selection prior) for macro-F1; ``estimate``: that of the rows to be answered, by expectation maximisation over all of
+            them (it reads test inputs, and an answer then depends on the others of its batch).
+        offsets: decision offsets after the prior: ``none``; ``scalar`` (``-tau log pi``); ``vector``; ``auto`` moves up that ladder only
+            for a gain of more than one standard error on inner folds.
+        calibrate: joint temperature and class biases for each member before pooling. Without it a member is only moved from the prior
+            of its training to that of the selection rows, where its training prior is known.
         ridge: strength of the pull of each calibration, in prior observations (0: maximum likelihood).
         top: members kept for each study, by their score on the selection rows alone.
         bags: random half libraries with bootstrapped speakers (0: one greedy pass over everything).
         steps, start, patience, gain: greedy members at most, started from the best few, stopped after so many steps without
             a gain larger than this.
         prune: a smaller final weight is dropped.
-        inner_folds: speaker folds of ``auto`` and of the variance matching.
+        stack_members: the stack reads only so many members, the best by themselves.
+        inner_folds: speaker folds of ``auto``, of the stack's penalty and of the variance matching.
+        recipes: published recipes that the evaluation runs on the same library beside best single, mean and vote: ``two_system_mean``,
+            ``forest`` (needs scikit-learn: ``pip install raysere[baselines]``), ``meta_soup``. ``auto``: all that can run.
         draws: bootstrap draws of the intervals.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    family: Literal["auto", "best_single", "average", "greedy"] = "auto"
-    dimensional: Literal["auto", "best_single", "average", "ccc_weighted", "nnls", "shrunk", "greedy"] = "auto"
-    pool: Literal["linear", "log"] = "linear"
-    prior: Literal["auto", "same", "uniform"] | tuple[float, ...] = "auto"
+    family: Literal["auto", "best_single", "average", "vote", "greedy_once", "greedy", "convex", "stack"] = "auto"
+    dimensional: Literal["auto", "best_single", "average", "rank", "ccc_weighted", "nnls", "shrunk", "greedy"] = "auto"
+    pool: Literal["auto", "linear", "log", "rank", "vote"] = "auto"
+    offsets: Literal["auto", "none", "scalar", "vector"] = "auto"
+    prior: Literal["auto", "same", "uniform", "estimate"] | tuple[float, ...] = "auto"
     calibrate: bool = True
     ridge: float = Field(1.0, ge=0)
     top: int = Field(50, ge=1)
@@ -54,7 +65,9 @@ class EnsembleConfig(BaseModel):
     patience: int = Field(10, ge=1)
     gain: float = Field(1e-4, ge=0)
     prune: float = Field(0.01, ge=0, lt=1)
+    stack_members: int = Field(24, ge=1)
     inner_folds: int = Field(5, ge=2)
+    recipes: Literal["auto"] | tuple[Literal["two_system_mean", "forest", "meta_soup"], ...] = "auto"
     draws: int = Field(2000, ge=100)
     seed: int = 0
 
@@ -64,6 +77,12 @@ class EnsembleConfig(BaseModel):
         if isinstance(value, tuple) and (any(not p > 0 for p in value) or not math.isclose(sum(value), 1.0, abs_tol=1e-3)):
             raise ValueError("a prior given as a list needs one positive number a class, and a sum of 1")
         return value
+
+    @model_validator(mode="after")
+    def _that_fit(self) -> EnsembleConfig:
+        if self.family == "convex" and self.pool in ("rank", "vote"):
+            raise ValueError(f"convex weights maximise a likelihood, which the pool {self.pool!r} has not; take linear or log")
+        return self
 
 
 def with_family(config: EnsembleConfig, family: str, task: Task) -> EnsembleConfig:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from raysere.ensemble.calibration import Calibration
+from raysere.ensemble.classes import ClassFit
 from raysere.ensemble.config import EnsembleConfig
 from raysere.ensemble.fit import Part
 from raysere.ensemble.library import MemberInfo
@@ -22,7 +23,8 @@ from raysere.features.spec import FeatureSpec
 from raysere.files import digest, read_json
 from raysere.training.task import Task
 
-FORMAT = "raysere.ensemble/1"
+#: The second is written where an ensemble has what a reader of the first would not see: offsets, a stack, ranks, votes, an estimated prior.
+FORMATS = ("raysere.ensemble/1", "raysere.ensemble/2")
 
 
 def describe(runs: Sequence[Run], fitted: Fitted, config: EnsembleConfig, folder: Path, evaluation: dict[str, Any]) -> dict[str, Any]:
@@ -50,12 +52,12 @@ def describe(runs: Sequence[Run], fitted: Fitted, config: EnsembleConfig, folder
     )
     metric = task.metric
     return {
-        "format": FORMAT,
+        "format": FORMATS[any(_beyond_first(part) for part in fitted.parts)],
         "runs": [run.name for run in runs],
         "task": task.model_dump(mode="json"),
         "classes": list(task.classes),
         "family": ", ".join(families),
-        "pool": config.pool,
+        "pool": ", ".join(sorted({part["pool"] for part in parts if part["pool"]})),
         "synthetic": any(run.synthetic for run in runs),
         "licences": _licences(runs, features),
         "metrics": {metric: {**evaluation["ensemble"], "split": evaluation["split"]}},
@@ -70,6 +72,28 @@ def describe(runs: Sequence[Run], fitted: Fitted, config: EnsembleConfig, folder
     }
 
 
+def _beyond_first(part: Part) -> bool:
+    """Whether a reader of the first format would answer something else."""
+    fit = part.classes
+    extended = fit is not None and (
+        fit.offsets is not None
+        or fit.stack is not None
+        or fit.ranks is not None
+        or fit.estimate
+        or fit.pool == "vote"
+        or any(one.votes is not None for one in fit.calibrations)
+    )
+    return extended or any(one.fit.ranks is not None for one in part.attributes)
+
+
+def _by_class(task: Task, values: np.ndarray) -> dict[str, Any]:
+    """Values (K, ...) by class name, at every axis of length K that comes first."""
+    return {
+        name: _by_class(task, row) if np.ndim(row) and len(row) == len(task.classes) else np.asarray(row).tolist()
+        for name, row in zip(task.classes, values)
+    }
+
+
 def _part_record(number: int, part: Part, count: int, task: Task) -> dict[str, Any]:
     fit = part.classes
     return {
@@ -81,17 +105,37 @@ def _part_record(number: int, part: Part, count: int, task: Task) -> dict[str, A
         "choice": dict(fit.choice) if fit else {},
         "selection_prior": dict(zip(task.classes, fit.selection_prior.tolist())) if fit else {},
         "prior": dict(zip(task.classes, fit.prior.tolist())) if fit else {},
+        **(_extras(fit, task) if fit else {}),
         "attributes": {
             task.attributes[one.index]: {
                 "family": one.fit.family,
                 "slope": float(one.fit.slope),
                 "intercept": float(one.fit.intercept),
                 "kappa": one.fit.kappa,
+                **(
+                    {}
+                    if one.fit.ranks is None
+                    else {"ranks": {"pool": one.fit.ranks.pool.tolist(), "labels": one.fit.ranks.labels.tolist()}}
+                ),
                 "choice": dict(one.choice),
             }
             for one in part.attributes
         },
     }
+
+
+def _extras(fit: ClassFit, task: Task) -> dict[str, Any]:
+    """Only what the fit has: ensembles that need none of it read as they always did."""
+    found: dict[str, Any] = {}
+    if fit.offsets is not None:
+        found |= {"ladder": fit.ladder, "offsets": _by_class(task, fit.offsets)}
+    if fit.stack is not None:
+        found["stack"] = {"penalty": fit.stack.penalty, "intercept": _by_class(task, fit.stack.intercept)}
+    if fit.scale is not None:
+        found["rank_scale"] = {"temperature": float(fit.scale.temperature), "bias": _by_class(task, fit.scale.bias)}
+    if fit.estimate:
+        found["estimate_prior"] = True
+    return found
 
 
 def _member_record(part: Part, member: MemberInfo, count: int, task: Task) -> dict[str, Any]:
@@ -121,6 +165,12 @@ def _member_record(part: Part, member: MemberInfo, count: int, task: Task) -> di
             "temperature": float(calibration.temperature),
             "bias": dict(zip(task.classes, calibration.bias.tolist())),
         }
+        if calibration.votes is not None:
+            entry["classes"]["votes"] = _by_class(task, calibration.votes)
+        if found and part.classes.stack is not None:
+            entry["classes"]["stack"] = _by_class(task, part.classes.stack.coefficients[found[0]])
+        if found and part.classes.ranks is not None:
+            entry["classes"]["knots"] = {name: row.tolist() for name, row in zip(task.classes, part.classes.ranks.knots[found[0]])}
     entry["attributes"] = {}
     for one in part.attributes:
         found = [m for m, other in enumerate(one.members) if other.id == member.id]
@@ -131,6 +181,7 @@ def _member_record(part: Part, member: MemberInfo, count: int, task: Task) -> di
                 "weight": float(one.fit.weights[found[0]]),
                 "mean": float(one.fit.mean[found[0]]),
                 "sd": float(one.fit.sd[found[0]]),
+                **({} if one.fit.ranks is None else {"knots": one.fit.ranks.knots[found[0]].tolist()}),
             }
     entry["weight"] = float(np.mean(shares)) / count
     return entry

@@ -14,16 +14,20 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from raysere.ensemble.choice import name_of
+from raysere.ensemble.claims import claim
 from raysere.ensemble.config import EnsembleConfig, with_family
+from raysere.ensemble.fit import Part
 from raysere.ensemble.library import usable_trials
 from raysere.ensemble.protocols import SYSTEMS, Answers, Fitted, fit_runs
+from raysere.ensemble.recipes import wanted_recipes
 from raysere.ensemble.runs import Run, Truth, dev_truth, test_truth
 from raysere.errors import DataError, RaysereError
 from raysere.files import digest, read_json, write_json
 from raysere.training import metrics
 
 FORMAT = "raysere.evaluation/1"
-_CODE = 2  # raised when the procedure changes its result
+_CODE = 3  # raised when the procedure changes its result
 _BINS = 10
 _FEW_SPEAKERS = 10
 
@@ -93,6 +97,7 @@ def fingerprint(runs: Sequence[Run], config: EnsembleConfig) -> str:
             "manifests": [run.manifest.fingerprint for run in runs],
             "tasks": [run.task.model_dump(mode="json") for run in runs],
             "config": config.model_dump(mode="json"),
+            "recipes": wanted_recipes(config, runs[0].task) if runs else (),
         }
     )
 
@@ -102,6 +107,11 @@ def fingerprint(runs: Sequence[Run], config: EnsembleConfig) -> str:
 
 def score_answers(runs: Sequence[Run], fitted: Fitted, config: EnsembleConfig) -> dict[str, Any]:
     """Score held-out answers; the content of evaluation.json (design 6) as plain values."""
+    return scores_of(runs, fitted, config).result()
+
+
+def scores_of(runs: Sequence[Run], fitted: Fitted, config: EnsembleConfig) -> Scores:
+    """Held-out answers with their labels, ready to be scored and compared."""
     read = dev_truth if fitted.split == "out_of_fold" else test_truth
     truths = [read(runs, answers.outer, answers.utterances) for answers in fitted.answers]
     truth = Truth(
@@ -110,10 +120,12 @@ def score_answers(runs: Sequence[Run], fitted: Fitted, config: EnsembleConfig) -
         np.concatenate([one.speaker for one in truths]),
         pl.concat([one.about for one in truths]),
     )
-    return _Scores(runs, fitted, config, truth).result()
+    return Scores(runs, fitted, config, truth)
 
 
-class _Scores:
+class Scores:
+    """Labels of the held-out rows beside every system's answers to them."""
+
     def __init__(self, runs: Sequence[Run], fitted: Fitted, config: EnsembleConfig, truth: Truth) -> None:
         self.runs, self.fitted, self.config, self.task = runs, fitted, config, runs[0].task
         task = self.task
@@ -152,21 +164,14 @@ class _Scores:
         systems = [name for name in SYSTEMS if self.has(name, metric)]
         found: dict[str, Any] = {name: self.interval(name, metric) for name in systems}
         best = [member.id if len(self.runs) > 1 else member.trial for one in self.fitted.answers for member in one.best]
-        found["best_single"]["member"] = max(sorted(set(best)), key=best.count)
-        if len(set(best)) > 1:
-            found["best_single"]["members"] = best
+        found["best_single"]["member"] = ", ".join(dict.fromkeys(best))
+        if len(best) > 1:
+            found["best_single"]["members"] = best  # in the order of the folds that they answered
         difference = {}
         for name in systems[1:]:
-            pair = metrics.bootstrap_difference(
-                self.sums("ensemble", metric),
-                self.sums(name, metric),
-                metrics.statistic_of(metric),
-                draws=self.config.draws,
-                seed=self.config.seed,
-            )
-            difference[f"ensemble - {name}"] = _plain(pair)
+            difference[f"ensemble - {name}"] = self.difference(self, name)
         sampled = self.in_sample()
-        return {
+        result = {
             "format": FORMAT,
             "metric": metric,
             "split": self.fitted.split,
@@ -201,8 +206,23 @@ class _Scores:
                 "seed": self.config.seed,
             },
             "synthetic": any(one.synthetic for one in self.runs),
+            "families": [_chosen(part) for part in self.fitted.parts],
+            "diversity": self.fitted.diversity,
             "notes": self.notes(),
         }
+        return {**result, "claim": claim(result)}
+
+    def difference(self, other: Scores, system: str) -> dict[str, float | None]:
+        """This ensemble minus a system of ``other``, on the same resamples of the same speakers."""
+        metric = self.task.metric
+        pair = metrics.bootstrap_difference(
+            self.sums("ensemble", metric),
+            other.sums(system, metric),
+            metrics.statistic_of(metric),
+            draws=self.config.draws,
+            seed=self.config.seed,
+        )
+        return _plain(pair)
 
     def in_sample(self) -> float | None:
         """The metric on the rows that the ensemble was fitted on, mean over outer folds."""
@@ -262,14 +282,34 @@ class _Scores:
         return {"value": plain[self.task.metric], **plain}
 
     def by_group(self) -> dict[str, Any]:
-        """The metric by sex, corpus and language, where there is more than one."""
+        """The metric by sex, corpus, language, quarter of the durations and tenth of the speakers, where there is more than one.
+
+        A speaker's tenth is that of their own value among all speakers, 1 the lowest.
+        """
         result: dict[str, Any] = {}
         for column in ("sex", "corpus", "language"):
             values = self.about[column].cast(pl.String).to_numpy()
             names = sorted({name for name in values if name is not None})
             if len(names) > 1:
                 result[column] = {name: {"n": int((values == name).sum()), **self._part(values == name)} for name in names}
+        for column, bins in (("duration", self._durations()), ("speaker_decile", self._deciles())):
+            if len(bins) > 1:
+                result[column] = {name: {"n": int(rows.sum()), **self._part(rows)} for name, rows in bins.items()}
         return result
+
+    def _durations(self) -> dict[str, np.ndarray]:
+        seconds = self.about["duration_s"].cast(pl.Float64).to_numpy()
+        edges = np.unique(np.round(np.nanquantile(seconds, [0, 0.25, 0.5, 0.75, 1]), 2)) if np.isfinite(seconds).any() else np.zeros(0)
+        number = np.clip(np.searchsorted(edges[1:-1], seconds, side="left"), 0, max(len(edges) - 2, 0))
+        rows = {f"{edges[k]:g} to {edges[k + 1]:g} s": np.isfinite(seconds) & (number == k) for k in range(len(edges) - 1)}
+        return {name: here for name, here in rows.items() if here.any()}
+
+    def _deciles(self) -> dict[str, np.ndarray]:
+        value = {name: entry["value"] for name, entry in self.by_speaker().items() if entry["value"] is not None}
+        if len(value) < _BINS:
+            return {}
+        order = sorted(value, key=lambda name: (value[name], name))
+        return {str(k + 1): np.isin(self.speaker, part.tolist()) for k, part in enumerate(np.array_split(np.array(order), _BINS))}
 
     def other_metrics(self) -> dict[str, Any]:
         names = [name for name in (*metrics.CATEGORICAL, "ccc") if name != self.task.metric and self.has("ensemble", name)]
@@ -346,6 +386,16 @@ class _Scores:
                 wanted = wanted.filter(pl.col("fold").is_not_null())
             count += len(scored & set(wanted["utterance"].to_list()) - set(one.utterances))
         return count
+
+
+def _chosen(part: Part) -> dict[str, Any]:
+    """What was chosen for a part, and the inner-fold scores of all that was tried."""
+    found: dict[str, Any] = {}
+    if (fit := part.classes) is not None:
+        found["classes"] = {"chosen": name_of(fit.family, fit.pool, fit.ladder), "tried": dict(fit.choice)}
+    if part.attributes:
+        found["attributes"] = {str(one.index): {"chosen": one.fit.family, "tried": dict(one.choice)} for one in part.attributes}
+    return found
 
 
 def _joined(answers: list[Answers], kind: str, name: str) -> np.ndarray:

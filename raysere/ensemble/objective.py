@@ -13,6 +13,8 @@ import numpy as np
 from raysere.errors import DataError
 from raysere.training.metrics import CATEGORICAL
 
+_ROUNDING = 1e-9  # running sums of weights come back to 0 but for their rounding
+
 
 def prior_macro_f1(counts: np.ndarray, prior: np.ndarray | None = None) -> np.ndarray:
     """Macro-F1 that the same conditional answers would have under class prior ``prior`` (uniform when None): (...,).
@@ -44,6 +46,27 @@ class Objective:
         if self.metric not in CATEGORICAL:
             raise DataError(f"{self.metric!r} is no metric of class predictions", choices=sorted(CATEGORICAL))
         return CATEGORICAL[self.metric](counts)
+
+    def row_weights(self, support: np.ndarray) -> np.ndarray:
+        """Weight (K,) of an item of each class in the margins that :meth:`of_margins` reads; ``support`` (K,) items of each class."""
+        if self.metric == "macro_f1" and self.prior is not None:
+            return self._shares(support) / np.maximum(support, 1e-300)
+        return np.ones(len(support))
+
+    def of_margins(self, right: np.ndarray, said: np.ndarray, support: np.ndarray) -> np.ndarray:
+        """The same value (...,) from weighted margins of the counts: ``right`` (..., K) on the diagonal, ``said`` (..., K) column sums."""
+        there = support > 0
+        if self.metric == "accuracy":
+            return right.sum(-1) / max(support.sum(), 1e-300)
+        if self.metric == "uar":
+            return right[..., there] @ (1 / support[there]) / max(int(there.sum()), 1)
+        total = said + (support if self.prior is None else self._shares(support))
+        occurring = np.maximum((total > _ROUNDING).sum(-1), 1)
+        return np.where(total > _ROUNDING, 2 * right / np.maximum(total, _ROUNDING), 0.0).sum(-1) / occurring
+
+    def _shares(self, support: np.ndarray) -> np.ndarray:
+        shares = np.where(support > 0, np.asarray(self.prior, np.float64), 0.0)
+        return shares / max(shares.sum(), 1e-300)
 
 
 def confusion_counts(label: np.ndarray, predicted: np.ndarray, classes: int, weights: np.ndarray | None = None) -> np.ndarray:

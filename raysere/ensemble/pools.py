@@ -6,11 +6,15 @@ of the members that are present are renormalised for each item; an item that nob
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
-from scipy.special import ndtri
+from scipy.special import ndtr, ndtri
 from scipy.stats import rankdata
 
 from raysere.ensemble.calibration import FLOOR, log_softmax
+
+KNOTS = np.linspace(-3.0, 3.0, 33)  # normal scores of a RankReference
 
 
 def row_weights(weights: np.ndarray, present: np.ndarray) -> np.ndarray:
@@ -49,7 +53,12 @@ def rank(logp: np.ndarray, weights: np.ndarray, present: np.ndarray) -> np.ndarr
 
     It needs all items at once and is blind to monotone distortions of any member.
     """
-    return _weigh(weights, normal_scores(logp, present), present)
+    return pooled_scores(normal_scores(logp, present), weights, present)
+
+
+def pooled_scores(scores: np.ndarray, weights: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """Weighted mean (N, K) of normal scores (M, N, K)."""
+    return _weigh(weights, scores, present)
 
 
 def normal_scores(values: np.ndarray, present: np.ndarray) -> np.ndarray:
@@ -59,6 +68,39 @@ def normal_scores(values: np.ndarray, present: np.ndarray) -> np.ndarray:
         if here.any():
             scores[m, here] = ndtri((rankdata(values[m, here], axis=0) - 0.5) / here.sum())
     return scores
+
+
+@dataclass(frozen=True)
+class RankReference:
+    """Where the selection rows of each member lie, so that a new item gets its normal score without the others of its batch.
+
+    ``knots`` float32 (M, K, Q): the values of a member for a class whose normal scores are ``KNOTS`` (Q,) from -3 to 3.
+    """
+
+    knots: np.ndarray
+
+    @classmethod
+    def of(cls, logp: np.ndarray, present: np.ndarray) -> RankReference:
+        """From selection rows (M, N, K); a member that answers none of them gets equal knots, and scores of 0."""
+        knots = np.zeros((len(logp), logp.shape[2], len(KNOTS)), np.float32)
+        for m, here in enumerate(present):
+            if here.any():
+                knots[m] = np.quantile(logp[m, here], ndtr(KNOTS), axis=0).T
+        return cls(knots)
+
+    def scores(self, logp: np.ndarray) -> np.ndarray:
+        """Normal scores float32 (M, N, K), linear between knots; a value that stands at several knots has their mean."""
+        found = np.empty(logp.shape, np.float32)
+        for m in range(len(logp)):
+            for k in range(logp.shape[2]):
+                found[m, :, k] = knot_scores(logp[m, :, k], self.knots[m, k])
+        return found
+
+
+def knot_scores(values: np.ndarray, knots: np.ndarray) -> np.ndarray:
+    """Normal scores (N,) of ``values`` (N,) by one row of knots (Q,)."""
+    distinct, number = np.unique(knots, return_inverse=True)
+    return np.interp(values, distinct, np.bincount(number, weights=KNOTS) / np.bincount(number))
 
 
 def vote(logp: np.ndarray, weights: np.ndarray, present: np.ndarray) -> np.ndarray:

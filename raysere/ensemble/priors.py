@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +19,22 @@ def shift_prior(logp: np.ndarray, source: np.ndarray, target: np.ndarray) -> np.
     """``log p'_k = log p_k + log target_k - log source_k``, renormalised; (..., K), dtype kept."""
     ratio = np.log(np.maximum(target, 1e-12)) - np.log(np.maximum(source, 1e-12))
     return log_softmax(logp + ratio.astype(logp.dtype))
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Log-probabilities (N, K) together with the class prior (K,) that they carry, so that no prior can be corrected twice.
+
+    The only way to another prior is :meth:`under`, which starts from the one that is carried: asked twice for the same, it changes
+    nothing the second time, and any chain of priors ends where its last link alone would.
+    """
+
+    logp: np.ndarray
+    prior: np.ndarray
+
+    def under(self, target: np.ndarray) -> Posterior:
+        """The same evidence under the class prior ``target`` (K,)."""
+        return Posterior(shift_prior(self.logp, self.prior, target), np.asarray(target))
 
 
 def check_prior(config: EnsembleConfig, classes: Sequence[str]) -> None:
@@ -52,7 +69,7 @@ def decision_prior(choice: str | tuple[float, ...], metric: str, selection: np.n
     if choice == "auto":
         power = {"uar": 0.0, "macro_f1": 0.5}.get(metric, 1.0)
     else:
-        power = 1.0 if choice == "same" else 0.0
+        power = 0.0 if choice == "uniform" else 1.0  # "estimate" starts from the selection prior, too
     prior = np.asarray(selection, np.float64) ** power
     return prior / prior.sum()
 

@@ -7,21 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
+from raysere.ensemble.classes import decide
 from raysere.ensemble.config import EnsembleConfig
 from raysere.ensemble.dimensional import group_folds
-from raysere.ensemble.fit import Part, decide, fit_part
+from raysere.ensemble.diversity import diversity_of
+from raysere.ensemble.fit import Part, fit_part
 from raysere.ensemble.library import MemberInfo, Predictions, Selection, load_predictions, load_selection
-from raysere.ensemble.recipes import fit_baselines
+from raysere.ensemble.recipes import RECIPES, fit_baselines, wanted_recipes
 from raysere.ensemble.runs import Run
 from raysere.errors import DataError
 from raysere.training.task import Task
 
 #: Cross-fitting repeats the whole procedure for each group of folds; more groups than this are merged.
 MAX_GROUPS = 10
-SYSTEMS = ("ensemble", "best_single", "average", "majority_vote")
+SYSTEMS = ("ensemble", *RECIPES)
 
 
 @dataclass
@@ -49,12 +52,16 @@ class Answers:
 
 @dataclass
 class Fitted:
-    """The final parts, the held-out answers, and the name of how they were held out (test, out_of_fold, nested)."""
+    """The final parts, the held-out answers, and the name of how they were held out (test, out_of_fold, nested).
+
+    ``diversity`` has a report for each part.
+    """
 
     parts: list[Part]
     answers: list[Answers]
     split: str
     notes: list[str]
+    diversity: list[dict[str, Any]] = field(default_factory=list)
 
 
 def fit_runs(runs: Sequence[Run], config: EnsembleConfig) -> Fitted:
@@ -68,8 +75,9 @@ def fit_runs(runs: Sequence[Run], config: EnsembleConfig) -> Fitted:
     Raises DataError where there is no finished trial, or one speaker only.
     """
     first = runs[0]
+    notes = _recipe_notes(config, first.task)
     if first.kind == "nested":
-        parts, answers = [], []
+        parts, answers, reports = [], [], []
         for outer in first.outers:
             selection = load_selection(runs, outer)
             part = fit_part(selection, first.task, config)
@@ -77,12 +85,12 @@ def fit_runs(runs: Sequence[Run], config: EnsembleConfig) -> Fitted:
             found = answer_rows(part, selection, load_predictions(runs, outer, "test"), first.task, config, outer)
             found.in_sample = [in_sample(part, selection, first.task)]
             answers.append(found)
-        return Fitted(parts, answers, "nested", [])
+            reports.append(diversity_of(part, selection, first.task, config.seed))
+        return Fitted(parts, answers, "nested", notes, reports)
     outer = first.outers[0]
     selection = load_selection(runs, outer)
     part = fit_part(selection, first.task, config)
     held = load_predictions(runs, outer, "test")
-    notes = []
     if held.utterances:
         found = answer_rows(part, selection, held, first.task, config, outer)
         split = "test"
@@ -94,7 +102,13 @@ def fit_runs(runs: Sequence[Run], config: EnsembleConfig) -> Fitted:
             "folds, so the members (not the ensembling) may be scored a little too high; the nested protocol takes that away."
         )
     found.in_sample = [in_sample(part, selection, first.task)]
-    return Fitted([part], [found], split, notes)
+    return Fitted([part], [found], split, notes, [diversity_of(part, selection, first.task, config.seed)])
+
+
+def _recipe_notes(config: EnsembleConfig, task: Task) -> list[str]:
+    if config.recipes == "auto" and task.categorical and "forest" not in wanted_recipes(config, task):
+        return ["The random-forest recipe was not run: it needs scikit-learn (pip install raysere[baselines])."]
+    return []
 
 
 def cross_fit(selection: Selection, task: Task, config: EnsembleConfig, outer: int) -> Answers:
@@ -156,17 +170,12 @@ def answer_rows(part: Part, selection: Selection, held: Predictions, task: Task,
     recipes = fit_baselines(selection, task, config)
     logp, values = part.predict(held)
     count = len(held.utterances)
-    best, average = recipes.best_single(held), recipes.average(held)
+    others = recipes.answers(held)
     answer: dict[str, np.ndarray] = {}
     answered = np.zeros(count, bool)
     natural = np.zeros((count, 0))
     if part.classes is not None:
-        answer = {
-            "ensemble": decide(logp, part.classes.fallback(held.classes)),
-            "best_single": best[0],
-            "average": average[0],
-            "majority_vote": recipes.majority_vote(held),
-        }
+        answer = {"ensemble": decide(logp, part.classes.fallback(held.classes)), **{name: found[0] for name, found in others.items()}}
         answered |= np.isfinite(logp).all(1)
         natural = part.classes.natural(held)
     filled = np.where(np.isfinite(values), values, recipes.middle)
@@ -176,7 +185,7 @@ def answer_rows(part: Part, selection: Selection, held: Predictions, task: Task,
         outer,
         held.utterances,
         answer,
-        {"ensemble": filled, "best_single": best[1], "average": average[1]} if task.dimensional else {},
+        {"ensemble": filled, **{name: found[1] for name, found in others.items() if found[1] is not None}} if task.dimensional else {},
         natural,
         logp,
         answered,

@@ -1,6 +1,7 @@
-"""The recipes that an ensemble is compared with: best single member, plain mean, majority vote.
+"""The published recipes that an ensemble is compared with (papers 3.4, 3.10): best single member, plain mean, majority vote, mean of
+two systems, random-forest stack, linear meta-classifier with a weight soup.
 
-They run on the same library and are chosen on the same selection rows, uncalibrated, as they are usually run.
+They run on the same library and are chosen and fitted on the same selection rows, uncalibrated, as they are usually run.
 """
 
 from __future__ import annotations
@@ -9,18 +10,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from raysere.ensemble import forest, meta
 from raysere.ensemble.calibration import class_shares, nll
+from raysere.ensemble.classes import decide
 from raysere.ensemble.config import EnsembleConfig
-from raysere.ensemble.fit import decide
 from raysere.ensemble.library import MemberInfo, Predictions, Selection, mean_target, member_scores
 from raysere.ensemble.pools import POOLS
 from raysere.ensemble.priors import likeliest_class
 from raysere.training.task import Task
 
+#: In the order in which they are shown. The last two answer classes only, and so does the vote.
+RECIPES = ("best_single", "average", "majority_vote", "two_system_mean", "forest", "meta_soup")
+Answer = tuple[np.ndarray, np.ndarray | None]
+
 
 @dataclass(frozen=True)
 class Baselines:
-    """The chosen member and the members of the plain recipes.
+    """The chosen members of the plain recipes, and the fitted stackers where they are wanted.
 
     ``prior`` (K,) are the class shares and ``middle`` (A,) the mean attributes of the selection rows: the answer where a
     recipe has none.
@@ -30,6 +36,23 @@ class Baselines:
     members: tuple[MemberInfo, ...]
     prior: np.ndarray
     middle: np.ndarray
+    two: tuple[MemberInfo, ...] = ()
+    forest: forest.Forest | None = None
+    meta: meta.MetaSoup | None = None
+
+    def answers(self, predictions: Predictions) -> dict[str, Answer]:
+        """Recipe to (class int (N,), attributes (N, A) or None); only those that were fitted."""
+        found: dict[str, Answer] = {"best_single": self.best_single(predictions), "average": self.average(predictions)}
+        if predictions.classes:
+            found["majority_vote"] = (self.majority_vote(predictions), None)
+        if self.two:
+            found["two_system_mean"] = self._pool(predictions.aligned(self.two), "linear")
+        fallback = likeliest_class(self.prior, self.prior, predictions.classes) if predictions.classes else 0
+        if self.forest is not None:
+            found["forest"] = (decide(self.forest.predict(predictions), fallback), None)
+        if self.meta is not None:
+            found["meta_soup"] = (decide(self.meta.predict(predictions), fallback), None)
+        return found
 
     def best_single(self, predictions: Predictions) -> tuple[np.ndarray, np.ndarray]:
         """The member with the best selection score: (answer int (N,), attributes (N, A))."""
@@ -55,14 +78,47 @@ class Baselines:
         return answer, np.where(number > 0, total / np.maximum(number, 1), self.middle)
 
 
+def wanted_recipes(config: EnsembleConfig, task: Task) -> tuple[str, ...]:
+    """The recipes beside best single, mean and vote: those that are named, or (``auto``) all that can run here."""
+    if config.recipes != "auto":
+        return config.recipes
+    stackers = (*(("forest",) if forest.forest_available() else ()), "meta_soup") if task.categorical else ()
+    return ("two_system_mean", *stackers)
+
+
 def fit_baselines(selection: Selection, task: Task, config: EnsembleConfig) -> Baselines:
     """Choose the best single member, and the library of the plain recipes, on all selection rows (see ``member_scores``)."""
     capped = selection.top(config.top, task.metric)
     scores, members = member_scores(capped, task.metric), capped.predictions.members
     labelled = capped.label[capped.label >= 0]
     prior = class_shares(labelled, len(task.classes), 0.5) if task.categorical else np.zeros(0)
-    best = min(range(len(members)), key=lambda m: (-scores[m], _raw_nll(capped, m, prior) if task.categorical else 0.0, members[m].id))
-    return Baselines(members[best], members, prior, mean_target(capped.target))
+    order = sorted(range(len(members)), key=lambda m: (-scores[m], _raw_nll(capped, m, prior) if task.categorical else 0.0, members[m].id))
+    wanted = wanted_recipes(config, task)
+    stackable = task.categorical and len(np.unique(labelled)) > 1
+
+    def best(count: int) -> Selection:
+        return capped.take_members(sorted(order[:count]))
+
+    return Baselines(
+        members[order[0]],
+        members,
+        prior,
+        mean_target(capped.target),
+        two_systems(members, order) if "two_system_mean" in wanted else (),
+        forest.fit_forest(best(forest.MEMBERS), config.seed) if "forest" in wanted and stackable else None,
+        meta.fit_meta_soup(best(meta.MEMBERS), config.seed) if "meta_soup" in wanted and stackable else None,
+    )
+
+
+def two_systems(members: tuple[MemberInfo, ...], order: list[int]) -> tuple[MemberInfo, ...]:
+    """The best member and the best that hears something else (papers 3.4, SAIL): of another modality, else of another study, else the
+    next; ``order`` numbers the members from the best on."""
+    first = members[order[0]]
+    rest = [members[m] for m in order[1:]]
+    other = next((one for one in rest if one.modality != first.modality), None)
+    other = other or next((one for one in rest if (one.run, one.study) != (first.run, first.study)), None)
+    other = other or (rest[0] if rest else None)
+    return (first,) if other is None else (first, other)
 
 
 def _raw_nll(selection: Selection, member: int, prior: np.ndarray) -> float:

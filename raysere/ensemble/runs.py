@@ -218,9 +218,8 @@ def _truth(runs: Sequence[Run], utterances: Sequence[str]) -> Truth:
         if labels.attributes is not None:
             target[new] = labels.attributes[row][new]
         known |= here
-        part = order.join(
-            run.manifest.table.select("utterance", "corpus", "language", "sex"), on="utterance", how="left", maintain_order="left"
-        ).drop("utterance")
+        columns = run.manifest.table.select("utterance", "corpus", "language", "sex", "duration_s")
+        part = order.join(columns, on="utterance", how="left", maintain_order="left").drop("utterance")
         about = part if about is None else about.with_columns(pl.coalesce(about[name], part[name]).alias(name) for name in part.columns)
     if not known.all():
         raise DataError(

@@ -27,6 +27,9 @@ SYSTEMS = (
     ("best_single", "best single member", "c1"),
     ("average", "plain average", "c5"),
     ("majority_vote", "majority vote", "c5"),
+    ("two_system_mean", "mean of two systems", "c5"),
+    ("forest", "random-forest stack", "c5"),
+    ("meta_soup", "linear meta-classifier", "c5"),
 )
 MODALITY_COLOUR = {"audio": "c0", "text": "c1"}
 SHOWN_REJECTS = 200
@@ -116,7 +119,7 @@ def _result(evaluation: dict[str, Any]) -> dict[str, Any]:
             {
                 "label": "best single member",
                 "value": f"{best['value']:.3f}",
-                "note": best.get("member") or f"95 % [{best['low']:.3f}, {best['high']:.3f}]",
+                "note": _best_members(best) or f"95 % [{best['low']:.3f}, {best['high']:.3f}]",
             }
         )
     if gain:
@@ -152,6 +155,11 @@ def _result(evaluation: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _best_members(best: dict[str, Any]) -> str:
+    members = list(dict.fromkeys(best.get("members") or [])) or ([best["member"]] if best.get("member") else [])
+    return members[0] if len(members) == 1 else f"{len(members)} members, one chosen in each fold" if members else ""
+
+
 def _value(entry: Any) -> Any:
     if isinstance(entry, dict):
         return next((entry[key] for key in ("value", "recall", "ccc", "uar", "accuracy") if entry.get(key) is not None), None)
@@ -161,6 +169,8 @@ def _value(entry: Any) -> Any:
 def _claim(evaluation: dict[str, Any], gain: dict[str, Any] | None) -> str:
     where = SPLITS.get(evaluation["split"], evaluation["split"])
     text = f"Measured on {where}. "
+    if evaluation.get("claim"):
+        return text + "What may be claimed: " + evaluation["claim"]
     if gain:
         if gain["low"] > 0:
             text += "What may be claimed: the ensemble is ahead of the best single member; the interval of the difference lies above 0."

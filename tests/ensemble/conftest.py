@@ -152,7 +152,7 @@ def write_run(
         "protocol": {"kind": protocol, "by": "speaker"},
         "features": {},
         "store": "store",
-        "ensemble": {"bags": 5, "draws": 200, **(ensemble or {})},
+        "ensemble": {"bags": 5, "draws": 200, "recipes": ["two_system_mean"], **(ensemble or {})},
         "seed": 0,
         "corpora": [{"corpus": "toy", "path": "toy"}],
     }

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from raysere.ensemble.bundle import load_ensemble
+from raysere.ensemble.description import FORMATS
 from raysere.ensemble.evaluation import evaluate
 from raysere.ensemble.fit import mixture
 from raysere.ensemble.library import load_predictions
@@ -48,7 +49,7 @@ def test_a_loaded_ensemble_answers_as_the_fitted_one(saved):
 
 def test_the_description_is_whole(saved):
     record = yaml.safe_load((saved / "ensemble" / "ensemble.yaml").read_text())
-    assert record["format"] == "raysere.ensemble/1"
+    assert record["format"] in FORMATS
     assert record["classes"] == ["anger", "happiness", "neutral", "sadness"]
     assert set(record) >= {"task", "pool", "family", "parts", "members", "features", "metrics", "synthetic", "licences", "config"}
     for member in record["members"]:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysere.ensemble.calibration import Calibration, class_shares, fit_calibration, log_softmax, nll, votes_to_logp
+from raysere.ensemble.calibration import Calibration, class_shares, fit_calibration, log_softmax, nll, vote_table
 from raysere.ensemble.config import EnsembleConfig
 from raysere.ensemble.fit import fit_classes
 from raysere.ensemble.members import contributions_of
@@ -117,7 +117,7 @@ def test_what_cannot_be_calibrated_is_refused(logits, label):
 
 
 def test_votes_become_rows_of_their_confusion_matrix():
-    logp = votes_to_logp(np.array([1]), np.array([0, 0, 1, 1, 1]), np.array([0, 1, 1, 1, 0]), 2)
+    logp = vote_table(np.array([0, 0, 1, 1, 1]), np.array([0, 1, 1, 1, 0]), 2)[[1]]
     assert np.allclose(np.exp(logp), [[(1 + 1) / (3 + 2), (2 + 1) / (3 + 2)]])
 
 
@@ -209,7 +209,7 @@ def test_the_pool_of_calibrated_members_is_calibrated_too(toy, pool):
 @given(st.integers(0, 10**6), st.sampled_from([0.0, 1.0, 30.0]), st.floats(0, 4), st.sampled_from(["linear", "log"]))
 def test_the_temperature_of_the_pool_never_raises_the_likelihood_loss(toy, seed, ridge, skill, pool):
     selection = toy.selection([skill, 1.0, 0.0], items=40, speakers=6, seed=seed)
-    fit = fit_classes(selection, TASK, EnsembleConfig(family="average", ridge=ridge, pool=pool))
+    fit = fit_classes(selection, TASK, EnsembleConfig(family="average", ridge=ridge, pool=pool, offsets="none"))
     found, label = selection.predictions, selection.label
     assert nll(fit.natural(found), label) <= nll(fit.pooled(found), label) + 1e-12
     assert (fit.natural(found).argmax(1) == fit.pooled(found).argmax(1)).all()
@@ -219,7 +219,7 @@ def test_the_temperature_of_the_pool_never_raises_the_likelihood_loss(toy, seed,
 
 def test_a_penalty_that_would_make_the_pool_worse_is_not_followed(toy):
     selection = toy.selection([0.0] * 4, items=60)  # members that know nothing; the penalty holds the pool to unit spread
-    fit = fit_classes(selection, TASK, EnsembleConfig(family="average", ridge=1e6))
+    fit = fit_classes(selection, TASK, EnsembleConfig(family="average", pool="linear", ridge=1e6))
     forced = fit_calibration(fit.pooled(selection.predictions), selection.label, ridge=1e6, biases=False)
     assert nll(forced.apply(fit.pooled(selection.predictions)), selection.label) > nll(fit.pooled(selection.predictions), selection.label)
     assert fit.temperature == 1.0
@@ -227,7 +227,7 @@ def test_a_penalty_that_would_make_the_pool_worse_is_not_followed(toy):
 
 def test_without_calibration_the_pool_has_no_temperature(toy):
     selection = toy.selection([1.0] * 6)
-    fit = fit_classes(selection, TASK, EnsembleConfig(family="average", calibrate=False))
+    fit = fit_classes(selection, TASK, EnsembleConfig(family="average", pool="linear", calibrate=False))
     assert fit.temperature == 1.0
     expected = np.log(np.exp(selection.predictions.logp.astype(np.float64)).mean(0))
     assert np.allclose(fit.natural(selection.predictions), expected, atol=1e-5)
@@ -238,7 +238,7 @@ def test_contributions_are_those_of_the_pool_before_its_temperature(toy):
     from raysere.ensemble.fit import Part
 
     selection = toy.selection([1.0, 1.2, 0.8])
-    fit = fit_classes(selection, TASK, EnsembleConfig(family="average"))
+    fit = fit_classes(selection, TASK, EnsembleConfig(family="average", pool="linear"))
     assert fit.temperature != 1.0
     _, shares, p = contributions_of([Part(fit, ())], selection.predictions)
     mixed = (shares[:, :, None] * p).sum(0)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from raysere.corpora.manifest import Manifest
-from raysere.ensemble.config import EnsembleConfig, with_family
+from raysere.ensemble.config import FAMILIES, EnsembleConfig, with_family
 from raysere.ensemble.evaluation import evaluate, evaluate_runs, evaluation_is_current
 from raysere.ensemble.fit import fit_classes, fit_part, mixture, one_standard_error
 from raysere.ensemble.library import Selection
@@ -24,7 +24,7 @@ SKILLS = [("speech", 0.9), ("speech", 1.0), ("speech", 1.1), ("text", 0.9), ("te
 
 
 def _config(**values):
-    return EnsembleConfig(**{"bags": 4, "draws": 200, **values})
+    return EnsembleConfig(**{"bags": 4, "draws": 200, "recipes": (), **values})
 
 
 def _uar(answers, selection):
@@ -34,14 +34,14 @@ def _uar(answers, selection):
 # ---- fitting -----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["best_single", "average", "greedy", "auto"])
+@pytest.mark.parametrize("family", [*FAMILIES, "auto"])
 def test_every_family_gives_a_distribution_and_weights_that_sum_to_one(toy, family):
     selection = toy.selection([0.5, 1.0, 1.2, 0.9])
     fit = fit_classes(selection, TASK, _config(family=family))
     assert fit.weights.sum() == pytest.approx(1)
     p = np.exp(fit.predict(selection.predictions))
     assert np.allclose(p.sum(1), 1)
-    assert fit.family in ("best_single", "average", "greedy")
+    assert fit.family in FAMILIES
     assert len(fit.members) == {"best_single": 1, "average": 4}.get(fit.family, len(fit.members))
 
 
@@ -81,8 +81,8 @@ def test_a_missing_modality_is_answered_by_the_others(toy):
 
 def test_the_prior_moves_the_decision_but_not_the_calibrated_pool(toy):
     selection = toy.selection([1.0, 1.2])
-    skewed = fit_classes(selection, TASK, _config(family="average", prior=(0.7, 0.1, 0.1, 0.1)))
-    even = fit_classes(selection, TASK, _config(family="average", prior="uniform"))
+    skewed = fit_classes(selection, TASK, _config(family="average", pool="linear", prior=(0.7, 0.1, 0.1, 0.1)))
+    even = fit_classes(selection, TASK, _config(family="average", pool="linear", prior="uniform"))
     assert np.allclose(skewed.natural(selection.predictions), even.natural(selection.predictions))
     assert np.exp(skewed.predict(selection.predictions))[:, 0].mean() > np.exp(even.predict(selection.predictions))[:, 0].mean() + 0.2
 
@@ -188,7 +188,12 @@ def test_evaluation_json_holds_what_the_format_promises(tmp_path, toy, protocol,
     assert right == pytest.approx(result["other_metrics"]["accuracy"]["value"], abs=0.08)  # decided under another prior
     assert result["chance"]["value"] == pytest.approx(0.25)
     assert {"macro_f1", "accuracy", "balanced_macro_f1", "nll"} <= set(result["other_metrics"])
-    assert set(result["by_group"]) == {"sex"}
+    assert set(result["by_group"]) == ({"sex"} if split == "test" else {"sex", "speaker_decile"})
+    assert all(sum(entry["n"] for entry in groups.values()) == result["n_utterances"] for groups in result["by_group"].values())
+    assert result["claim"].count("[") == len(result["difference"]) == 4
+    assert len(result["best_single"].get("members", [0])) == {"test": 1, "out_of_fold": 5, "nested": 4}[split], "one of every fold"
+    assert set(result["best_single"].get("members", [])) <= set(result["best_single"]["member"].split(", "))
+    assert len(result["diversity"]) == len(result["families"]) == (4 if split == "nested" else 1)
     assert evaluation_is_current(run.folder)
     assert (run.folder / "ensemble" / "ensemble.yaml").is_file()
     assert result["optimism"]["value"] == pytest.approx(result["optimism"]["in_sample"] - result["ensemble"]["value"])
@@ -248,7 +253,7 @@ def test_attributes_are_scored_by_ccc(tmp_path, toy):
     result = evaluate(run.folder)
     assert result["metric"] == "ccc"
     assert result["majority_vote"] is None
-    assert set(result["difference"]) == {"ensemble - best_single", "ensemble - average"}
+    assert set(result["difference"]) == {"ensemble - best_single", "ensemble - average", "ensemble - two_system_mean"}
     assert result["difference"]["ensemble - best_single"]["low"] > 0
     assert result["difference"]["ensemble - average"]["value"] > 0, "the mean of shrunken members lacks spread; matching gives it back"
     assert set(result["by_class"]) == {"arousal", "valence", "dominance"}
@@ -291,8 +296,8 @@ def test_only_an_explicit_family_overrides_that_of_the_run(tmp_path, toy):
     assert families(tmp_path / "kept", None) == ("best_single", "nnls")
     assert families(tmp_path / "average", "average") == ("average", "average")
     assert families(tmp_path / "shrunk", "shrunk") == ("best_single", "shrunk"), "classes have no such family"
-    with pytest.raises(ConfigError, match="no family 'vote'"):
-        evaluate_runs([run.folder], tmp_path / "none", family="vote")
+    with pytest.raises(ConfigError, match="no family 'forest'"):
+        evaluate_runs([run.folder], tmp_path / "none", family="forest")
     with pytest.raises(ConfigError, match="no family 'nnls'"):
         with_family(EnsembleConfig(), "nnls", TASK)
 

@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 import raysere.ensemble as package
+from raysere.ensemble.classes import decide, prepare
 from raysere.ensemble.config import EnsembleConfig
-from raysere.ensemble.fit import _prepare, decide, fit_classes, fit_one_attribute
+from raysere.ensemble.fit import fit_classes, fit_one_attribute
 from raysere.ensemble.library import MemberInfo, Predictions, Selection, load_predictions, load_selection, member_scores
 from raysere.ensemble.priors import likeliest_class
 from raysere.ensemble.recipes import fit_baselines
@@ -243,7 +244,7 @@ def test_neither_scores_nor_the_fallback_depend_on_the_order_of_the_classes(prio
     for order in (("a", "b", "c"), ("c", "b", "a"), ("b", "c", "a")):
         selection = _partial(order)
         fit = fit_classes(selection, Task(classes=order), EnsembleConfig(family="greedy", bags=0, prior=prior))
-        candidates = _prepare(selection, Task(classes=order), EnsembleConfig(prior=prior)).candidates
+        candidates = prepare(selection, Task(classes=order), EnsembleConfig(prior=prior)).candidates("linear")
         assert order[candidates.fallback] == "b", "the search for members answers as the ensemble does"
         assert np.allclose(candidates.prior, fit.prior)
         nobody = fit.predict(selection.predictions.take_members([]))
