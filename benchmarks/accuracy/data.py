@@ -104,7 +104,8 @@ def load(name: str) -> Data:
             outer[place[utterance]] = fold
         else:
             inner[fold, place[utterance]] = within
-    assert (outer >= 0).all() and ((inner >= 0).sum(0) == number - 1).all()
+    assert (outer >= 0).all()
+    assert ((inner >= 0).sum(0) == number - 1).all()
     label = np.array([prepared.task.classes.index(str(one)) for one in names])
     speaker = table["speaker"].cast(pl.String).to_numpy()
     return Data(name, manifest, tuple(prepared.task.classes), label, speaker, outer, inner)

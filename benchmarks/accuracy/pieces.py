@@ -1,4 +1,4 @@
-"""The pieces of the study (a corpus, a baseline, a kind of normalisation, an outer fold), each kept in a file of its own once it is done."""
+"""The pieces of the study (a corpus, a baseline, a kind of normalisation, an outer fold), each in a file of its own once it is done."""
 
 from __future__ import annotations
 

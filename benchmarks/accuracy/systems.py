@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.accuracy.data import Data, encoder, folder, settings
+from benchmarks.accuracy.data import Data, encoder, settings
 from benchmarks.accuracy.pieces import WINDOW
 
 ROWS = {"acoustic": "raysere, acoustic", "speech": "raysere, acoustic and encoder"}
