@@ -12,13 +12,13 @@ from benchmarks.accuracy.pieces import WINDOW
 
 ROWS = {"acoustic": "raysere, acoustic", "speech": "raysere, acoustic and encoder"}
 NORMALISE = {"none": "corpus", "speaker": "speaker"}  # as raysere calls them
-ENSEMBLE = {"family": "average"}
+ENSEMBLE = {"family": "auto"}
 
 
 def experiment(corpus: str, row: str, normalise: str) -> dict[str, Any]:
     """The experiment of a row as a user would write it."""
     fixed = {"normalise": NORMALISE[normalise]}
-    features: dict[str, Any] = {"acoustic": {"backbone": "acoustic"}}
+    features: dict[str, Any] = {"acoustic": {"backbone": "acoustic", "layers": ["modulation", "functionals"]}}
     search = [{"space": "pooled_small", "features": "acoustic", "trials": 16, "fixed": fixed}]
     if row == "speech":
         features["speech"] = encoder(WINDOW)
