@@ -1,11 +1,11 @@
-# Public targets: env, demo, test, check, bench. On a bare machine each creates the environment first.
+# Public targets: env, demo, test, check, bench, accuracy. On a bare machine each creates the environment first.
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: env demo test test-slow check bench clean
+.PHONY: env demo test test-slow check bench accuracy clean
 
 env: $(STAMP)
 
@@ -41,6 +41,10 @@ check: env
 
 bench: env
 	$(BIN)/python -m benchmarks
+
+# An hour or more; it may be stopped, and goes on where it was.
+accuracy: env
+	$(BIN)/python -m benchmarks.accuracy
 
 clean:
 	rm -rf $(VENV) demo build dist

@@ -19,7 +19,8 @@ def main() -> int:
     from benchmarks._page import write_page
     from raysere.errors import UnknownNameError
 
-    known = sorted(module.name for module in pkgutil.iter_modules([str(HERE)]) if not module.name.startswith("_"))
+    # packages are studies with a command and a page of their own: too long for this list
+    known = sorted(found.name for found in pkgutil.iter_modules([str(HERE)]) if not found.ispkg and not found.name.startswith("_"))
     if sys.argv[1:2] == ["--one"]:
         return one(sys.argv[2])
     if sys.argv[1:] == ["--page"]:

@@ -37,6 +37,8 @@ def write_page(results: Path, page: Path) -> None:
     machines: dict[str, list[str]] = {}
     for path in sorted(results.glob("*.json")):
         outcome = json.loads(path.read_text(encoding="utf-8"))
+        if outcome["format"] != "raysere.benchmark/1":  # a study with a page of its own
+            continue
         machines.setdefault(_machine(outcome["machine"]), []).append(outcome["benchmark"])
         parts.append(_section(outcome))
     alone = len(machines) == 1

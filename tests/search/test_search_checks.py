@@ -28,20 +28,25 @@ def checked(raw: dict, where: Shapes | None = None):
 
 @pytest.mark.parametrize("kind", ["categorical", "dimensional", "both"])
 @pytest.mark.parametrize("granularity", ["utterance", "frame"])
-@pytest.mark.parametrize("name", ["pooled", "pooled_quick", "pooled_text"])
+@pytest.mark.parametrize("name", ["pooled", "pooled_quick", "pooled_small", "pooled_text"])
 def test_packaged_spaces_fit_every_task_and_start_at_the_published_default(name: str, granularity: str, kind: str) -> None:
     space = check(load_space(name), Pooled.Params, shapes(granularity=granularity, kind=kind), method=Pooled())
     params = Pooled.Params.model_validate(space.default_config())
     if name == "pooled":
         assert params == Pooled.Params()
-    assert ("attentive" in str(space.dims["pooling"].choices)) == (granularity == "frame" and name != "pooled_quick")
-    assert ("bottleneck" in space.dims) == (granularity == "frame" and name != "pooled_quick")
+    assert ("attentive" in str(space.dims["pooling"].choices)) == (granularity == "frame" and name not in ("pooled_quick", "pooled_small"))
+    assert ("bottleneck" in space.dims) == (granularity == "frame" and name not in ("pooled_quick", "pooled_small"))
     assert ("class_weight" in space.dims) == (kind != "dimensional")
     assert ("attribute_term" in space.dims) == (kind == "both" and name == "pooled")
 
 
 def test_names_in_the_folder_are_all_tested() -> None:
-    assert [name for name in space_names() if load_space(name).method == "pooled"] == ["pooled", "pooled_quick", "pooled_text"]
+    assert [name for name in space_names() if load_space(name).method == "pooled"] == [
+        "pooled",
+        "pooled_quick",
+        "pooled_small",
+        "pooled_text",
+    ]
 
 
 def test_last_is_the_last_layer() -> None:

@@ -173,7 +173,7 @@ def test_steps_end_at_the_last_value_that_they_reach() -> None:
 
 def test_files_and_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert {"pooled", "pooled_quick", "pooled_text"} <= set(space_names())
+    assert {"pooled", "pooled_quick", "pooled_small", "pooled_text"} <= set(space_names())
     assert load_space("pooled").method == "pooled"
     with pytest.raises(UnknownNameError, match="Did you mean 'pooled'"):
         load_space("poled")

@@ -1,0 +1,96 @@
+"""Draws ``docs/accuracy.md`` from ``benchmarks/results/accuracy.json``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.accuracy.pieces import NORMALISED, SYSTEMS
+from benchmarks.accuracy.summary import FUSED
+from benchmarks.accuracy.systems import ROWS
+
+NAMES = {**SYSTEMS, **FUSED, **ROWS}
+_HEAD = """# Accuracy
+
+Written by `python -m benchmarks.accuracy` (`make accuracy`) from `benchmarks/results/accuracy.json`; not edited by hand.
+
+Every figure is the unweighted average recall (UAR) over all test speakers of a nested protocol: each outer fold tests speakers that
+nothing was trained or chosen on, every choice (layer, pooling, C, gamma, configurations, members, temperatures) is made by inner speaker
+folds of the rest, and all systems share these folds. In brackets the 95 % interval over speakers (percentile bootstrap, 2,000 draws).
+With speaker normalisation each speaker's own clips, unlabelled, give the mean and the standard deviation of his features: that needs
+several clips of a speaker, also of a test speaker; it is told apart throughout. The encoder is the multilingual Whisper base encoder,
+in its published window for all systems. Few speakers: look at the intervals before the means.
+"""
+
+
+def draw(result: dict[str, Any]) -> str:
+    """The page as Markdown."""
+    corpora = result["corpora"]
+    parts = [_HEAD, "## UAR\n", _corpora_line(corpora)]
+    for normalise in NORMALISED:
+        parts += [f"\n### {'Without' if normalise == 'none' else 'With'} speaker normalisation\n", _table(corpora, normalise)]
+    parts += ["\n## raysere against the best baseline of each corpus\n", _RIVALS]
+    for row, title in ROWS.items():
+        parts.append(_comparison(corpora, row, title))
+    return "\n".join(part for part in parts if part) + "\n"
+
+
+_RIVALS = """The rival is the best baseline on the test speakers themselves, which no honest choice could know; it reads the same features:
+the openSMILE systems for the acoustic row, all of them for the row with the encoder. Error reduction is the share of the rival's
+1 - UAR that is gone. The difference is paired over speakers.
+"""
+
+
+def _corpora_line(corpora: dict[str, Any]) -> str:
+    about = [
+        f"{one['title']} ({one['utterances']} clips, {one['speakers']} speakers, {len(one['classes'])} classes)" for one in corpora.values()
+    ]
+    return "Corpora: " + ", ".join(about) + "."
+
+
+def _table(corpora: dict[str, Any], normalise: str) -> str:
+    titles = [one["title"] for one in corpora.values()]
+    lines = [f"| system | {' | '.join(titles)} | mean |", "| --- |" + " --- |" * (len(titles) + 1)]
+    for system, name in NAMES.items():
+        rows = [_find(one, system, normalise) for one in corpora.values()]
+        if any(rows):
+            whole = [row["value"] for row in rows if row]
+            mean = _three(sum(whole) / len(whole)) if len(whole) == len(rows) else "-"
+            lines.append(f"| {name} | {' | '.join(_interval(row) for row in rows)} | {mean} |")
+    return "\n".join(lines)
+
+
+def _comparison(corpora: dict[str, Any], system: str, title: str) -> str:
+    lines = [
+        f"\n### {title}\n",
+        "| speaker normalisation | rival's normalisation | corpus | best baseline | difference | error reduction |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for normalise in NORMALISED:
+        for kind in ("same normalisation", "any normalisation"):
+            found = [(one, (_find(one, system, normalise) or {}).get("against", {}).get(kind)) for one in corpora.values()]
+            for one, pair in found:
+                if pair:
+                    rival = f"{NAMES[pair['system']]} ({pair['normalise']})"
+                    cells = [normalise, kind, one["title"], rival, _interval(pair, sign=True), f"{pair['error_reduction']:.0%}"]
+                    lines.append(f"| {' | '.join(cells)} |")
+            pairs = [pair for _, pair in found if pair]
+            if len(pairs) == len(corpora):
+                mean, gone = (sum(pair[key] for pair in pairs) / len(pairs) for key in ("value", "error_reduction"))
+                lines.append(f"| {normalise} | {kind} | **mean** | | **{_three(mean, sign=True)}** | **{gone:.0%}** |")
+    return "\n".join(lines) if len(lines) > 3 else ""
+
+
+def _find(corpus: dict[str, Any], system: str, normalise: str) -> dict[str, Any] | None:
+    return next((row for row in corpus["rows"] if (row["system"], row["normalise"]) == (system, normalise)), None)
+
+
+def _interval(row: dict[str, Any] | None, *, sign: bool = False) -> str:
+    if row is None:
+        return "-"
+    return f"{_three(row['value'], sign=sign)} [{_three(row['low'], sign=sign)}, {_three(row['high'], sign=sign)}]"
+
+
+def _three(value: float, *, sign: bool = False) -> str:
+    text = f"{abs(value):.3f}"
+    text = text.removeprefix("0") if abs(value) < 1 else text
+    return ("-" if value < 0 else "+" if sign else "") + text

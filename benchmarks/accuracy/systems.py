@@ -1,0 +1,50 @@
+"""raysere's own rows: an experiment of search and ensemble for each corpus, on the same folds, as ``raysere run`` would do it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.accuracy.data import Data, encoder, settings
+from benchmarks.accuracy.pieces import WINDOW
+
+ROWS = {"acoustic": "raysere, acoustic", "speech": "raysere, acoustic and encoder"}
+NORMALISE = {"none": "corpus", "speaker": "speaker"}  # as raysere calls them
+ENSEMBLE = {"family": "auto"}
+
+
+def experiment(corpus: str, row: str, normalise: str) -> dict[str, Any]:
+    """The experiment of a row as a user would write it."""
+    fixed = {"normalise": NORMALISE[normalise]}
+    features: dict[str, Any] = {"acoustic": {"backbone": "acoustic", "layers": ["modulation", "functionals"]}}
+    search = [{"space": "pooled_small", "features": "acoustic", "trials": 16, "fixed": fixed}]
+    if row == "speech":
+        features["speech"] = encoder(WINDOW)
+        search.append({"space": "pooled_small", "features": "speech", "trials": 24, "fixed": fixed})
+    return {"name": f"{corpus}-{row}-{normalise}", "features": features, "search": search, "ensemble": ENSEMBLE, **settings(corpus)}
+
+
+def run(corpus: str, row: str, normalise: str) -> Path:
+    """Run, or go on with, the experiment of a row; its run folder."""
+    from raysere.experiment import Experiment
+    from raysere.pipeline import run_experiment
+    from raysere.progress import Progress
+
+    with Progress() as progress:
+        return run_experiment(Experiment.model_validate(experiment(corpus, row, normalise)), until="evaluate", progress=progress).run
+
+
+def answers(run_folder: Path, data: Data) -> np.ndarray:
+    """int64 (N,) class that the run's ensemble gave to each utterance while it was tested."""
+    from raysere.ensemble.protocols import fit_runs
+    from raysere.ensemble.runs import Run
+
+    run = Run.open(run_folder)
+    place = {utterance: row for row, utterance in enumerate(data.utterances)}
+    said = np.full(len(place), -1)
+    for part in fit_runs([run], run.config).answers:
+        said[[place[utterance] for utterance in part.utterances]] = part.answer["ensemble"]
+    assert (said >= 0).all()
+    return said
