@@ -47,6 +47,7 @@ def plan_studies(
                 outer=tuple(outers) if experiment.protocol.kind == "nested" else None,
                 trials=entry.trials,
                 seed=experiment.seed,
+                objective=entry.objective,
                 asha=Asha(grace=halving.grace, reduction=halving.reduction) if halving else None,
                 threads=experiment.trial.cpu,
                 device="cuda" if experiment.trial.gpu else "cpu",

@@ -32,7 +32,7 @@ class ConcatModel(PooledModel):
     def __init__(self, params: ConcatParams, shapes: Shapes, layers: Mapping[str, list[int]]) -> None:
         ordered = Shapes(shapes.task, dict(sorted(shapes.streams.items())), shapes.train_prior)
         super().__init__(params, ordered, layers)
-        self.missing = nn.ParameterList([torch.zeros(pool.out) for pool in self.pools])
+        self.missing = nn.ParameterList([torch.zeros(width) for width in self.widths])
 
     def activation(self, x: Tensor) -> Tensor:
         return nn.functional.mish(x)

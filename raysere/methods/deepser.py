@@ -68,7 +68,7 @@ class DeepSerModel(SequenceModel):
         self.towers = nn.ModuleList([Tower(params) for _ in self.names])
         self.leg_a, self.leg_b = Tower(params), Tower(params)
         self.last = Pooling(params.pooling, params.width, params.bottleneck)
-        self.finish(params, shapes, self.pooled_width() + self.last.out)
+        self.finish(params, shapes, self.pooled_width + self.last.out)
 
     @staticmethod
     def projection(params: SequenceParams) -> Any:

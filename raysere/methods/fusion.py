@@ -82,7 +82,8 @@ class SequenceModel(HeadedModel):
         )
         # one row is its own pooled vector
         kinds = ["mean" if reader.flat else params.pooling for reader in self.readers]
-        self.pools = nn.ModuleList([Pooling(kind, params.width, params.bottleneck) for kind in kinds])
+        pools = [Pooling(kind, params.width, params.bottleneck) for kind in kinds]
+        self.pools, self.pooled_width = nn.ModuleList(pools), sum(pool.out for pool in pools)
 
     @staticmethod
     def projection(params: SequenceParams) -> Any:
@@ -93,10 +94,6 @@ class SequenceModel(HeadedModel):
         """Rows and masks of all streams."""
         found = [reader(streams[name]) for name, reader in zip(self.names, self.readers, strict=True)]
         return [x for x, _ in found], [mask for _, mask in found]
-
-    def pooled_width(self) -> int:
-        """Of all streams side by side."""
-        return sum(pool.out for pool in self.pools)
 
     def pool_each(self, sequences: list[Tensor], masks: list[Tensor]) -> list[Tensor]:
         """One vector a stream."""

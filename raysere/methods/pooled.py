@@ -31,13 +31,14 @@ class PooledParams(StreamParams, HeadParams):
 class PooledModel(HeadedModel):
     """Streams pooled and put side by side, a trunk, and a linear head a task."""
 
-    def __init__(self, params: PooledParams, shapes: Shapes, layers: Mapping[str, list[int]]) -> None:
+    def __init__(self, params: Any, shapes: Shapes, layers: Mapping[str, list[int]]) -> None:
         super().__init__()
         self.names = list(shapes.streams)
         pools = [StreamPool(shapes.streams[name], layers[name], params, params.hidden) for name in self.names]
         self.pools = nn.ModuleList(pools)
         self.first = Dropout(params.dropout)
-        self.finish(params, shapes, sum(pool.out for pool in pools))
+        self.widths = [pool.out for pool in pools]
+        self.finish(params, shapes, sum(self.widths))
 
     def pooled(self, streams: Mapping[str, Any]) -> list[Tensor]:
         """One vector a stream."""

@@ -39,8 +39,9 @@ class Recurrent(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         lengths = mask.sum(1).cpu()
+        weight: Any = self.gru.weight_hh_l0
         with torch.autocast(x.device.type, enabled=False):  # its state runs through all steps: float32
-            packed = pack_padded_sequence(x.to(self.gru.weight_hh_l0.dtype), lengths, batch_first=True, enforce_sorted=False)
+            packed = pack_padded_sequence(x.to(weight.dtype), lengths, batch_first=True, enforce_sorted=False)
             return pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=x.shape[1])[0]
 
 
@@ -51,8 +52,8 @@ class XattnModel(SequenceModel):
         super().__init__(params, shapes, layers)
         self.recurrent = nn.ModuleList([Recurrent(params.width) for _ in self.names])
         self.crossing = nn.ModuleList([Attention(params.width, params.heads, params.dropout) for _ in self.names])
-        self.norm = nn.LayerNorm(self.pooled_width())
-        self.finish(params, shapes, self.pooled_width())
+        self.norm = nn.LayerNorm(self.pooled_width)
+        self.finish(params, shapes, self.pooled_width)
 
     def forward(self, streams: Mapping[str, Any], mixing: Mixing | None = None) -> Tensor:
         x, masks = self.read(streams)

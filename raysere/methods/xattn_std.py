@@ -35,13 +35,14 @@ class XattnStdModel(SequenceModel):
         self.crossing = nn.ModuleList([nn.ModuleList([CrossLayer(*kind) for _ in self.names]) for _ in range(params.blocks)])
         self.norms = nn.ModuleList([nn.LayerNorm(params.width) for _ in self.names])
         self.width = params.width
-        self.finish(params, shapes, self.pooled_width())
+        self.finish(params, shapes, self.pooled_width)
 
     def forward(self, streams: Mapping[str, Any], mixing: Mixing | None = None) -> Tensor:
         x, masks = self.read(streams)
         x = [dropout(rows + sinusoids(rows.shape[1], self.width, rows.device), self.params.dropout, self.training) for rows in x]
-        for layer in self.crossing:
-            x = [block(x[number], *others(x, masks, number)) for number, block in enumerate(layer)]  # type: ignore[arg-type]
+        blocks: Any = self.crossing
+        for layer in blocks:
+            x = [block(x[number], *others(x, masks, number)) for number, block in enumerate(layer)]
         x = [norm(rows) for norm, rows in zip(self.norms, x, strict=True)]
         return self.trunk(torch.cat(self.pool_each(x, masks), dim=-1), mixing)
 
