@@ -14,10 +14,12 @@ from raysere.methods import METHODS
 from raysere.methods.attention import Attention, sinusoids
 from raysere.methods.fusion import others, without_a_stream
 from raysere.methods.pooled import Pooled
+from raysere.search.checks import check
+from raysere.search.space import load_space
 from raysere.testing.method import check_method
-from raysere.testing.toy import toy_batch, toy_data
+from raysere.testing.toy import toy_batch, toy_data, toy_task
 from raysere.training.loop import Trainer
-from raysere.training.method import Shapes, Step
+from raysere.training.method import Shapes, Step, StreamShape
 from raysere.training.predictions import read_predictions
 from raysere.training.predictor import load_predictor
 
@@ -358,3 +360,14 @@ def test_bfloat16_products_give_nearly_the_same(name):
     )
     rows = [trainer.epoch() for trainer in (exact, low)]
     assert rows[0]["loss"] == pytest.approx(rows[1]["loss"], rel=0.05)
+
+
+@pytest.mark.parametrize("name", METHODS_HERE)
+@pytest.mark.parametrize("kind", ["categorical", "dimensional", "both"])
+def test_trial_0_of_the_shipped_space_is_the_default_on_any_task(name, kind):
+    streams = {"speech": StreamShape("audio", {0: 16, 1: 16}, 2, "chunk"), "words": StreamShape("text", {0: 12}, 1, "utterance")}
+    method = METHODS.get(name)()
+    space = check(load_space(name), method.Params, Shapes(toy_task(kind), streams), method=method)
+    params, published = method.Params(**space.default_config()).model_dump(), method.Params().model_dump()
+    changed = {key: value for key, value in params.items() if value != published[key]}
+    assert changed == ({"sampler": "natural"} if (name, kind) == ("deepser", "dimensional") else {})
