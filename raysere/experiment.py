@@ -75,6 +75,9 @@ class SearchEntry(_Model):
     space: str = Field(min_length=1)
     features: str | Annotated[list[str], Field(min_length=1)]
     trials: int = Field(20, ge=1, le=100_000)
+    objective: Literal["score", "ensemble_gain"] = Field(
+        "score", description="what the sampler learns from: a trial's own score, or what it adds to an ensemble of the finished trials"
+    )
     name: str | None = None
     fixed: dict[str, Any] = Field(default_factory=dict, description="parameters held at a value instead of searched")
 

@@ -47,6 +47,7 @@ def plan_studies(
                 outer=tuple(outers) if experiment.protocol.kind == "nested" else None,
                 trials=entry.trials,
                 seed=experiment.seed,
+                objective=entry.objective,
                 asha=Asha(grace=halving.grace, reduction=halving.reduction) if halving else None,
                 threads=experiment.trial.cpu,
                 device="cuda" if experiment.trial.gpu else "cpu",
@@ -84,6 +85,13 @@ def _checked_space(entry: SearchEntry, task: Task, specs: Mapping[str, FeatureSp
     space = with_fixed(load_space(entry.space), entry.fixed)
     method = METHODS.get(space.method, where=f"search space {entry.space}")()
     shapes = Shapes(task=task, streams={name: specs[name].shape() for name in entry.streams})
+    if len(shapes.streams) < method.needs.streams:
+        raise ConfigError(
+            f"The method {space.method!r} needs {method.needs.streams} feature streams, and this search names {len(shapes.streams)}",
+            where=f"search {entry.study}",
+            remedy=f"Write features: [{', '.join([*shapes.streams, '...'])}], with others of the experiment's features.",
+            choices=list(specs),
+        )
     for name, stream in shapes.streams.items():
         if stream.modality not in method.needs.modalities or stream.granularity not in method.needs.granularities:
             raise ConfigError(

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import polars as pl
+import pytest
 
-from raysere.planning import add_vote_rows
+from raysere.errors import ConfigError
+from raysere.experiment import SearchEntry
+from raysere.features.spec import resolve
+from raysere.planning import _checked_space, add_vote_rows
+from raysere.training.task import Task
 
 
 def test_rows_with_votes_but_no_class_go_to_the_fold_of_their_speaker_and_never_to_the_test_part():
@@ -32,3 +37,10 @@ def test_rows_with_votes_but_no_class_go_to_the_fold_of_their_speaker_and_never_
         (0, "c1", "test", None),
     ]
     assert add_vote_rows(splits, table, None).equals(splits)
+
+
+def test_a_fusion_method_needs_two_features():
+    spec = resolve({"backbone": "hashed"})
+    entry = SearchEntry(space="xattn", features="words")
+    with pytest.raises(ConfigError, match="needs 2 feature streams, and this search names 1"):
+        _checked_space(entry, Task(classes=("a", "b")), {"words": spec})

@@ -88,6 +88,8 @@ class Ensemble:
         self, views: dict[str, FeatureView], count: int, speakers: Sequence[str], corpora: Sequence[str | None] | None = None
     ) -> Predictions:
         """Stacked predictions of all members from views (by feature key) of the same ``count`` items in the same order."""
+        from raysere.methods import METHODS
+
         task = self.task
         infos = tuple(
             MemberInfo(entry["trial"], entry["run"], entry["modality"], entry["method"], entry["study"])
@@ -98,10 +100,11 @@ class Ensemble:
         present = np.zeros((len(infos), count), bool)
         low, high = task.scale
         for m, (name, entry) in enumerate(self.bundle.members.items()):
-            if any(key not in views for key in entry["features"].values()):
+            keys = entry["features"].values()
+            if not any(key in views for key in keys):
                 continue
-            own = {stream: views[key] for stream, key in entry["features"].items()}
-            rows = np.flatnonzero(np.logical_and.reduce([view.present for view in own.values()]))
+            own = {stream: views[key] if key in views else self._absent(key, count) for stream, key in entry["features"].items()}
+            rows = np.flatnonzero(METHODS.get(entry["method"]).needs.usable(view.present for view in own.values()))
             if not len(rows):
                 continue
             found = self._predictor(name).predict(
@@ -171,6 +174,13 @@ class Ensemble:
                 if key in views and self.bundle.specs[key].kind != "counts":
                     fell_back |= predictions.present[m] & (views[key].lengths(np.arange(len(fell_back))) < MIN_OWN_ROWS)
         return fell_back
+
+    def _absent(self, key: str, count: int) -> FeatureView:
+        """Features that none of the ``count`` items has."""
+        from raysere.features.views import FeatureView
+
+        spec = self.bundle.specs[key]
+        return FeatureView.from_arrays(spec, [str(n) for n in range(count)], {number: [None] * count for number in spec.numbers})
 
     def _backbone(self, key: str) -> Any:
         if key not in self._backbones:
@@ -249,12 +259,18 @@ class Ensemble:
 
     def _note(self, predictions: Predictions, n: int, failures: dict[str, str]) -> str | None:
         """What was missing for an item that was answered all the same."""
-        absent = [member for member, here in zip(predictions.members, predictions.present[:, n]) if not here]
-        if not absent:
-            return None
-        kinds = sorted({member.modality for member in absent})
-        who = f"{len(absent)} of {len(predictions.members)} members ({', '.join(kinds)})"
-        return f"{who} left out: {_reasons(failures.values())}; the weights of the others were renormalised"
+        here = predictions.present[:, n]
+        absent = [member for member, answers in zip(predictions.members, here) if not answers]
+        lacking = [not failures.keys().isdisjoint(entry["features"].values()) for entry in self.bundle.members.values()]
+        partial = int((here & np.array(lacking, dtype=bool)).sum())
+        notes = []
+        if absent:
+            kinds = sorted({member.modality for member in absent})
+            who = f"{len(absent)} of {len(predictions.members)} members ({', '.join(kinds)})"
+            notes.append(f"{who} left out: {_reasons(failures.values())}; the weights of the others were renormalised")
+        if partial:
+            notes.append(f"{partial} of {len(here)} members answered without one of their features: {_reasons(failures.values())}")
+        return "; ".join(notes) or None
 
     def _shares(self, predictions: Predictions) -> list[list[dict[str, Any]]]:
         ids, shares, p = contributions_of(self.bundle.parts, predictions)

@@ -2,4 +2,14 @@
 
 from raysere.registry import Registry
 
-METHODS = Registry("method", "raysere.methods", {"pooled": "raysere.methods.pooled:Pooled"})
+METHODS = Registry(
+    "method",
+    "raysere.methods",
+    {
+        "pooled": "raysere.methods.pooled:Pooled",
+        "concat": "raysere.methods.concat:Concat",
+        "xattn": "raysere.methods.xattn:Xattn",
+        "xattn_std": "raysere.methods.xattn_std:XattnStd",
+        "deepser": "raysere.methods.deepser:DeepSer",
+    },
+)

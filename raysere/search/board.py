@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import polars as pl
 
 from raysere import errors
-from raysere.errors import RaysereError
+from raysere.errors import ConfigError, RaysereError
 from raysere.files import read_json, read_yaml
 from raysere.progress import Progress
 from raysere.search.ledger import Ledger, Record, make_record
@@ -24,6 +25,7 @@ from raysere.search.tensorboard import TrialEvents
 from raysere.search.trial import OUTCOME, attempt_name, head
 
 if TYPE_CHECKING:
+    from raysere.search.gain import Gains
     from raysere.search.searcher import Lane, Proposal
 
 STAGE = "search"
@@ -90,11 +92,48 @@ class Board:
         from raysere.search.searcher import Lane
 
         records = self._mine()
+        gains = self._gains()
         self.lanes = [
-            Lane(study, outer, [record for record in records if record.study == study.name and record.outer == outer])
+            Lane(
+                study,
+                outer,
+                [record for record in records if record.study == study.name and record.outer == outer],
+                gains=gains.get(outer) if study.objective == "ensemble_gain" else None,
+            )
             for study in self.studies
             for outer in study.lanes
         ]
+
+    def _gains(self) -> dict[int, Gains]:
+        """By outer fold the predictions of all its finished trials, for studies whose sampler asks for gains."""
+        self.gains: dict[int, Gains] = {}
+        asking = [study for study in self.studies if study.objective == "ensemble_gain"]
+        if not asking:
+            return self.gains
+        from raysere.corpora.labels import class_map
+        from raysere.corpora.manifest import Manifest
+        from raysere.search.gain import Gains
+        from raysere.training.data import build_labels
+
+        task, rules = asking[0].task, asking[0].class_map
+        others = [study.name for study in self.studies if (study.task, study.class_map) != (task, rules)]
+        if others:
+            raise ConfigError(
+                f"The studies {asking[0].name} and {others[0]} predict something else, and no ensemble holds both",
+                where="objective",
+                remedy="Search them in two runs, or take objective: score.",
+            )
+        manifest = Manifest.read(self.run_dir / "manifest.parquet")
+        labels = build_labels(manifest, None if rules is None else class_map(rules), task)[0]
+        self.gains = {outer: Gains(labels, task) for study in asking for outer in study.lanes}
+        for record in self._mine():
+            self.finished(record.trial, record.outer, record.folder if record.scored else None)
+        return self.gains
+
+    def finished(self, trial: str, outer: int, folder: Path | None) -> None:
+        """Let the gains of that outer fold know what a finished trial predicts; None: nothing."""
+        if folder is not None and outer in self.gains and (folder / "predictions.parquet").is_file():
+            self.gains[outer].add(trial, pl.read_parquet(folder / "predictions.parquet"))
 
     @property
     def unfinished(self) -> int:

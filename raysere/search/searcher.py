@@ -16,6 +16,7 @@ import math
 import warnings
 from collections import deque
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -29,8 +30,10 @@ from raysere.search.study import StudySpec
 
 if TYPE_CHECKING:
     from raysere.search.board import Board
+    from raysere.search.gain import Gains
 
 STARTUP = 10  # trials of a lane that are spread over the space before TPE models them, trial 0 included
+NO_GAIN = -3.0  # told for a trial without predictions where gains are told: below any difference of two scores
 ATTEMPTS = 3  # a trial whose process dies is tried so often
 
 
@@ -55,16 +58,19 @@ class Lane:
 
     Args:
         finished: the lane's finished trials, from the ledger.
+        gains: values of trials for ``objective: ensemble_gain``: then the Optuna study is made anew for each proposal, since what a
+            trial adds to the ensemble depends on the others.
     """
 
-    def __init__(self, study: StudySpec, outer: int, finished: list[Record]) -> None:
-        self.study, self.outer = study, outer
+    def __init__(self, study: StudySpec, outer: int, finished: list[Record], *, gains: Gains | None = None) -> None:
+        self.study, self.outer, self.gains = study, outer, gains
         self.space = study.parsed_space()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.optuna = optuna.create_study(direction="maximize", pruner=optuna.pruners.NopPruner(), sampler=self._sampler(0))
         self.halving: Any = _halving(study)  # it is shown trials by their names only, see _Known
         self.by_config: dict[str, Record] = {}
         self.running: dict[int, Proposal] = {}
+        self.ended: dict[int, dict[str, Any]] = {}  # configurations of finished trials
         for record in sorted(finished, key=lambda record: record.number):
             self._refill(record)
         taken = {record.number for record in finished}
@@ -85,15 +91,9 @@ class Lane:
 
     def _refill(self, record: Record) -> None:
         """Put a finished trial back into the Optuna study and into the rungs, as if it had just finished."""
-        dimensions = self.space.searched(record.params)
-        value = record.value(self.study.penalty)
-        self.optuna.add_trial(
-            optuna.trial.create_trial(
-                value=value,
-                params={name: dimension.to_optuna(record.params[name]) for name, dimension in dimensions.items()},
-                distributions={name: dimension.distribution() for name, dimension in dimensions.items()},
-            )
-        )
+        self.ended[record.number] = record.params
+        if self.gains is None:
+            self._add(record.params, value=record.value(self.study.penalty))
         self.remember(record)
         if self.halving is not None and record.scored and record.twin_of is None:
             scores = record.rows()["score"].to_list()
@@ -102,6 +102,25 @@ class Lane:
             for rung in self.study.rungs(record.epochs + 1):
                 so_far = [score for score in scores[:rung] if score is not None and math.isfinite(score)]
                 self.halving.on_trial_result(None, trial, {"epoch": rung, "score": max(so_far, default=self.study.penalty)})
+
+    def _add(self, params: dict[str, Any], **state: Any) -> None:
+        dimensions = self.space.searched(params)
+        self.optuna.add_trial(
+            optuna.trial.create_trial(
+                **state,
+                params={name: dimension.to_optuna(params[name]) for name, dimension in dimensions.items()},
+                distributions={name: dimension.distribution() for name, dimension in dimensions.items()},
+            )
+        )
+
+    def _revalue(self, number: int, gains: Gains) -> None:
+        """The Optuna study as proposal ``number`` sees it: finished trials by their gains, and those that run."""
+        self.optuna = optuna.create_study(direction="maximize", pruner=optuna.pruners.NopPruner(), sampler=self._sampler(number))
+        values = gains.values(number)
+        for ended in sorted(self.ended):
+            self._add(self.ended[ended], value=values.get(self.study.trial_id(self.outer, ended), NO_GAIN))
+        for running in sorted(self.running):
+            self._add(self.running[running].params, state=optuna.trial.TrialState.RUNNING)
 
     def remember(self, record: Record) -> None:
         """Keep the configuration of a finished trial: an equal one is copied, not trained."""
@@ -116,6 +135,8 @@ class Lane:
     def propose(self) -> Proposal:
         """The trial of the smallest free number. Trial 0 is the default of the space."""
         number = self.free.popleft()
+        if self.gains is not None:
+            self._revalue(number, self.gains)
         if number == 0:
             default = self.space.default_config()
             self.optuna.enqueue_trial(
@@ -130,7 +151,9 @@ class Lane:
 
     def tell(self, proposal: Proposal, value: float) -> None:
         self.running.pop(proposal.number, None)
-        self.optuna.tell(proposal.asked, value)
+        self.ended[proposal.number] = proposal.params
+        if self.gains is None:
+            self.optuna.tell(proposal.asked, value)
 
 
 def _halving(study: StudySpec) -> AsyncHyperBandScheduler | None:
@@ -201,6 +224,7 @@ class LaneSearcher(Searcher):
             if twin is None:
                 return proposal
             record = self.board.copy(proposal, twin)
+            self.board.finished(record.trial, record.outer, record.folder if record.scored else None)
             lane.tell(proposal, record.value(lane.study.penalty))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -216,6 +240,8 @@ class LaneSearcher(Searcher):
             self.board.given_up[trial_id] = proposal
             proposal.lane.tell(proposal, proposal.lane.study.penalty)
         elif result["status"] != "fatal":
+            if result["status"] in ("running", "done"):  # running: stopped by halving
+                self.board.finished(proposal.trial, proposal.lane.outer, Path(result["staged"]))
             proposal.lane.tell(proposal, result["score"])
 
     def __getstate__(self) -> dict[str, Any]:

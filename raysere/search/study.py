@@ -48,6 +48,7 @@ class StudySpec(_Model):
         trials: trials of each lane.
         max_epochs: upper limit of every trial's epochs.
         threads: torch threads of a worker; None takes the CPUs of a trial.
+        objective: what the sampler learns from: a trial's own ``score``, or its ``ensemble_gain`` (see :mod:`raysere.search.gain`).
         precision: of matrix products, see :class:`raysere.training.loop.Trainer`.
     """
 
@@ -67,6 +68,7 @@ class StudySpec(_Model):
     asha: Asha | None = None
     threads: int | None = Field(None, ge=1)
     device: str = "cpu"
+    objective: Literal["score", "ensemble_gain"] = "score"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def parsed_space(self) -> Space:

@@ -79,7 +79,8 @@ class TrialStream:
         self.ragged = view.spec.granularity != "utterance"
         self.dtype, self.product = torch.float32 if self.ragged else dtype, dtype
         self.budget = budget // (4 * folds)  # values of a matrix of each fold
-        self.count = np.where(self.present, view.lengths(self.at), 0)[rows] if self.ragged else np.ones(len(rows), dtype=np.int64)
+        self.complete = bool(self.present[rows].all())
+        self.count = self.lengths_of(rows) if self.ragged else np.ones(len(rows), dtype=np.int64)
         self.size = (int(self.count.sum()) + self.ragged) * width
         self.flat = not self.ragged and 4 * self.size <= budget
         self.copies = 4 * self.size * (folds + (folds > 1)) <= budget
@@ -96,6 +97,14 @@ class TrialStream:
     def present(self) -> np.ndarray:
         """Bool (N,): rows of the labels that have features."""
         return self.at >= 0
+
+    def lengths_of(self, rows: np.ndarray) -> np.ndarray:
+        """int64 (n,) feature rows of label rows, 0 where absent."""
+        return np.where(self.at[rows] >= 0, self.view.lengths(self.at[rows]), 0)
+
+    def mask(self, rows: Tensor) -> Tensor | None:
+        """Bool of the shape of ``rows``: which of these label rows have features; None where all of the trial do."""
+        return None if self.complete else self._at[rows] >= 0
 
     def raw(self) -> Tensor:
         """The layers side by side (n, W) float32 on the device; zeros where absent. With rows over time n counts those, and the zeros."""
@@ -200,10 +209,17 @@ class FoldStream:
             return self._padded(self.matrix, rows)
         if self.matrix is not None:
             x = self._rows(self.matrix, rows)
+            here = self.source.mask(rows)
+            if here is not None:
+                return self._stream(x, here.unsqueeze(-1))
             if len(self._valid) < len(rows):
-                self._valid = torch.ones(len(rows), 1, dtype=torch.bool, device=x.device)
+                with torch.inference_mode(False):  # a mask that a prediction made first must still serve training
+                    self._valid = torch.ones(len(rows), 1, dtype=torch.bool, device=x.device)
             return self._stream(x, self._valid[: len(rows)])
-        stream = self.source.view.batch(self.source._at[rows], self.source.layers, self.source.device)
+        stream = self.source.view.batch(self.source._at[rows].clamp_min(0), self.source.layers, self.source.device)
+        here = self.source.mask(rows)
+        if here is not None:
+            stream.mask = stream.mask & here.unsqueeze(-1)
         group = None if self.normaliser.group is None else self.normaliser.group[rows]
         return normalised(stream, self.normaliser, group)
 
@@ -242,7 +258,8 @@ def stacked_batch(streams: Sequence[FoldStream], rows: Tensor) -> Stream:
         x = first._rows(first.matrix, rows.flatten()).view(*rows.shape, -1)
     else:
         x = torch.stack([stream._rows(stream.matrix, own) for stream, own in zip(streams, rows, strict=True)])
-    return first._stream(x, torch.ones(*rows.shape, 1, dtype=torch.bool, device=x.device))
+    here = first.source.mask(rows)
+    return first._stream(x, torch.ones(*rows.shape, 1, dtype=torch.bool, device=x.device) if here is None else here.unsqueeze(-1))
 
 
 def normalised(stream: Stream, normaliser: normalise.Normaliser, group: Tensor | None) -> Stream:

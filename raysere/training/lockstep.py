@@ -142,7 +142,7 @@ class Lockstep:
         order, size = np.arange(len(rows)), _PREDICT_ROWS
         if any(source.view.spec.granularity != "utterance" for source in context.sources.values()):
             # longest first, so that an utterance is padded to its neighbours' length only
-            lengths = np.maximum.reduce([source.view.lengths(source.at[rows]) for source in context.sources.values()])
+            lengths = np.maximum.reduce([source.lengths_of(rows) for source in context.sources.values()])
             order, size = np.argsort(-lengths, kind="stable"), max(1, min(256, context.params.batch))
         with torch.inference_mode(), autocast(context.device, context.dtype):
             model = self.model.eval()

@@ -37,8 +37,8 @@ class Trainer:
 
     Args:
         method, params: what to train; ``params`` may be a dict.
-        data: from :func:`raysere.training.data.trial_data`. Rows without features in one of the streams are neither
-            trained on nor predicted.
+        data: from :func:`raysere.training.data.trial_data`. Rows without features in one of the streams (in
+            all of them, where the method takes partial ones) are neither trained on nor predicted.
         seed: of the trial; it does not depend on the order of trials.
         device: torch device. threads: torch threads, or None to leave them.
         memory: bytes that the feature matrices may take; beyond it rows are read batch by batch.
@@ -98,7 +98,7 @@ class Trainer:
             name: TrialStream(view, layers[name], labels, used, device=self.device, folds=len(data.folds), budget=share, dtype=dtype)
             for name, view in data.features.items()
         }
-        present = np.logical_and.reduce([source.present for source in sources.values()])
+        present = self.method.needs.usable(source.present for source in sources.values())
         columns = label_columns(data, self.device)
         pools = self.method.pools(self.params, self.shapes)
         context = TrialContext(

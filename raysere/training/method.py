@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -51,10 +51,15 @@ class Needs:
     granularities: frozenset[str] = frozenset({"utterance", "chunk", "frame"})
     modalities: frozenset[str] = frozenset({"audio", "text"})
     streams: int = 1  # how many feature streams at least
+    partial: bool = False  # an utterance may lack some of its streams, not all: there the mask of a stream is all False
     target_domain: bool = False
     phones: bool = False
     video: bool = False
     traces: bool = False
+
+    def usable(self, present: Iterable[np.ndarray]) -> np.ndarray:
+        """Bool (N,): utterances that the method can read, from bool (N,) of each stream."""
+        return (np.logical_or if self.partial else np.logical_and).reduce(list(present))
 
 
 @dataclass

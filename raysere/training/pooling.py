@@ -1,4 +1,4 @@
-"""Rows to one vector: mean, mean and standard deviation, attentive statistics; always on valid rows only (papers 3.2)."""
+"""Rows to one vector: mean, mean and standard deviation, attention, attentive statistics; always on valid rows only (papers 3.2, 3.4)."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def masked_mean_std(x: Tensor, mask: Tensor) -> Tensor:
     return torch.cat([mean, variance.clamp_min(VARIANCE_FLOOR).sqrt()], dim=-1)
 
 
-class AttentiveStatistics(nn.Module):
-    """``e_t = v . tanh(W x_t + b)``, ``a = softmax_t(e)`` on valid rows, ``[sum a x; sqrt(max(sum a x^2 - mu^2, 1e-5))]`` (papers 3.2).
+class AttentionPooling(nn.Module):
+    """``e_t = v . tanh(W x_t + b)``, ``a = softmax_t(e)`` on valid rows, ``sum a x`` (papers 3.4, UNICAMP).
 
     Args:
         dim: D of the rows. bottleneck: width of W.
@@ -41,15 +41,51 @@ class AttentiveStatistics(nn.Module):
         lowest = torch.full((mask.numel(),), torch.finfo(torch.float32).min, device=x.device)
         return torch.softmax(lowest.index_put((valid,), energy).view(mask.shape), dim=-1) * mask
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        weights = self.attention(x, mask).unsqueeze(1).to(x.dtype)  # (B, 1, T)
+    def mean(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x with zeros in the padding, weights (B, 1, T), weighted mean (B, D)."""
         x = torch.where(mask.unsqueeze(-1), x, 0.0)
-        mean = (weights @ x).squeeze(1)
+        weights = self.attention(x, mask).unsqueeze(1).to(x.dtype)
+        return x, weights, (weights @ x).squeeze(1)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.mean(x, mask)[2]
+
+
+class AttentiveStatistics(AttentionPooling):
+    """``[sum a x; sqrt(max(sum a x^2 - mu^2, 1e-5))]`` with the weights of :class:`AttentionPooling` (papers 3.2)."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        x, weights, mean = self.mean(x, mask)
         # about the mean: the same number as sum a x^2 - mu^2, without its cancellation; its derivative by the mean is zero
         variance = (weights @ (x - mean.detach().unsqueeze(1)).square()).squeeze(1)
         return torch.cat([mean, variance.clamp_min(VARIANCE_FLOOR).sqrt()], dim=-1)
 
 
+def attention_of(pooling: str, dim: int, bottleneck: int) -> AttentionPooling | None:
+    """The module of ``attention`` and ``attentive`` pooling; None for ``mean`` and ``mean_std``, which learn nothing."""
+    kinds: dict[str, type[AttentionPooling]] = {"attention": AttentionPooling, "attentive": AttentiveStatistics}
+    return kinds[pooling](dim, bottleneck) if pooling in kinds else None
+
+
+def pool(pooling: str, x: Tensor, mask: Tensor, attention: AttentionPooling | None) -> Tensor:
+    """Rows (B, T, D) to one vector (B, :func:`pooled_dim`); ``attention`` is that of :func:`attention_of`."""
+    if attention is not None:
+        return attention(x, mask)
+    return masked_mean(x, mask) if pooling == "mean" else masked_mean_std(x, mask)
+
+
+class Pooling(nn.Module):
+    """:func:`pool` as a module with what it learns; ``out`` is the width of its result."""
+
+    def __init__(self, kind: str, dim: int, bottleneck: int) -> None:
+        super().__init__()
+        self.kind, self.out = kind, pooled_dim(kind, dim)
+        self.attention = attention_of(kind, dim, bottleneck)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return pool(self.kind, x, mask, self.attention)
+
+
 def pooled_dim(pooling: str, dim: int) -> int:
     """Width of the pooled vector of rows of width ``dim``."""
-    return dim if pooling == "mean" else 2 * dim
+    return dim if pooling in ("mean", "attention") else 2 * dim

@@ -86,7 +86,7 @@ class Predictor:
 
         Args:
             views: the features by stream name, all with the same utterances in the same order (or the only one).
-            rows: int (n,) rows of the views; they must be present in all of them.
+            rows: int (n,) rows of the views; they must be present in all of them (in one, where the method takes partial ones).
             speakers: names (n,), for ``normalise: speaker``; without them the rows are taken for one speaker's. A speaker
                 with too few rows gets the statistics of the training data.
             corpora: names (n,), for ``normalise: corpus`` where training held several.
@@ -95,10 +95,13 @@ class Predictor:
         """
         views = self._views(views)
         rows = np.asarray(rows, dtype=np.int64)
-        for name, view in views.items():
-            if not view.present[rows].all():
-                absent = [view.utterances[row] for row in rows[~view.present[rows]][:5]]
-                raise DataError("Utterances without features cannot be predicted", where=f"{name}: {', '.join(absent)}")
+        usable = self.method.needs.usable(view.present[rows] for view in views.values())
+        if not usable.all():
+            row = int(rows[~usable][0])
+            lacking = [name for name, view in views.items() if not view.present[row]]
+            ids = next(iter(views.values())).utterances
+            absent = [ids[row] for row in rows[~usable][:5]]
+            raise DataError("Utterances without features cannot be predicted", where=f"{', '.join(lacking)}: {', '.join(absent)}")
         tables = {name: self._own_statistics(name, view, rows, speakers) for name, view in views.items()}
         parts = [
             mean_prediction(self._batch(views, rows[begin : begin + batch], slice(begin, begin + batch), tables, corpora))

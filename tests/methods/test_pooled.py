@@ -230,3 +230,24 @@ def test_terms_and_their_weights():
         assert torch.allclose(double[name], 2 * terms[name], rtol=1e-4)
     without, *_ = terms_at(0, {"attribute_term": 0}, data)
     assert "attributes" not in without
+
+
+def test_attributes_by_squared_error_and_sigmoid_and_the_weight_of_the_class_term():
+    data = toy_data("both")
+    plain, *_ = terms_at(0, {"attribute_head": "sigmoid"}, data)
+    squared, model, batch = terms_at(0, {"attribute_head": "sigmoid", "attribute_loss": "mse", "class_term": 1.5}, data)
+    assert torch.allclose(squared["class"], 1.5 * plain["class"])
+    values = torch.sigmoid(model.attributes(model.eval()(batch.streams)))
+    known = torch.isfinite(batch.attributes)
+    assert torch.allclose(squared["attributes"], 0.3 * 36 * ((values - batch.attributes)[known] ** 2).mean(), atol=1e-5)
+    assert torch.allclose(POOLED.predict(model, batch).attributes, values, atol=1e-6)
+
+
+def test_one_stream_with_rows_over_time_is_enough_for_attention():
+    mixed = Shapes(
+        toy_task(), {"audio": StreamShape("audio", {0: 8}, 2, "chunk"), "text": StreamShape("text", {0: 6}, 1, "utterance")}, (1 / 3,) * 3
+    )
+    model = build({"pooling": "attentive", "bottleneck": 8}, mixed)
+    POOLED.check(model.params, mixed)
+    assert [pool.width for pool in model.pools] == [16, 6]
+    assert model.pools[1].attention is None

@@ -161,3 +161,17 @@ def test_mixup():
     values = torch.randn(5, 4)
     assert torch.allclose(losses.mix(values, share, order), share * values + (1 - share) * values[order], atol=1e-6)
     assert torch.allclose(losses.mix(ONE_HOT[:3], 0.25, torch.tensor([1, 2, 0]))[0], torch.tensor([0.25, 0, 0.75]))
+
+
+def test_attribute_mse_is_in_points_of_a_scale_of_1_to_7_and_leaves_missing_out():
+    x = torch.tensor([[0.5, 0.0], [0.25, 1.0]], requires_grad=True)
+    target = torch.tensor([[0.0, float("nan")], [0.5, 0.75]])
+    value = losses.attribute_mse(x, target)
+    on_scale = [(1 + 6 * 0.5 - 1) ** 2, (1 + 6 * 0.25 - 4) ** 2, (7 - 5.5) ** 2]
+    assert float(value.detach()) == pytest.approx(sum(on_scale) / 3)
+    value.backward()
+    assert float(x.grad[0, 1]) == 0
+    assert float(x.grad[0, 0]) == pytest.approx(36 * 2 * 0.5 / 3)
+    nothing = losses.attribute_mse(x, torch.full((2, 2), float("nan")))
+    assert float(nothing.detach()) == 0
+    assert torch.allclose(losses.attribute_mse(torch.stack([x, x]), torch.stack([target, target])), value.expand(2))  # a value a fold

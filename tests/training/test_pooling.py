@@ -1,7 +1,7 @@
 import torch
 
 from raysere.training.dropout import Dropout, dropout
-from raysere.training.pooling import AttentiveStatistics, masked_mean, masked_mean_std, pooled_dim
+from raysere.training.pooling import AttentiveStatistics, Pooling, masked_mean, masked_mean_std, pooled_dim
 
 
 def ragged():
@@ -97,3 +97,16 @@ def test_dropout_follows_the_global_generator():
         draws.append(dropout(torch.ones(64), 0.5, True))
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
+
+
+def test_attention_pooling_is_the_mean_half_of_attentive_statistics():
+    x, mask = ragged()
+    dirty = x.masked_fill(~mask.unsqueeze(-1), float("nan"))
+    both = Pooling("attentive", 4, 3)
+    mean = Pooling("attention", 4, 3)
+    mean.load_state_dict(both.state_dict())
+    assert torch.allclose(mean(dirty, mask), both(x, mask)[:, :4], atol=1e-6)
+    assert (mean.out, both.out) == (4, 8)
+    for kind, function in (("mean", masked_mean), ("mean_std", masked_mean_std)):
+        assert torch.equal(Pooling(kind, 4, 3)(dirty, mask), function(x, mask))
+        assert not list(Pooling(kind, 4, 3).parameters())
