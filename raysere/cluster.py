@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -27,41 +26,6 @@ _LOCAL_SWITCHES = {
 }
 
 
-class _Ahead:
-    """A start of Ray in a thread, while this process reads its files."""
-
-    def __init__(self) -> None:
-        self.error: BaseException | None = None
-        self.thread = threading.Thread(target=self._run, name="raysere-start-ray", daemon=True)
-        self.thread.start()
-
-    def _run(self) -> None:
-        try:
-            _start_ray(None, 1.0, None)
-        except BaseException as error:  # it is raised where Ray is asked for
-            self.error = error
-
-
-_ahead: _Ahead | None = None
-
-
-def start_ray_ahead() -> None:
-    """Begin :func:`start_ray` in the background; the next call of it waits for the end, and raises what went wrong."""
-    global _ahead
-    if _ahead is None and not ("ray" in sys.modules and sys.modules["ray"].is_initialized()):
-        _ahead = _Ahead()
-
-
-def _join() -> BaseException | None:
-    """Wait for a start in the background; its error."""
-    global _ahead
-    started, _ahead = _ahead, None
-    if started is None:
-        return None
-    started.thread.join()
-    return started.error
-
-
 def start_ray(cpus: int | None = None, object_store_gb: float = 1.0, *, debug: bool | None = None) -> bool:
     """Connect to the cluster of ``RAY_ADDRESS``, or start Ray on this machine. Does nothing when this process is connected already.
 
@@ -76,12 +40,6 @@ def start_ray(cpus: int | None = None, object_store_gb: float = 1.0, *, debug: b
     Raises:
         EnvironmentFault: Ray does not start, or the cluster does not answer.
     """
-    if error := _join():
-        raise error
-    return _start_ray(cpus, object_store_gb, debug)
-
-
-def _start_ray(cpus: int | None, object_store_gb: float, debug: bool | None) -> bool:
     for name, value in _SWITCHES.items():
         os.environ.setdefault(name, value)
     import ray
@@ -130,7 +88,6 @@ def _start_ray(cpus: int | None, object_store_gb: float, debug: bool | None) -> 
 
 def stop_ray() -> None:
     """Disconnect; a Ray that :func:`start_ray` started on this machine ends with it."""
-    _join()
     if "ray" in sys.modules:
         import ray
 

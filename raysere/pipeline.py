@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import fcntl
+import importlib
 import os
 import shutil
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from raysere.cluster import start_ray, start_ray_ahead, stop_ray
+from raysere.cluster import start_ray, stop_ray
 from raysere.errors import ConfigError, MissingFileError
 from raysere.experiment import Experiment, load_experiment
 from raysere.files import atomic_write, explain_write_errors, read_json
@@ -84,7 +86,8 @@ def run_experiment(
     progress = progress or Progress(quiet=True)
     with _own_ray():
         if until != "extract" and not (experiment.run_folder / "experiment.yaml").is_file():
-            start_ray_ahead()  # a new run has trials to run: Ray starts while the data is read and checked
+            _import_ahead()
+            start_ray()  # a new run has trials to run: workers get ready while the data is read and checked
         return _run_stages(experiment, until, progress, retry_errors)
 
 
@@ -113,6 +116,18 @@ def _run_stages(experiment: Experiment, until: str, progress: Progress, retry_er
             outcome.report = write_report(folder)
             progress.say(f"report: {outcome.report}")
     return outcome
+
+
+def _import_ahead() -> None:
+    """Import what the checks need while this thread waits for Ray: torch and the methods take longer than all of the reading."""
+
+    def load() -> None:
+        with suppress(Exception):  # where it is needed it is imported again, and fails there
+            importlib.import_module("raysere.planning")
+            importlib.import_module("raysere.training.data")
+            importlib.import_module("raysere.methods.pooled")
+
+    threading.Thread(target=load, name="raysere-imports", daemon=True).start()
 
 
 @contextmanager
