@@ -156,4 +156,6 @@ def _experiment(root: Path) -> tuple[Path, Path]:
     return path, root / "runs"
 
 
-LIMITS = "."
+LIMITS = """Imports and the start of Ray's own daemons, on both sides: the driver's (Ray, polars, torch), the daemons', and those of the
+    workers (torch, once a process, begun before there is a trial) fill two cores until the first trial. Reading and checking the
+    experiment takes half a second of ours, the first trial itself one."""

@@ -48,6 +48,13 @@ def folder_of(outcome: dict) -> Path:
     return Path(outcome["staged"])
 
 
+@pytest.mark.parametrize(("precision", "dtype"), [("auto", torch.float32), ("bfloat16", torch.bfloat16)])
+def test_products_are_computed_in_the_precision_of_the_study(run_dir: Path, precision: str, dtype: torch.dtype) -> None:
+    run = trial(run_dir, toy_study(f"in-{precision}", outer=(0, 1), precision=precision))
+    assert run.advance()["status"] == "done"
+    assert run.trainer.folds[0].context.dtype == dtype
+
+
 def test_it_stops_at_each_rung_and_stages_everything(run_dir: Path) -> None:
     run = trial(run_dir, toy_study("rungs", outer=(0, 1), asha=Asha(grace=1, reduction=2)), outer=1)
     epochs, statuses, folders = [], [], []
