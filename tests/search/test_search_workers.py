@@ -34,11 +34,11 @@ def test_the_next_configuration_is_asked_for_while_all_workers_are_busy() -> Non
     searcher = LaneSearcher(there, slots=2)
     first = searcher.suggest("a")
     searcher.ask_ahead()
-    assert there.lanes[0].started == 1  # a worker is free: whoever is next may still learn from what ends
+    assert len(there.lanes[0].running) == 1  # a worker is free: whoever is next may still learn from what ends
     second = searcher.suggest("b")
     searcher.ask_ahead()
     searcher.ask_ahead()
-    assert there.lanes[0].started == 3  # once
+    assert len(there.lanes[0].running) == 3  # once
     assert [first, second, searcher.suggest("c")] == [{"job": f'{{"number": {number}}}'} for number in range(3)]
 
 
@@ -47,7 +47,7 @@ def test_a_search_of_one_trial_at_a_time_asks_nothing_ahead() -> None:
     searcher = LaneSearcher(there, slots=1)
     searcher.suggest("a")
     searcher.ask_ahead()
-    assert there.lanes[0].started == 1
+    assert len(there.lanes[0].running) == 1
 
 
 def test_a_record_is_written_one_step_after_the_end_and_none_is_lost() -> None:
