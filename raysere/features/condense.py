@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from raysere.errors import DataError
-from raysere.features.spec import FeatureSpec
+from raysere.features.spec import PERCENTILES, FeatureSpec
 
 
 def chunk_bounds(frames: int, window: int, hop: int) -> tuple[np.ndarray, np.ndarray]:
@@ -34,9 +34,10 @@ def chunk_count(frames: int, window: int, hop: int) -> int:
     return 1 if frames <= window else 1 + math.ceil((frames - window) / hop)
 
 
-def condense(rows: np.ndarray, number: int, spec: FeatureSpec) -> np.ndarray:
+def condense(rows: np.ndarray, number: int, spec: FeatureSpec, speech: np.ndarray | None = None) -> np.ndarray:
     """Stored rows of one layer of one item, in the store's dtype: (rows, ``spec.width(number)``).
 
+    ``speech`` is bool (rows,): frames that count in the statistics of an utterance; None for all.
     Raises DataError for rows that are empty, not finite, of another dim than the spec says, or beyond float16.
     """
     layer = spec.layer(number)
@@ -49,18 +50,25 @@ def condense(rows: np.ndarray, number: int, spec: FeatureSpec) -> np.ndarray:
         raise DataError("too short: the backbone gave no frame")
     if not np.isfinite(rows).all():
         raise DataError(f"layer {number} of the backbone gave values that are not finite")
-    if len(spec.stats(number)) == 2:
+    if len(spec.stats(number)) > 1:
         if spec.granularity == "utterance":
-            rows = _mean_std(rows.astype(np.float64))[None]
+            rows = _statistics((rows if speech is None else rows[speech]).astype(np.float64), spec)[None]
         else:
             wide = rows.astype(np.float64)
             pieces = [wide[start:end] for start, end in zip(*chunk_bounds(len(wide), *spec.chunk_frames()), strict=True)]
-            rows = np.stack([_mean_std(piece) for piece in pieces])
+            rows = np.stack([_statistics(piece, spec) for piece in pieces])
     if spec.dtype == "float16" and np.abs(rows).max(initial=0) > 65504:
         raise DataError(
             f"layer {number} reaches {np.abs(rows).max():.3g}, more than float16 can hold; set dtype: float32 for these features"
         )
     return np.ascontiguousarray(rows, dtype=spec.dtype)
+
+
+def _statistics(wide: np.ndarray, spec: FeatureSpec) -> np.ndarray:
+    """The statistics of the spec (its count * dim,) of float64 (rows, dim)."""
+    if spec.statistics == "mean_std":
+        return _mean_std(wide)
+    return np.concatenate([_mean_std(wide), np.percentile(wide, PERCENTILES, axis=0).ravel()])
 
 
 def _mean_std(wide: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ from raysere.features.backbone import Backbone, Item
 from raysere.features.condense import condense
 from raysere.features.content import Failure, Work
 from raysere.features.shards import write_shard
+from raysere.features.silence import speech_frames
 from raysere.features.spec import LEVEL_RMS, FeatureSpec
 from raysere.malloc import keep_memory
 
@@ -197,11 +198,19 @@ class Encoder:
                 return
             yield pairs[0][0], _fault(pairs[0][0], error)
             return
-        for (work, _), rows in zip(pairs, encoded, strict=True):
+        for (work, item), rows in zip(pairs, encoded, strict=True):
             try:
-                yield work, [condense(layer, number, self.spec) for layer, number in zip(rows, numbers, strict=True)]
+                layers = zip(rows, numbers, strict=True)
+                yield work, [condense(layer, number, self.spec, self._speech(item, layer)) for layer, number in layers]
             except DataError as error:
                 yield work, _failure(work, error.what)
+
+    def _speech(self, item: Item, rows: np.ndarray) -> np.ndarray | None:
+        """Which frames count, where the spec leaves silence out."""
+        spec = self.spec
+        if spec.silence_db is None or item.wave is None or len(rows) < 2 or spec.frame_s is None or spec.sampling_rate is None:
+            return None
+        return speech_frames(item.wave, len(rows), spec.frame_s * spec.sampling_rate, spec.silence_db)
 
 
 def _failure(work: Work, reason: str, *, lasting: bool = True) -> Failure:

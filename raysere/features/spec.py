@@ -20,6 +20,9 @@ from raysere.files import canonical_json, digest
 
 FORMAT = "raysere.features/1"
 Granularity = Literal["utterance", "chunk", "frame"]
+Statistics = Literal["mean_std", "order"]
+PERCENTILES = (10, 50, 90)
+_STATISTICS = {"mean_std": ("mean", "std"), "order": ("mean", "std", *(f"p{share}" for share in PERCENTILES))}
 READER = 1  # version of how features/audio.py turns a file into samples; a change there that moves samples raises it
 LEVEL_RMS = 0.05  # target of level="rms": -26 dB below full scale, the usual active speech level
 
@@ -30,7 +33,9 @@ class FeatureConfig(BaseModel):
     ``layers`` are numbers (0 is what enters the first block) or names, or ``all``. ``dtype`` is that of the store;
     by default float32 for utterance statistics and float16 for chunks and frames. ``chunk_s`` and ``chunk_hop_s`` are
     seconds and matter for ``chunk`` only. ``level`` = ``rms`` scales each clip to one root mean square before the
-    backbone hears it. ``channel`` is a channel number, ``mix`` for the mean of all, or None for the policy of
+    backbone hears it. ``statistics`` of the frames of an utterance or chunk: mean and standard deviation, or those and the 10th, 50th
+    and 90th percentile (``order``). ``silence_db`` leaves frames out of the statistics of an utterance whose level lies so many dB
+    under its loudest frame. ``channel`` is a channel number, ``mix`` for the mean of all, or None for the policy of
     :func:`raysere.features.audio.read_audio`. ``options`` are passed to the backbone.
     """
 
@@ -45,6 +50,8 @@ class FeatureConfig(BaseModel):
     modality: Literal["audio", "text"] | None = None
     channel: Literal["mix"] | Annotated[int, Field(ge=0, le=63)] | None = None
     level: Literal["none", "rms"] = "none"
+    statistics: Statistics = "mean_std"
+    silence_db: float | None = Field(None, gt=0, le=120)
     options: dict[str, str | int | float | bool] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -65,7 +72,8 @@ class FeatureConfig(BaseModel):
 class StreamShape:
     """Shape of one feature stream: width of a row by layer number (dim times statistics).
 
-    ``stats`` is 2 where every row is [mean; std] side by side, else 1; ``layer_stats`` tells it layer by layer.
+    ``stats`` is how many statistics of the frames stand side by side in every row, the mean first (2 for [mean; std]), or 1;
+    ``layer_stats`` tells it layer by layer.
     """
 
     modality: Literal["audio", "text"]
@@ -76,7 +84,7 @@ class StreamShape:
     layer_stats: dict[int, int] = field(default_factory=dict)
 
     def stats_of(self, layer: int) -> int:
-        """Parts of a row of that layer: 2 for [mean; std], else 1."""
+        """Parts of a row of that layer: 2 for [mean; std], 5 with percentiles, 1 for a vector that is no statistic of frames."""
         return self.layer_stats.get(layer, self.stats)
 
 
@@ -110,6 +118,8 @@ class FeatureSpec(BaseModel):
     chunk_hop_s: float | None = None
     channel: Literal["mix"] | int | None = None
     level: Literal["none", "rms"] = "none"
+    statistics: Statistics = "mean_std"
+    silence_db: float | None = None
     reader: int = 0  # version of the audio reader; 0 where no audio is read
 
     @property
@@ -139,8 +149,9 @@ class FeatureSpec(BaseModel):
         raise ConfigError(f"Layer {number!r} is not among the cached layers of {self.backbone}", choices=self.numbers)
 
     def stats(self, number: int) -> tuple[str, ...]:
-        """What a stored row of the layer consists of, each part ``dim`` wide: ("mean", "std") where frames were pooled, else ("value",)."""
-        return ("mean", "std") if self.granularity != "frame" and self.layer(number).rows == "frame" else ("value",)
+        """What a stored row of the layer consists of, each part ``dim`` wide: "mean", "std", ... where frames were pooled, else "value"."""
+        pooled = self.granularity != "frame" and self.layer(number).rows == "frame"
+        return _STATISTICS[self.statistics] if pooled else ("value",)
 
     def width(self, number: int) -> int:
         """Width of a stored row: dim times the number of statistics."""
@@ -212,6 +223,12 @@ def resolve(config: FeatureConfig | dict[str, Any]) -> FeatureSpec:
         raise ConfigError(f"The backbone {info.name!r} is of modality {info.modality!r}, not {config.modality!r}", where="modality")
     if config.level != "none" and info.modality == "text":
         raise ConfigError("A text backbone has no level to normalise", where="level", choices=["none"])
+    if config.silence_db is not None and (info.frame_s is None or info.modality == "text"):
+        raise ConfigError(f"The rows of {info.name!r} are no steps of time in a recording, so none of them is silent", where="silence_db")
+    if config.silence_db is not None and config.granularity != "utterance":
+        raise ConfigError("silence_db is for the statistics of whole utterances", where="silence_db", choices=["granularity: utterance"])
+    if config.statistics != "mean_std" and config.granularity == "frame":
+        raise ConfigError("Frames are stored as they are: they have no statistics", where="statistics", choices=["mean_std"])
     layers = _layers(config, info)
     if config.granularity == "chunk" and info.frame_s is None:
         raise ConfigError(
@@ -234,6 +251,8 @@ def resolve(config: FeatureConfig | dict[str, Any]) -> FeatureSpec:
         chunk_s=config.chunk_s if chunk else None,
         chunk_hop_s=config.chunk_hop_s if chunk else None,
         level=config.level,
+        statistics=config.statistics,
+        silence_db=config.silence_db,
     )
     return spec.model_copy(update={"reader": READER, "channel": config.channel}) if spec.reads == "wave" else spec
 

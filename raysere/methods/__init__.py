@@ -7,6 +7,7 @@ METHODS = Registry(
     "raysere.methods",
     {
         "pooled": "raysere.methods.pooled:Pooled",
+        "kernel": "raysere.methods.kernel:Kernel",
         "concat": "raysere.methods.concat:Concat",
         "xattn": "raysere.methods.xattn:Xattn",
         "xattn_std": "raysere.methods.xattn_std:XattnStd",

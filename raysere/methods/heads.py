@@ -149,11 +149,14 @@ class HeadedMethod(Method):
     def effective_prior(self, params: Any, train_prior: tuple[float, ...]) -> tuple[float, ...]:
         """Proportional to ``pi^(1 - alpha - tau)``: class weights take away alpha, the log prior of a training-time adjustment
         tau; uniform where the sampler is balanced (papers 3.7 step 1)."""
-        if not train_prior or params.sampler != "natural":
-            return (1 / len(train_prior),) * len(train_prior) if train_prior else ()
         exponent = 1 - params.class_weight - (params.tau if params.loss in ("vs", "logit_adjusted") else 0)
-        shares = np.maximum(np.asarray(train_prior, dtype=np.float64), 1e-6) ** exponent
-        return tuple((shares / shares.sum()).tolist())
+        return tempered_prior(train_prior, exponent if params.sampler == "natural" else 0)
+
+
+def tempered_prior(prior: tuple[float, ...], exponent: float) -> tuple[float, ...]:
+    """``pi^exponent``, normalised; empty without classes."""
+    shares = np.maximum(np.asarray(prior, dtype=np.float64), 1e-6) ** exponent
+    return tuple((shares / shares.sum()).tolist())
 
 
 def _class_terms(model: HeadedModel, logits: Tensor, batch: Batch, step: Step, mixing: Mixing | None) -> dict[str, Tensor]:

@@ -54,14 +54,14 @@ class StreamLayers(nn.Module):
 
     Args:
         numbers: the layers that are read. kind: as in :class:`StreamParams`. width: of layers that must be projected to be mixed.
-        mean_only: of [mean; std] rows of utterance granularity keep the mean.
+        mean_only: of rows of utterance granularity that are statistics keep the mean.
     """
 
     def __init__(self, shape: StreamShape, numbers: list[int], kind: str, width: int, *, mean_only: bool = False) -> None:
         super().__init__()
         self.numbers, self.kind, self.flat = numbers, kind, shape.granularity == "utterance"
-        halves = self.flat and mean_only
-        self.take = [shape.layers[number] // 2 if halves and shape.stats_of(number) == 2 else shape.layers[number] for number in numbers]
+        means = self.flat and mean_only
+        self.take = [shape.layers[number] // (shape.stats_of(number) if means else 1) for number in numbers]
         self.mix = LayerMix(self.take, width) if kind == "mix" and len(numbers) > 1 else None
         self.dim = self.mix.dim if self.mix else sum(self.take) if kind == "concat" else self.take[0]
 
@@ -85,7 +85,7 @@ class StreamPool(StreamLayers):
     """One feature stream (B, T, D) of some layers to one vector (B, ``width``); rows of utterance granularity are pooled already."""
 
     def __init__(self, shape: StreamShape, numbers: list[int], params: Any, width: int) -> None:
-        # of [mean; std] rows plain mean keeps the first half
+        # of rows that are statistics plain mean keeps the first
         super().__init__(shape, numbers, params.layers, width, mean_only=params.pooling == "mean")
         self.pooling = params.pooling
         self.attention = None if self.flat else attention_of(self.pooling, self.dim, params.bottleneck)

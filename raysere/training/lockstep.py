@@ -45,7 +45,10 @@ class Lockstep:
         """One epoch; each loss term, times the items of its batch, is added to ``sums`` on the device."""
         device = self.context.device
         seeds = [fold.seed(EPOCH, epoch) for fold in self.folds]
-        if not self.stacked:
+        if self.context.method.closed:
+            with seeded(seeds[0], device), torch.no_grad():
+                self._solve(sums)
+        elif not self.stacked:
             with seeded(seeds[0], device):
                 self._train(epoch, sums, [])
         else:
@@ -80,6 +83,14 @@ class Lockstep:
                 share = (value.detach() * weights).sum() if self.stacked else value.detach() * weights
                 sums[name] = sums[name] + share if name in sums else share
             self.steps = [taken + (count > 0) for taken, count in zip(self.steps, items, strict=True)]
+
+    def _solve(self, sums: dict[str, Tensor]) -> None:
+        """The closed form of one fold, from all its training rows."""
+        fold = self.folds[0]
+        columns: dict[str, Any] = {name: None if x is None else x[fold.index] for name, x in self.context.columns.items()}
+        batch = Batch(fold.index, {name: stream.batch(fold.index) for name, stream in fold.streams.items()}, **columns)
+        for name, value in self.context.method.solve(self.model.train(), batch).items():
+            sums[name] = sums.get(name, torch.zeros((), device=self.context.device)) + value * len(fold.index)
 
     def _hand_out(self, items: Sequence[int]) -> None:
         """Give each fold's parameters their part of the stacked gradients; a fold without items takes no step."""

@@ -123,6 +123,7 @@ class Method(abc.ABC):
     name: ClassVar[str]
     Params: ClassVar[type[LoopParams]]
     needs: ClassVar[Needs] = Needs()
+    closed: ClassVar[bool] = False  # whether :meth:`solve` takes the place of gradient steps
 
     def check(self, params: Any, shapes: Shapes) -> None:  # noqa: B027 (a hook: accepting is the default)
         """Raise ConfigError where these params cannot work on these streams (a layer that is not there). Default: accept."""
@@ -163,6 +164,13 @@ class Method(abc.ABC):
     @abc.abstractmethod
     def losses(self, model: nn.Module, batch: Batch, step: Step) -> Mapping[str, Tensor]:
         """Named scalar terms; the loop adds and logs them. ``model.training`` is True."""
+
+    def solve(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        """Set the weights from all training rows at once, where the method is ``closed``; named scalar terms at the solution.
+
+        Called once an epoch, without gradients and in float32; such a method's ``Params`` hold ``epochs`` to 1.
+        """
+        raise NotImplementedError(f"{type(self).__name__} is not closed")
 
     @abc.abstractmethod
     def predict(self, model: nn.Module, batch: Batch) -> Prediction:
