@@ -147,7 +147,9 @@ def price(experiment: Experiment, *, seconds: float = 10.0) -> dict[str, Any]:
 
     prepared = prepare(experiment)
     manifest = prepared.manifest.used_by(prepared.splits)
-    features = {name: plan(manifest, spec, experiment.store_folder, seconds=seconds).to_json() for name, spec in prepared.specs.items()}
+    features = {
+        name: plan(heard, spec, experiment.store_folder, seconds=seconds).to_json() for name, (spec, heard) in prepared.heard().items()
+    }
     lanes = prepared.splits["outer"].n_unique()
     studies = {study.name: {"trials": study.trials * lanes, "trials_of_each_fold": study.trials} for study in prepared.studies}
     return {
@@ -164,8 +166,7 @@ def _extract(prepared: Prepared, progress: Progress) -> pl.DataFrame:
     from raysere.features.extract import extract
 
     rejected = [prepared.rejected.select(list(REJECTED))]
-    manifest = prepared.manifest.used_by(prepared.splits)
-    for name, spec in prepared.specs.items():
+    for name, (spec, manifest) in prepared.heard().items():
         done = extract(
             manifest,
             spec,

@@ -11,7 +11,7 @@ import polars as pl
 from raysere.corpora.labels import ClassMap
 from raysere.errors import ConfigError
 from raysere.experiment import Experiment, SearchEntry
-from raysere.features.spec import FeatureSpec
+from raysere.features.spec import FeatureSpec, copies
 from raysere.training.task import Task
 
 if TYPE_CHECKING:
@@ -32,7 +32,15 @@ def plan_studies(
     studies = []
     for entry in experiment.search:
         space = _checked_space(entry, task, specs)
-        streams = tuple(StudyFeature(name=name, spec_key=specs[name].key, modality=specs[name].modality) for name in entry.streams)
+        streams = tuple(
+            StudyFeature(
+                name=name,
+                spec_key=specs[name].key,
+                modality=specs[name].modality,
+                copies={speed: spec.key for speed, spec in copies(specs[name], experiment.features[name]).items()},
+            )
+            for name in entry.streams
+        )
         halving = experiment.halving
         studies.append(
             StudySpec(

@@ -20,7 +20,7 @@ from raysere.corpora.splits import describe_splits, make_splits, verify_splits
 from raysere.doctor import versions
 from raysere.errors import ConfigError
 from raysere.experiment import Experiment
-from raysere.features.spec import FeatureSpec, resolve
+from raysere.features.spec import FeatureSpec, copies, resolve
 from raysere.files import atomic_write, explain_write_errors, read_yaml, write_yaml
 from raysere.training.task import Task
 
@@ -42,6 +42,20 @@ class Prepared:
     splits: pl.DataFrame
     specs: dict[str, FeatureSpec]
     studies: list[Any]
+
+    def heard(self) -> dict[str, tuple[FeatureSpec, Manifest]]:
+        """What is to be extracted, and of which clips: the features by name, and those of altered copies as ``name@speed``.
+
+        Nobody learns from a copy of a clip that is only tested.
+        """
+        everything = self.manifest.used_by(self.splits)
+        taught = self.manifest.used_by(self.splits.filter(pl.col("role") == "pool"))
+        result = {}
+        for name, spec in self.specs.items():
+            result[name] = (spec, everything)
+            for speed, copy in copies(spec, self.experiment.features[name]).items():
+                result[f"{name}@{speed}"] = (copy, taught)
+        return result
 
 
 def load_manifest(experiment: Experiment) -> tuple[Manifest, pl.DataFrame]:

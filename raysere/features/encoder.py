@@ -162,7 +162,7 @@ class Encoder:
     def _read(self, work: Work) -> tuple[Work, Item] | Failure:
         if self.spec.reads != "wave":
             return work, Item(work.utterance, text=work.text, language=work.language)
-        from raysere.features.audio import read_audio
+        from raysere.features.audio import read_audio, resample
 
         assert self.backbone is not None
         assert work.path is not None
@@ -174,6 +174,9 @@ class Encoder:
             )
         except (DataError, MissingFileError) as error:
             return _failure(work, error.what)
+        if self.spec.speed != 1:
+            rate = self.spec.sampling_rate or 0
+            wave = resample(wave, round(rate * self.spec.speed), rate)
         if self.spec.level == "rms":
             wave = wave * np.float32(LEVEL_RMS / np.sqrt(np.mean(np.square(wave, dtype=np.float64))))
         return work, Item(work.utterance, wave=wave, language=work.language)

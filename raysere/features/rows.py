@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import uuid
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -82,6 +84,18 @@ class MemoryLayers:
 
     def array(self, shard: int, layer: int) -> np.ndarray:
         return self.layers[layer]
+
+
+class JoinedLayers:
+    """Several sources as one: the shards of the second are numbered on from ``starts[1]``, and so on."""
+
+    def __init__(self, sources: Sequence[LayerSource], starts: Sequence[int]) -> None:
+        self.token = digest([source.token for source in sources])
+        self.sources, self.starts = list(sources), list(starts)
+
+    def array(self, shard: int, layer: int) -> np.ndarray:
+        number = bisect_right(self.starts, shard) - 1
+        return self.sources[number].array(shard - self.starts[number], layer)
 
 
 def shard_name(number: int) -> str:

@@ -35,7 +35,8 @@ class FeatureConfig(BaseModel):
     seconds and matter for ``chunk`` only. ``level`` = ``rms`` scales each clip to one root mean square before the
     backbone hears it. ``statistics`` of the frames of an utterance or chunk: mean and standard deviation, or those and the 10th, 50th
     and 90th percentile (``order``). ``silence_db`` leaves frames out of the statistics of an utterance whose level lies so many dB
-    under its loudest frame. ``channel`` is a channel number, ``mix`` for the mean of all, or None for the policy of
+    under its loudest frame. ``speeds`` are factors at which clips are heard once more, as further material to train on: 1.1 is a tenth
+    faster and higher, as of another speaker. ``channel`` is a channel number, ``mix`` for the mean of all, or None for the policy of
     :func:`raysere.features.audio.read_audio`. ``options`` are passed to the backbone.
     """
 
@@ -52,6 +53,7 @@ class FeatureConfig(BaseModel):
     level: Literal["none", "rms"] = "none"
     statistics: Statistics = "mean_std"
     silence_db: float | None = Field(None, gt=0, le=120)
+    speeds: tuple[Annotated[float, Field(ge=0.5, le=2)], ...] = ()
     options: dict[str, str | int | float | bool] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -60,6 +62,8 @@ class FeatureConfig(BaseModel):
             raise ValueError(
                 f"chunk_hop_s = {self.chunk_hop_s:g} is longer than chunk_s = {self.chunk_s:g}: what lies between two chunks would be lost"
             )
+        if len(set(self.speeds)) < len(self.speeds) or any(speed == 1 or round(speed, 2) != speed for speed in self.speeds):
+            raise ValueError(f"speeds are different factors of two decimals other than 1, not {list(self.speeds)}")
         return self
 
     @property
@@ -120,6 +124,7 @@ class FeatureSpec(BaseModel):
     level: Literal["none", "rms"] = "none"
     statistics: Statistics = "mean_std"
     silence_db: float | None = None
+    speed: float = 1.0
     reader: int = 0  # version of the audio reader; 0 where no audio is read
 
     @property
@@ -198,6 +203,11 @@ class FeatureSpec(BaseModel):
         return hash(canonical_json(self.model_dump(mode="json")))
 
 
+def copies(spec: FeatureSpec, config: FeatureConfig) -> dict[str, FeatureSpec]:
+    """The same features of clips at each of the config's ``speeds``, by the speed as text."""
+    return {f"{speed:g}": spec.model_copy(update={"speed": speed}) for speed in sorted(config.speeds)}
+
+
 def common_stats(spec: FeatureSpec, layers: Iterable[int]) -> int:
     """How many statistics stand side by side in a row of all these layers; 1 (one opaque vector) where they differ."""
     values = {len(spec.stats(layer)) for layer in layers}
@@ -229,6 +239,8 @@ def resolve(config: FeatureConfig | dict[str, Any]) -> FeatureSpec:
         raise ConfigError("silence_db is for the statistics of whole utterances", where="silence_db", choices=["granularity: utterance"])
     if config.statistics != "mean_std" and config.granularity == "frame":
         raise ConfigError("Frames are stored as they are: they have no statistics", where="statistics", choices=["mean_std"])
+    if config.speeds and (info.sampling_rate is None or info.name.startswith("table:")):
+        raise ConfigError(f"{info.name!r} hears no recording that could be played faster", where="speeds")
     layers = _layers(config, info)
     if config.granularity == "chunk" and info.frame_s is None:
         raise ConfigError(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from raysere.errors import ConfigError, DataError
 from raysere.features.residency import RESIDENT
-from raysere.features.rows import LayerSource, MemoryLayers, Placement, flat, gather, offsets, pack
+from raysere.features.rows import JoinedLayers, LayerSource, MemoryLayers, Placement, flat, gather, offsets, pack
 from raysere.features.spec import common_stats
 from raysere.files import digest
 
@@ -60,6 +60,19 @@ class FeatureView:
         self.present = placement.present
         self._token = digest(source.token + placement.fingerprint)
         self._numbers: dict[str, int] | None = None
+
+    def joined(self, others: Mapping[str, FeatureView]) -> FeatureView:
+        """This view, followed by the utterances of views of the same layers, whose ids get ``@`` and the view's name appended."""
+        views = [self, *others.values()]
+        starts = np.concatenate([[0], np.cumsum([view.placement.shard.max(initial=-1) + 1 for view in views])]).tolist()
+        shards = [np.where(view.present, view.placement.shard + start, -1) for view, start in zip(views, starts, strict=False)]
+        placement = Placement(
+            np.concatenate(shards).astype(np.int32),
+            np.concatenate([view.placement.first for view in views]),
+            np.concatenate([view.placement.rows for view in views]),
+        )
+        ids = [*self.utterances, *(f"{utterance}@{name}" for name, view in others.items() for utterance in view.utterances)]
+        return FeatureView(self.spec, ids, placement, JoinedLayers([view.source for view in views], starts[:-1]))
 
     @classmethod
     def from_arrays(cls, spec: FeatureSpec, utterances: Sequence[str], layers: Mapping[int, Sequence[np.ndarray | None]]) -> FeatureView:

@@ -26,6 +26,7 @@ class StudyFeature(_Model):
     name: str
     spec_key: str
     modality: Literal["audio", "text"] = "audio"
+    copies: dict[str, str] = Field(default_factory=dict)  # name of an altered copy of the clips to its key
 
 
 class Asha(_Model):
@@ -97,7 +98,9 @@ class StudySpec(_Model):
         return digest(
             {
                 "method": self.method,
-                "features": [feature.spec_key for feature in self.features],
+                "features": [
+                    [feature.spec_key, *feature.copies.values()] if feature.copies else feature.spec_key for feature in self.features
+                ],
                 "params": params,
                 "max_epochs": self.max_epochs,
             }

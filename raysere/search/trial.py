@@ -19,7 +19,7 @@ from typing import Any
 from raysere.errors import ConfigError, EnvironmentFault, InfeasibleTrial, RaysereError
 from raysere.files import atomic_folder, digest
 from raysere.search.ledger import TRIAL_FORMAT, Ledger, empty_rows, json_head, write_head
-from raysere.search.study import StudySpec, read_study
+from raysere.search.study import StudyFeature, StudySpec, read_study
 
 OUTCOME = "outcome.json"
 
@@ -56,7 +56,7 @@ class Workshop:
         from raysere.corpora.labels import class_map
         from raysere.corpora.manifest import Manifest
         from raysere.features.store import FeatureStore
-        from raysere.training.data import build_labels, trial_data
+        from raysere.training.data import add_copies, build_labels, trial_data
 
         manifest = self._keep(("manifest", run_dir), lambda: Manifest.read(run_dir / "manifest.parquet"))
         rules = json.dumps([study.class_map, study.task.model_dump(mode="json")], sort_keys=True)
@@ -67,20 +67,32 @@ class Workshop:
         splits = self._keep(("splits", run_dir), lambda: pl.read_parquet(run_dir / "splits.parquet"))
         used = self._keep(("used", run_dir), lambda: manifest.used_by(splits))
         store = str(run_dir / study.store)
+        taught = self._keep(("taught", run_dir), lambda: manifest.used_by(splits.filter(pl.col("role") == "pool")))
+
+        def view(key: str, table: Any) -> Any:
+            return self._keep(("view", run_dir, store, key, len(table)), lambda: FeatureStore(_on_this_node(store, key)).open(key, table))
+
+        def whole(feature: StudyFeature) -> Any:
+            clips = view(feature.spec_key, used)
+            copies = feature.copies.items()
+            return clips.joined({name: view(key, taught) for name, key in copies}) if copies else clips
+
         views = {
             feature.name: self._keep(
-                ("view", run_dir, store, feature.spec_key),
-                lambda key=feature.spec_key: FeatureStore(_on_this_node(store, key)).open(key, used),
+                ("whole", run_dir, store, feature.spec_key, *feature.copies.values()), lambda feature=feature: whole(feature)
             )
             for feature in study.features
         }
-        names = tuple(sorted(views))
-        return self._keep(
-            ("data", run_dir, rules, outer, names, tuple(feature.spec_key for feature in study.features)),
-            lambda: trial_data(
+        altered = sorted({name for feature in study.features for name in feature.copies})
+
+        def data() -> Any:
+            here = trial_data(
                 labels, splits, outer, views, study.task, by_speaker=study.by == "speaker", linked_speakers=manifest.linked_speakers
-            ),
-        )
+            )
+            return add_copies(here, altered) if altered else here
+
+        streams = tuple((feature.name, feature.spec_key, *feature.copies.values()) for feature in study.features)
+        return self._keep(("data", run_dir, rules, outer, streams), data)
 
     def places(self, labels: Any) -> dict[str, int]:
         """Row of the labels by utterance."""

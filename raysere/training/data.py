@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -160,6 +161,28 @@ def trial_data(
     _disjoint(labels, rows[pool], test, where)
     _no_shared_speaker(labels, person, rows[pool & teaches[rows]], test, where)
     return TrialData(task, labels, tuple(folds), test, dict(features))
+
+
+def add_copies(data: TrialData, names: Sequence[str]) -> TrialData:
+    """The same trial with altered copies of its clips: labels of ``utterance@name`` for every name, spoken by speakers of their own."""
+    labels, count = data.labels, len(data.labels)
+    rows = np.concatenate([data.test, *(part for fold in data.folds for part in (fold.train, fold.dev))])
+    rows = np.setdiff1d(rows, data.test) if len(data.test) else np.unique(rows)
+    every = np.concatenate([np.arange(count), *([rows] * len(names))])
+    number = np.concatenate([np.zeros(count, dtype=np.int64), np.repeat(np.arange(1, len(names) + 1), len(rows))])
+
+    columns = ("label", "soft", "attributes", "corpus", "sex", "duration_s", "votes")
+    grown: dict[str, Any] = {name: None if (values := getattr(labels, name)) is None else values[every] for name in columns}
+    ids = [*labels.utterances, *(f"{labels.utterances[row]}@{name}" for name in names for row in rows)]
+    speakers = [*labels.speakers, *(f"{speaker}@{name}" for name in names for speaker in labels.speakers)]
+    wide = replace(
+        labels,
+        utterances=ids,
+        speakers=speakers,
+        speaker=labels.speaker[every] + number * len(labels.speakers),
+        **grown,
+    )
+    return replace(data, labels=wide, original=np.where(number > 0, every, -1))
 
 
 def _disjoint(labels: Labels, train: np.ndarray, held: np.ndarray, where: str) -> None:

@@ -72,7 +72,8 @@ class FoldTrainer:
     def __init__(self, context: TrialContext, fold: Fold) -> None:
         self.context, self.number = context, fold.number
         data, labels, params, device = context.data, context.data.labels, context.params, context.device
-        self.rows = context.method.train_rows(params, labels, fold.train[context.present[fold.train]], data.task)
+        train = data.with_copies(fold.train) if params.augment else fold.train
+        self.rows = context.method.train_rows(params, labels, train[context.present[train]], data.task)
         self.dev = fold.dev[context.present[fold.dev]]
         if not len(self.rows) or not len(self.dev):
             counts = f"{len(self.rows)} training and {len(self.dev)} development"

@@ -92,7 +92,8 @@ class Trainer:
     def _prepare(self, seed: int, budget: int, dtype: torch.dtype) -> None:
         data, labels = self.data, self.data.labels
         layers = self.method.layers(self.params, self.shapes)
-        used = np.unique(np.concatenate([data.test, *(part for fold in data.folds for part in (fold.train, fold.dev))]))
+        train = [data.with_copies(fold.train) if self.params.augment else fold.train for fold in data.folds]
+        used = np.unique(np.concatenate([data.test, *train, *(fold.dev for fold in data.folds)]))
         share = budget // len(data.features)
         sources = {
             name: TrialStream(view, layers[name], labels, used, device=self.device, folds=len(data.folds), budget=share, dtype=dtype)

@@ -37,6 +37,7 @@ class LoopParams(BaseModel):
         "corpus", description="z-norm of features; by training rows of the corpus, or by each speaker's own rows (no label is read)"
     )
     sampler: Literal["natural", "balanced", "natural_then_balanced"] = "natural"
+    augment: bool = Field(True, description="learn from altered copies of the training clips as well, where the features have any")
 
 
 @dataclass(frozen=True)

@@ -91,10 +91,22 @@ class Fold:
 
 @dataclass(frozen=True)
 class TrialData:
-    """All that a trial sees: labels, the folds of one outer split, the test rows (no labels are read there), features by name."""
+    """All that a trial sees: labels, the folds of one outer split, the test rows (no labels are read there), features by name.
+
+    ``original`` int64 (N,) is the row of the clip that a row is an altered copy of, -1 for clips themselves; None without copies. Folds
+    and test rows hold clips only: copies are trained on where their originals are.
+    """
 
     task: Task
     labels: Labels
     folds: tuple[Fold, ...]
     test: np.ndarray
     features: dict[str, FeatureView]
+    original: np.ndarray | None = None
+
+    def with_copies(self, rows: np.ndarray) -> np.ndarray:
+        """These label rows, followed by their altered copies."""
+        if self.original is None:
+            return rows
+        copies = np.flatnonzero(self.original >= 0)
+        return np.concatenate([rows, copies[np.isin(self.original[copies], rows)]])
