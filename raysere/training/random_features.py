@@ -20,9 +20,10 @@ def frequencies(width: int, count: int, number: int) -> Tensor:
     draw = np.random.RandomState((width * 1_000_003 + number) % 2**32)
     blocks = []
     for first in range(0, count, width):
-        q, r = np.linalg.qr(draw.standard_normal((width, width)))
-        lengths = np.sqrt(draw.chisquare(width, size=width))
-        blocks.append((q * np.sign(np.diag(r)) * lengths)[:, : count - first])
+        size = min(width, count - first)
+        q, r = np.linalg.qr(draw.standard_normal((width, size)))
+        lengths = np.sqrt(draw.chisquare(width, size=size))
+        blocks.append(q * np.sign(np.diag(r)) * lengths)
     return torch.from_numpy(np.concatenate(blocks, axis=1).astype(np.float32))
 
 
