@@ -15,6 +15,7 @@ Shrinking within classes is that of speaker recognition (Hatch et al. 2006, "WCC
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
@@ -23,21 +24,23 @@ from torch import Tensor, nn
 
 from raysere.errors import ConfigError
 from raysere.methods.heads import tempered_prior
-from raysere.methods.streams import StreamParams, StreamPool, chosen_layers
+from raysere.methods.streams import StreamPool
 from raysere.training.losses import class_weights, hard_targets
-from raysere.training.method import Batch, Method, Prediction, Shapes, Step
+from raysere.training.method import Batch, LoopParams, Method, Prediction, Shapes, Step
 from raysere.training.random_features import frequencies, gaussian_map
 from raysere.training.ridge import fit_ridge, logit_scale
 
 DIRECTIONS = 64  # leading directions of the variation within classes
+NEAR = 2
 _SUBSPACE_STEPS = 4
 
 
-class KernelParams(StreamParams):
+class KernelParams(LoopParams):
     """One epoch is the solution; learning rate, weight decay, batch, schedule and clipping do nothing here."""
 
     epochs: int = Field(1, ge=1, le=1)
-    layers: Literal["concat", "one", "top"] = Field("concat", description="kernels of all layers, of one, of four from `layer` on")
+    layers: Literal["near", "one", "all"] = Field("near", description=f"the layer at `depth` and {NEAR} on either side, it alone, or all")
+    depth: float = Field(0.5, ge=0, le=1, description="place among the layers of a stream: 0 the first, 1 the last")
     pooling: Literal["mean", "mean_std"] = "mean_std"
     kernel: Literal["gaussian", "linear"] = "gaussian"
     gamma: float = Field(0.2, gt=0, le=10, description="exp(-gamma |x - y|^2 / D) of z-normed vectors")
@@ -52,8 +55,8 @@ class LayerVectors(nn.Module):
 
     def __init__(self, shape: Any, numbers: list[int], params: KernelParams) -> None:
         super().__init__()
-        one = params.model_copy(update={"layers": "one"})
-        parts = [StreamPool(shape, [number], one, 0) for number in numbers]
+        single = SimpleNamespace(layers="one", pooling=params.pooling)
+        parts = [StreamPool(shape, [number], single, 0) for number in numbers]
         self.parts = nn.ModuleList(parts)
         self.widths = [part.width for part in parts]
         self.width = sum(self.widths)
@@ -150,10 +153,9 @@ class Kernel(Method):
     def check(self, params: KernelParams, shapes: Shapes) -> None:
         if params.sampler != "natural":
             raise ConfigError("A closed form reads all rows once: it has no sampler", where="sampler", choices=["natural"])
-        chosen_layers(params, shapes)
 
     def layers(self, params: KernelParams, shapes: Shapes) -> dict[str, list[int]]:
-        return chosen_layers(params, shapes)
+        return {name: _chosen(params, sorted(stream.layers)) for name, stream in shapes.streams.items()}
 
     def pools(self, params: KernelParams, shapes: Shapes) -> dict[str, LayerVectors]:
         chosen = self.layers(params, shapes)
@@ -219,3 +221,11 @@ class Kernel(Method):
     def effective_prior(self, params: KernelParams, train_prior: tuple[float, ...]) -> tuple[float, ...]:
         """Proportional to ``pi^(1 - alpha)``, as class weights take away alpha."""
         return tempered_prior(train_prior, 1 - params.class_weight)
+
+
+def _chosen(params: KernelParams, numbers: list[int]) -> list[int]:
+    """The layers of a stream that this configuration reads."""
+    if params.layers == "all":
+        return numbers
+    middle, reach = round(params.depth * (len(numbers) - 1)), NEAR if params.layers == "near" else 0
+    return numbers[max(0, middle - reach) : middle + reach + 1]

@@ -88,7 +88,8 @@ class StreamPool(StreamLayers):
         # of rows that are statistics plain mean keeps the first
         super().__init__(shape, numbers, params.layers, width, mean_only=params.pooling == "mean")
         self.pooling = params.pooling
-        self.attention = None if self.flat else attention_of(self.pooling, self.dim, params.bottleneck)
+        learns = not self.flat and self.pooling in ("attention", "attentive")
+        self.attention = attention_of(self.pooling, self.dim, params.bottleneck) if learns else None
         self.width = self.dim if self.flat else pooled_dim(self.pooling, self.dim)
 
     @property

@@ -36,7 +36,7 @@ def test_conforms(granularity):
     "options",
     [
         {"kernel": "linear", "shrink": 0.0},
-        {"layers": "one", "layer": 1, "pooling": "mean"},
+        {"layers": "one", "depth": 1.0, "pooling": "mean"},
         {"class_weight": 0.5, "gamma": 0.05},
     ],
     ids=str,
@@ -59,6 +59,20 @@ def test_is_solved_in_one_epoch():
 def test_has_no_sampler():
     with pytest.raises(ConfigError, match="sampler"):
         KERNEL.check(KernelParams(sampler="balanced"), shapes())
+
+
+def test_layers_lie_around_a_depth():
+    wide = shapes(layers=dict.fromkeys(range(10, 23), 8))
+    chosen = {
+        (layers, depth): KERNEL.layers(KernelParams(layers=layers, depth=depth), wide)["audio"]
+        for layers in ("near", "one", "all")
+        for depth in (0.0, 0.5, 1.0)
+    }
+    assert chosen["near", 0.5] == [14, 15, 16, 17, 18]
+    assert chosen["near", 0.0] == [10, 11, 12]
+    assert chosen["near", 1.0] == [20, 21, 22]
+    assert chosen["one", 0.5] == [16]
+    assert chosen["all", 0.5] == list(range(10, 23))
 
 
 def test_solution_is_the_minimum_of_what_losses_say():
