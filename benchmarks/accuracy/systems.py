@@ -18,16 +18,16 @@ ENSEMBLE = {"family": "auto", "recipes": []}
 def experiment(corpus: str, row: str, normalise: str) -> dict[str, Any]:
     """The experiment of a row as a user would write it."""
     fixed = {"normalise": NORMALISE[normalise]}
-    acoustic = {"backbone": "acoustic", "layers": ["modulation", "functionals"], "speeds": [0.9, 1.1]}
+    acoustic = {"backbone": "acoustic", "statistics": "order", "silence_db": 30, "speeds": [0.9, 1.1]}
     features: dict[str, Any] = {"acoustic": acoustic}
     search = [{"space": "kernel", "features": "acoustic", "trials": 16, "fixed": fixed}]
     if row == "acoustic":
-        search.append({"space": "pooled_small", "features": "acoustic", "trials": 6, "fixed": fixed})
+        search.append({"space": "pooled_small", "features": "acoustic", "trials": 4, "fixed": {**fixed, "augment": False}})
     else:
         search[0]["trials"] = 8
         features["speech"] = {**encoder(WINDOW), "statistics": "order", "silence_db": 30}
         search.append({"space": "kernel", "features": "speech", "trials": 14, "fixed": fixed})
-        search.append({"space": "pooled_small", "features": "speech", "trials": 6, "fixed": fixed})
+        search.append({"space": "pooled_small", "features": "speech", "trials": 4, "fixed": fixed})
     return {"name": f"{corpus}-{row}-{normalise}", "features": features, "search": search, "ensemble": ENSEMBLE, **settings(corpus)}
 
 
