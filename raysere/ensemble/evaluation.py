@@ -18,12 +18,13 @@ from raysere.ensemble.choice import name_of
 from raysere.ensemble.claims import claim
 from raysere.ensemble.config import EnsembleConfig, with_family
 from raysere.ensemble.fit import Part
+from raysere.ensemble.held_out import held_out_table
 from raysere.ensemble.library import usable_trials
 from raysere.ensemble.protocols import SYSTEMS, Answers, Fitted, fit_runs
 from raysere.ensemble.recipes import wanted_recipes
 from raysere.ensemble.runs import Run, Truth, dev_truth, test_truth
 from raysere.errors import DataError, RaysereError
-from raysere.files import digest, read_json, write_json
+from raysere.files import atomic_write, digest, read_json, write_json
 from raysere.training import metrics
 
 FORMAT = "raysere.evaluation/1"
@@ -33,7 +34,7 @@ _FEW_SPEAKERS = 10
 
 
 def evaluate(run: str | os.PathLike[str], config: EnsembleConfig | None = None) -> dict[str, Any]:
-    """Fit the ensemble of a run, save it to ``ensemble/`` and write ``evaluation.json``; returns the latter.
+    """Fit the ensemble of a run, save it to ``ensemble/``, write ``held_out.parquet`` and ``evaluation.json``; returns the latter.
 
     Raises DataError: no finished trial, splits that share a speaker, and what :func:`fit_runs` raises.
     """
@@ -45,6 +46,8 @@ def evaluate(run: str | os.PathLike[str], config: EnsembleConfig | None = None) 
     fitted = fit_runs([opened], config)
     result = {**score_answers([opened], fitted, config), "inputs": inputs}
     save_ensemble([opened], fitted, config, opened.folder / "ensemble", result)
+    with atomic_write(opened.folder / "held_out.parquet") as temporary:
+        held_out_table(fitted, opened.task).write_parquet(temporary)
     write_json(opened.folder / "evaluation.json", result)
     return result
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import polars as pl
 import pytest
 import yaml
 
@@ -165,6 +166,14 @@ def test_evaluation_json_holds_what_the_format_promises(tmp_path, toy, protocol,
     toy.features(run.folder, ["speech", "text"])
     result = evaluate(run.folder)
     assert result == json.loads((run.folder / "evaluation.json").read_text())
+    held = pl.read_parquet(run.folder / "held_out.parquet")
+    assert held.height >= result["n_utterances"]
+    truth = {name: run.task.classes[code] for name, code in zip(run.labels.utterances, run.labels.label, strict=True) if code >= 0}
+    scored = held.filter(pl.col("utterance").is_in(list(truth)))
+    right = {name: [] for name in run.task.classes}
+    for name, answer in scored.select("utterance", "ensemble").iter_rows():
+        right[truth[name]].append(answer == truth[name])
+    assert np.mean([np.mean(one) for one in right.values()]) == pytest.approx(result["ensemble"]["value"])
     assert result["format"] == "raysere.evaluation/1"
     assert (result["metric"], result["split"]) == ("uar", split)
     assert result["n_utterances"] == (360 if split != "test" else 90)
