@@ -16,6 +16,7 @@ from raysere.ensemble.fit import fit_classes, fit_part, mixture, one_standard_er
 from raysere.ensemble.library import Selection
 from raysere.ensemble.protocols import cross_fit, in_sample
 from raysere.ensemble.recipes import fit_baselines
+from raysere.ensemble.runs import Run
 from raysere.errors import ConfigError, DataError
 from raysere.training.metrics import uar, uar_of
 from raysere.training.task import Task
@@ -168,9 +169,12 @@ def test_evaluation_json_holds_what_the_format_promises(tmp_path, toy, protocol,
     assert result == json.loads((run.folder / "evaluation.json").read_text())
     held = pl.read_parquet(run.folder / "held_out.parquet")
     assert held.height >= result["n_utterances"]
-    truth = {name: run.task.classes[code] for name, code in zip(run.labels.utterances, run.labels.label, strict=True) if code >= 0}
+    opened = Run.open(run.folder)
+    truth = {
+        name: opened.task.classes[code] for name, code in zip(opened._labels.utterances, opened._labels.label, strict=True) if code >= 0
+    }
     scored = held.filter(pl.col("utterance").is_in(list(truth)))
-    right = {name: [] for name in run.task.classes}
+    right = {name: [] for name in opened.task.classes}
     for name, answer in scored.select("utterance", "ensemble").iter_rows():
         right[truth[name]].append(answer == truth[name])
     assert np.mean([np.mean(one) for one in right.values()]) == pytest.approx(result["ensemble"]["value"])
