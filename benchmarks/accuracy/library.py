@@ -18,7 +18,17 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent.parent
 STUDIES = ("library", "shuffled", "ablation", "gain")
-SHUFFLES = 6  # of each library, one in each outer fold in turn
+SHUFFLES = 4  # of each library, in one outer fold after the other
+ABLATED = (
+    "without calibration",
+    "without offsets",
+    "without bags",
+    "always the average",
+    "always one greedy pass",
+    "always bagged greedy",
+    "always convex weights",
+    "always the stack",
+)
 
 
 def main() -> int:
@@ -113,12 +123,16 @@ def shuffled(corpus: str, workers: int) -> None:
 def ablation(corpus: str, workers: int) -> None:
     """What is lost without each part of the procedure, and with fewer or less different members; with processor seconds."""
     from benchmarks.accuracy import library_runs
-    from raysere.ensemble.controls import ablate
+    from raysere.ensemble.controls import VARIANTS, ablate
     from raysere.ensemble.evaluation import fingerprint
     from raysere.ensemble.runs import Run
 
     run = Run.open(library_runs.run(library_runs.library(corpus, workers)))
-    _once(f"ablation-{corpus}", fingerprint([run], run.config), lambda: {"rows": ablate(run.folder)})
+    _once(
+        f"ablation-{corpus}",
+        fingerprint([run], run.config),
+        lambda: {"rows": ablate(run.folder, {name: VARIANTS[name] for name in ABLATED})},
+    )
 
 
 def gains(workers: int) -> None:
