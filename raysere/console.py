@@ -118,8 +118,10 @@ def _choices(evaluation: dict[str, Any]) -> list[str]:
 
 def ablation_text(rows: list[dict[str, Any]], metric: str) -> str:
     """The table of :func:`raysere.ensemble.controls.ablate`."""
-    shown = [[row["variant"], interval(row), signed_interval(row["worth"]) if "worth" in row else ""] for row in rows]
-    return table(shown, ["procedure", f"{metric}  [95 %]", "full minus this  [95 %]"])
+    shown = [
+        [row["variant"], interval(row), signed_interval(row["worth"]) if "worth" in row else "", f"{row['seconds']:.1f}"] for row in rows
+    ]
+    return table(shown, ["procedure", f"{metric}  [95 %]", "full minus this  [95 %]", "s of processor time"])
 
 
 def _class_value(value: Any) -> Any:

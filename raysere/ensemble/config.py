@@ -12,8 +12,9 @@ from raysere.errors import ConfigError
 if TYPE_CHECKING:
     from raysere.training.task import Task
 
-#: From simple to complex; the one-standard-error rule of ``auto`` moves towards the front.
-FAMILIES = ("best_single", "average", "vote", "greedy_once", "greedy", "convex", "stack")
+#: From simple to complex; the one-standard-error rule of ``auto`` moves towards the front. A single member stands last [OURS]: it has no
+#: weights, but is the largest of many scores on the rows by which the search chose already, so that they flatter it more than any mean.
+FAMILIES = ("average", "vote", "greedy_once", "greedy", "convex", "stack", "best_single")
 ATTRIBUTE_FAMILIES = ("best_single", "average", "rank", "ccc_weighted", "nnls", "shrunk", "greedy")
 
 
@@ -23,8 +24,8 @@ class EnsembleConfig(BaseModel):
     Attributes:
         family: how class members are weighed. ``best_single``; ``average``; ``vote`` (plurality); ``greedy_once`` (one greedy pass);
             ``greedy`` (bagged); ``convex`` (least target-weighted likelihood loss over the simplex); ``stack`` (logistic regression
-            drawn towards the mean). ``auto`` chooses by inner speaker folds, by the one-standard-error rule towards the simpler; a
-            library too large for that goes to greedy.
+            drawn towards the mean). ``auto`` chooses by inner speaker folds, by the one-standard-error rule towards the simpler, and
+            takes a single member only where nothing else comes near; a library too large for that goes to greedy.
         dimensional: the same for attributes (arousal, valence, dominance), chosen for each attribute separately.
         pool: ``linear`` (mean of probabilities), ``log`` (normalised product), ``rank`` (mean normal scores of ranks), ``vote``
             (weighted plurality); ``auto`` chooses between linear and log by the same folds.

@@ -5,7 +5,8 @@ No label of a test row passes through here: test rows come as Predictions, which
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,7 +55,7 @@ class Answers:
 class Fitted:
     """The final parts, the held-out answers, and the name of how they were held out (test, out_of_fold, nested).
 
-    ``diversity`` has a report for each part.
+    ``diversity`` has a report for each part. ``seconds`` of processor time, all threads, went into fitting and answering.
     """
 
     parts: list[Part]
@@ -62,9 +63,10 @@ class Fitted:
     split: str
     notes: list[str]
     diversity: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
 
 
-def fit_runs(runs: Sequence[Run], config: EnsembleConfig) -> Fitted:
+def fit_runs(runs: Sequence[Run], config: EnsembleConfig, keep: Callable[[MemberInfo], bool] | None = None) -> Fitted:
     """Fit on development rows and answer held-out ones.
 
     - nested: for each outer fold, everything on its development rows, answers for its test rows; the final ensemble is the
@@ -72,37 +74,54 @@ def fit_runs(runs: Sequence[Run], config: EnsembleConfig) -> Fitted:
     - test rows are there: everything on the development rows, answers for the test rows.
     - else cross-fitting: for each group of folds everything on the other folds, the best single member's choice included.
 
+    Args:
+        keep: which finished trials may be members; None: all. The rows stay those of all finished trials.
+
     Raises DataError where there is no finished trial, or one speaker only.
     """
     first = runs[0]
     notes = _recipe_notes(config, first.task)
     if first.kind == "nested":
-        parts, answers, reports = [], [], []
+        fitted = Fitted([], [], "nested", notes)
         for outer in first.outers:
-            selection = load_selection(runs, outer)
-            part = fit_part(selection, first.task, config)
-            parts.append(part)
-            found = answer_rows(part, selection, load_predictions(runs, outer, "test"), first.task, config, outer)
-            found.in_sample = [in_sample(part, selection, first.task)]
-            answers.append(found)
-            reports.append(diversity_of(part, selection, first.task, config.seed))
-        return Fitted(parts, answers, "nested", notes, reports)
+            _fit_split(fitted, _kept(load_selection(runs, outer), keep), _held(runs, outer, keep), first.task, config, outer)
+        return fitted
     outer = first.outers[0]
-    selection = load_selection(runs, outer)
-    part = fit_part(selection, first.task, config)
-    held = load_predictions(runs, outer, "test")
-    if held.utterances:
-        found = answer_rows(part, selection, held, first.task, config, outer)
-        split = "test"
-    else:
-        found = cross_fit(selection, first.task, config, outer)
-        split = "out_of_fold"
+    held = _held(runs, outer, keep)
+    fitted = Fitted([], [], "test" if held.utterances else "out_of_fold", notes)
+    if not held.utterances:
         notes.append(
             "There are no test rows: the ensemble was cross-fitted over held-out folds. The search itself saw the development score of all "
             "folds, so the members (not the ensembling) may be scored a little too high; the nested protocol takes that away."
         )
-    found.in_sample = [in_sample(part, selection, first.task)]
-    return Fitted([part], [found], split, notes, [diversity_of(part, selection, first.task, config.seed)])
+    _fit_split(fitted, _kept(load_selection(runs, outer), keep), held, first.task, config, outer)
+    return fitted
+
+
+def _fit_split(fitted: Fitted, selection: Selection, held: Predictions, task: Task, config: EnsembleConfig, outer: int) -> None:
+    """Add the part of one outer split, its answers (cross-fitted ones where there are no held-out rows) and its report."""
+    start = time.process_time()
+    part = fit_part(selection, task, config)
+    found = answer_rows(part, selection, held, task, config, outer) if held.utterances else cross_fit(selection, task, config, outer)
+    fitted.seconds += time.process_time() - start
+    found.in_sample = [in_sample(part, selection, task)]
+    fitted.parts.append(part)
+    fitted.answers.append(found)
+    fitted.diversity.append(diversity_of(part, selection, task, config.seed))
+
+
+def _kept(selection: Selection, keep: Callable[[MemberInfo], bool] | None) -> Selection:
+    if keep is None:
+        return selection
+    numbers = [number for number, member in enumerate(selection.predictions.members) if keep(member)]
+    if not numbers:
+        raise DataError("Of the finished trials of an outer split none is to be a member")
+    return selection.take_members(numbers)
+
+
+def _held(runs: Sequence[Run], outer: int, keep: Callable[[MemberInfo], bool] | None) -> Predictions:
+    held = load_predictions(runs, outer, "test")
+    return held if keep is None else held.take_members([number for number, member in enumerate(held.members) if keep(member)])
 
 
 def _recipe_notes(config: EnsembleConfig, task: Task) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 
 from raysere.ensemble.bundle import load_ensemble
 from raysere.ensemble.calibration import log_softmax, nll, only_votes
-from raysere.ensemble.choice import choose, name_of
+from raysere.ensemble.choice import _chosen, choose, name_of
 from raysere.ensemble.classes import prepare, stack_fits, weigh
 from raysere.ensemble.config import FAMILIES, EnsembleConfig
 from raysere.ensemble.convex import conditions, convex_weights, linear_problem, log_problem, simplex_quadratic
@@ -225,6 +225,25 @@ def test_a_stated_prior_is_not_taken_back_by_offsets(toy):
     config = _config(family="average", offsets="auto", calibrate=False, prior=(0.4, 0.2, 0.2, 0.2))
     assert choose(_skewed(toy), TASK, config).ladder == "none"
     assert choose(_skewed(toy), TASK, config.model_copy(update={"prior": "estimate", "offsets": "vector"})).ladder == "none"
+
+
+def test_a_single_member_is_taken_only_where_nothing_else_comes_near():
+    """Of 40 speakers with 10 items of each of two classes: right answers of each by both families."""
+
+    def sums(right):
+        table = np.zeros((40, 2, 2))
+        table[:, 0, 0] = table[:, 1, 1] = right
+        table[:, 0, 1] = table[:, 1, 0] = 10 - table[:, 0, 0]
+        return table
+
+    base = 5 + np.arange(40) % 3
+    level, ahead = base + np.repeat([1, 0, -1], [11, 19, 10]), base + 2  # +.0025, and a standard error of about .011; +.2
+    mean, one = ("average", "linear", "none"), ("best_single", "linear", "none")
+    objective = Objective("uar")
+    assert objective(sums(level).sum(0)) > objective(sums(base).sum(0)), "the single member is the better, but not by one standard error"
+    assert _chosen({one: sums(level), mean: sums(base)}, objective, 0)[0] == mean
+    assert _chosen({one: sums(base), mean: sums(level)}, objective, 0)[0] == mean
+    assert _chosen({one: sums(ahead), mean: sums(base)}, objective, 0)[0] == one
 
 
 def test_all_families_pools_and_rungs_are_tried_from_simple_to_complex(toy):

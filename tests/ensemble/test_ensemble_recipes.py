@@ -5,15 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from raysere.ensemble import forest
+from raysere.ensemble import controls, forest
 from raysere.ensemble.claims import claim
 from raysere.ensemble.config import EnsembleConfig
-from raysere.ensemble.controls import ablate, shuffled_control
+from raysere.ensemble.controls import ablate, libraries_of, shuffled_control
 from raysere.ensemble.diversity import diversity_of, group_measures, off_diagonal_mean, pair_measures, predicted_gain
 from raysere.ensemble.evaluation import evaluate
 from raysere.ensemble.fit import fit_part
+from raysere.ensemble.library import load_selection
 from raysere.ensemble.meta import Linear, fit_meta_soup, soup
+from raysere.ensemble.protocols import fit_runs
 from raysere.ensemble.recipes import fit_baselines, two_systems
+from raysere.ensemble.runs import Run
+from raysere.errors import DataError
 from raysere.training.metrics import uar
 from raysere.training.task import Task
 
@@ -147,15 +151,47 @@ def test_shuffled_labels_are_answered_by_chance_and_flatter_in_sample(toy):
     error = np.sqrt(0.25 * 0.75 / 400 / 4)
     assert abs(np.mean([one["held_out"] for one in found]) - 0.25) < 3 * error
     assert np.mean([one["in_sample"] for one in found]) > 0.25 + 3 * error
+    assert all(one["low"] < one["held_out"] < one["high"] for one in found)
 
 
 def test_an_ablation_compares_each_variant_with_the_whole(tmp_path, toy):
     run = toy.run(tmp_path / "run", skills=[("speech", 1.0), ("speech", 0.3), ("text", 1.1)], ensemble={"bags": 2})
-    rows = ablate(run.folder, {"the same": {}, "best": {"family": "best_single"}}, _config(family="average"))
+    rows = ablate(run.folder, {"the same": {}, "best": {"family": "best_single"}}, _config(family="average"), {})
     assert [row["variant"] for row in rows] == ["the full procedure", "the same", "best"]
     assert rows[1]["worth"]["value"] == 0
     assert rows[2]["worth"]["value"] == pytest.approx(rows[0]["value"] - rows[2]["value"])
+    assert all(row["seconds"] > 0 for row in rows)
     assert not (run.folder / "evaluation.json").exists()
+
+
+@pytest.mark.parametrize("protocol", ["nested", "out_of_fold"])
+def test_a_part_of_the_library_is_fitted_and_scored_by_itself(tmp_path, toy, protocol):
+    skills = [("speech", 1.0), ("speech", 0.8), ("text", 1.1), ("text", 0.2)]
+    whole = toy.run(tmp_path / "whole", skills=skills, protocol=protocol, noise_seed=2, items=120)
+    parts = libraries_of(Run.open(whole.folder))
+    assert set(parts) == {"only speech", "only text"}, "four members are fewer than any size that is tried"
+    rows = ablate(whole.folder, {}, _config(family="average"), parts)
+    kept = {"only speech": {"speech"}, "only text": {"text"}}
+    for row in rows[1:]:
+        fitted = fit_runs([Run.open(whole.folder)], _config(family="average"), parts[row["variant"]])
+        assert {member.study for part in fitted.parts for member in part.members} == kept[row["variant"]]
+        assert all({member.study for member in one.best} == kept[row["variant"]] for one in fitted.answers)
+        assert row["worth"]["value"] == pytest.approx(rows[0]["value"] - row["value"])
+    assert rows[1]["value"] != rows[2]["value"]
+    with pytest.raises(DataError, match="none is to be a member"):
+        fit_runs([Run.open(whole.folder)], _config(), lambda member: False)
+
+
+def test_the_first_trials_of_a_library_are_taken_from_its_studies_in_turns(tmp_path, toy, monkeypatch):
+    monkeypatch.setattr(controls, "SIZES", (1, 3, 8))
+    run = toy.run(tmp_path / "run", skills=[("b", 1.0), ("a", 0.8), ("a", 1.1), ("b", 0.2), ("a", 0.5)], protocol="nested", items=120)
+    opened = Run.open(run.folder)
+    taken = {
+        name: sorted(member.trial for member in load_selection([opened], 2).predictions.members if keep(member))
+        for name, keep in libraries_of(opened).items()
+        if "members" in name
+    }
+    assert taken == {"1 members": ["b-o02-0000"], "3 members": ["a-o02-0001", "a-o02-0002", "b-o02-0000"]}
 
 
 def test_all_recipes_are_compared(tmp_path, toy, monkeypatch):
