@@ -54,8 +54,8 @@ def _table(corpora: dict[str, Any], normalise: str) -> str:
         rows = [_find(one, system, normalise) for one in corpora.values()]
         if any(rows):
             whole = [row["value"] for row in rows if row]
-            mean = _three(sum(whole) / len(whole)) if len(whole) == len(rows) else "-"
-            lines.append(f"| {name} | {' | '.join(_interval(row) for row in rows)} | {mean} |")
+            mean = three(sum(whole) / len(whole)) if len(whole) == len(rows) else "-"
+            lines.append(f"| {name} | {' | '.join(interval(row) for row in rows)} | {mean} |")
     return "\n".join(lines)
 
 
@@ -71,12 +71,12 @@ def _comparison(corpora: dict[str, Any], system: str, title: str) -> str:
             for one, pair in found:
                 if pair:
                     rival = f"{NAMES[pair['system']]} ({pair['normalise']})"
-                    cells = [normalise, kind, one["title"], rival, _interval(pair, sign=True), f"{pair['error_reduction']:.0%}"]
+                    cells = [normalise, kind, one["title"], rival, interval(pair, sign=True), f"{pair['error_reduction']:.0%}"]
                     lines.append(f"| {' | '.join(cells)} |")
             pairs = [pair for _, pair in found if pair]
             if len(pairs) == len(corpora):
                 mean, gone = (sum(pair[key] for pair in pairs) / len(pairs) for key in ("value", "error_reduction"))
-                lines.append(f"| {normalise} | {kind} | **mean** | | **{_three(mean, sign=True)}** | **{gone:.0%}** |")
+                lines.append(f"| {normalise} | {kind} | **mean** | | **{three(mean, sign=True)}** | **{gone:.0%}** |")
     return "\n".join(lines) if len(lines) > 3 else ""
 
 
@@ -84,13 +84,15 @@ def _find(corpus: dict[str, Any], system: str, normalise: str) -> dict[str, Any]
     return next((row for row in corpus["rows"] if (row["system"], row["normalise"]) == (system, normalise)), None)
 
 
-def _interval(row: dict[str, Any] | None, *, sign: bool = False) -> str:
+def interval(row: dict[str, Any] | None, *, sign: bool = False) -> str:
+    """``.712 [.650, .770]``, a dash for None; ``sign`` shows a plus."""
     if row is None:
         return "-"
-    return f"{_three(row['value'], sign=sign)} [{_three(row['low'], sign=sign)}, {_three(row['high'], sign=sign)}]"
+    return f"{three(row['value'], sign=sign)} [{three(row['low'], sign=sign)}, {three(row['high'], sign=sign)}]"
 
 
-def _three(value: float, *, sign: bool = False) -> str:
+def three(value: float, *, sign: bool = False) -> str:
+    """Three digits without the leading zero."""
     text = f"{abs(value):.3f}"
     text = text.removeprefix("0") if abs(value) < 1 else text
     return ("-" if value < 0 else "+" if sign else "") + text

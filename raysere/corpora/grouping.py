@@ -10,7 +10,6 @@ import polars as pl
 
 from raysere.errors import DataError
 
-
 #: The manifest column of a unit, where it has another name.
 COLUMNS = {"sentence": "transcript"}
 

@@ -318,7 +318,7 @@ class Scores:
         return {str(k + 1): np.isin(self.speaker, part.tolist()) for k, part in enumerate(np.array_split(np.array(order), _BINS))}
 
     def other_metrics(self) -> dict[str, Any]:
-        names = [name for name in (*metrics.CATEGORICAL, "ccc") if name != self.task.metric and self.has("ensemble", name)]
+        names = [name for name in (*metrics.REPORTED, "ccc") if name != self.task.metric and self.has("ensemble", name)]
         result: dict[str, Any] = {name: self.interval("ensemble", name) for name in names}
         if self.task.categorical:
             from raysere.ensemble.objective import prior_macro_f1
