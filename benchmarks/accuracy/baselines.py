@@ -1,8 +1,8 @@
 """The baselines, in scikit-learn: every choice by inner speaker folds, one refit on the pool, one look at the test speakers.
 
 A family gives scores (rows, classes) for each point of its grid; :func:`nested` chooses the point with the highest UAR (or other
-metric) over the inner folds of each outer fold. Normalisation reads no label: ``none`` takes mean and standard deviation of the training rows, ``speaker``
-those of each speaker's own rows (so a prediction depends on the speaker's other clips).
+metric) over the inner folds of each outer fold. Normalisation reads no label: ``none`` takes mean and standard deviation of the
+training rows, ``speaker`` those of each speaker's own rows (so a prediction depends on the speaker's other clips).
 """
 
 from __future__ import annotations

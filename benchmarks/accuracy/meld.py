@@ -230,8 +230,14 @@ def main() -> int:
         return 3
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if asked.only in (None, "search"):
-        for name in RUNS:
-            run(name)
+        from raysere.cluster import start_ray, stop_ray
+
+        start_ray()  # once for the three runs
+        try:
+            for name in RUNS:
+                run(name)
+        finally:
+            stop_ray()
     if asked.only in (None, "baselines"):
         from benchmarks.accuracy import meld_baselines
 

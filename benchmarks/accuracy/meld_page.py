@@ -14,8 +14,8 @@ Written by `python -m benchmarks.accuracy.meld` from `benchmarks/results/accurac
 
 MELD is a television series in dialogue, seven emotions, half of the lines neutral. **Speakers recur**: six main characters speak most
 lines of all splits, so no figure here is speaker-independent; folds and intervals are by dialogue instead. The voice is at hand for the
-development split alone ({voices} of its {utterances} lines; one has none and is answered by its words), as one vector a line from a wav2vec2
-that its authors had tuned on MELD's training split. The words are those of the transcripts, encoded by all-MiniLM-L6-v2, frozen.
+development split alone ({voices} of its {utterances} lines; one has none and is answered by its words), as one vector a line from a
+wav2vec2 that its authors had tuned on MELD's training split. The words are those of the transcripts, encoded by all-MiniLM-L6-v2, frozen.
 
 How it was made: {outer} outer folds of dialogues of the development split, {inner} inner folds in each. Text members are trained on
 the training split (9,989 lines) and on the development folds, audio members on the development folds alone, fusion members (`concat`)

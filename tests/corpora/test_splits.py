@@ -337,7 +337,7 @@ def test_meld_like_own_split_works_by_dialogue() -> None:
 
 
 def talks(seed: int = 0) -> pl.DataFrame:
-    """30 training, 24 development and 5 test dialogues of five lines; two speakers say everything, and a class is in the first part alone."""
+    """30 training, 24 development and 5 test dialogues of five lines; two speakers, and a class that is in the first part alone."""
     rng = np.random.default_rng(seed)
     split = np.repeat(["train"] * 30 + ["dev"] * 24 + ["test"] * 5, 5)
     label = np.where((split == "train") & (rng.random(len(split)) < 0.1), "rare", rng.choice(["x", "y", "z"], len(split)))
