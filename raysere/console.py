@@ -52,14 +52,16 @@ def interval(entry: dict[str, Any]) -> str:
 
 
 def evaluation_text(evaluation: dict[str, Any]) -> str:
-    """The table a reviewer checks: each system, its interval by speaker, and the differences of the ensemble to them."""
+    """The table a reviewer checks: each system, its interval (over speakers, or what else the splits are by), and the differences of the
+    ensemble to them."""
     metric = evaluation["metric"]
-    where = {"test": "the test split", "out_of_fold": "held-out speakers (cross-fitted)", "nested": "outer test folds (nested)"}.get(
+    where = {"test": "the test split", "out_of_fold": "held-out folds (cross-fitted)", "nested": "outer test folds (nested)"}.get(
         evaluation["split"], evaluation["split"]
     )
-    lines = [
-        f"{metric} on {where}: {evaluation['n_utterances']} utterances, {evaluation['n_speakers']} speakers; 95 % intervals over speakers"
-    ]
+    unit = (evaluation.get("interval") or {}).get("unit", "speaker")
+    counts = f"{evaluation['n_utterances']} utterances, {evaluation['n_speakers']} speakers"
+    counts += f", {evaluation['n_units']} {unit}s" if unit != "speaker" else ""
+    lines = [f"{metric} on {where}: {counts}; 95 % intervals over {unit}s"]
     rows = []
     for key, label in LABELS.items():
         entry = evaluation.get(key)

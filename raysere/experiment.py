@@ -198,6 +198,9 @@ class Experiment(_Model):
         fields = self.model_dump(mode="json", include={"corpora", "task", "protocol", "seed"})
         for corpus in fields["corpora"]:
             corpus["path"] = Path(corpus["path"]).name
+        for name in ("always_train", "leave_out"):  # what says nothing is left out, so that older runs keep their hash
+            if not fields["protocol"][name]:
+                del fields["protocol"][name]
         return digest(fields)
 
 

@@ -19,11 +19,10 @@ import polars as pl
 from raysere.cluster import start_ray, stop_ray
 from raysere.errors import ConfigError, MissingFileError
 from raysere.experiment import Experiment, load_experiment
+from raysere.features.content import MISSING
 from raysere.files import atomic_write, explain_write_errors, read_json
 from raysere.preparation import REJECTED, Prepared, prepare, run_settings, write_rejected, write_run
 from raysere.progress import Progress
-
-NO_TEXT = "no transcript"
 
 
 @dataclass
@@ -103,7 +102,7 @@ def _run_stages(experiment: Experiment, until: str, progress: Progress, retry_er
         outcome = Outcome(folder, until, notes=list(prepared.manifest.notes))
         rejected = _extract(prepared, progress)
         write_rejected(folder, rejected)
-        outcome.rejected = rejected.filter(pl.col("stage") != NO_TEXT).to_dicts()  # a transcript may be missing
+        outcome.rejected = rejected.filter(~pl.col("stage").is_in(list(MISSING.values()))).to_dicts()  # a modality may be missing
         if until == "extract":
             return outcome
         outcome.trials = _search(prepared, progress, retry_errors)

@@ -1,8 +1,8 @@
 """The baselines, in scikit-learn: every choice by inner speaker folds, one refit on the pool, one look at the test speakers.
 
-A family gives scores (rows, classes) for each point of its grid; :func:`nested` chooses the point with the highest UAR over the
-inner folds of each outer fold. Normalisation reads no label: ``none`` takes mean and standard deviation of the training rows, ``speaker``
-those of each speaker's own rows (so a prediction depends on the speaker's other clips).
+A family gives scores (rows, classes) for each point of its grid; :func:`nested` chooses the point with the highest UAR (or other
+metric) over the inner folds of each outer fold. Normalisation reads no label: ``none`` takes mean and standard deviation of the
+training rows, ``speaker`` those of each speaker's own rows (so a prediction depends on the speaker's other clips).
 """
 
 from __future__ import annotations
@@ -120,9 +120,9 @@ class Scored:
     chosen: list[Any]
 
 
-def nested(family: Family, data: Data, outers: Iterable[int] | None = None) -> Scored:
+def nested(family: Family, data: Data, outers: Iterable[int] | None = None, metric: str = "uar") -> Scored:
     """Choose by inner folds, refit, score the test rows; outer fold after outer fold."""
-    from raysere.training.metrics import uar
+    from raysere.training.metrics import confusion, statistic_of
 
     classes, number = len(data.classes), len(data.inner)
     test = np.full((len(data.label), classes), np.nan)
@@ -136,7 +136,8 @@ def nested(family: Family, data: Data, outers: Iterable[int] | None = None) -> S
             train, dev = np.flatnonzero((within >= 0) & (within != fold)), np.flatnonzero(within == fold)
             for point, scores in family.scores(train, dev):
                 found.setdefault(point, np.full_like(test, np.nan))[dev] = scores
-        values = {point: uar(data.label[pool], scores[pool].argmax(axis=1), classes) for point, scores in found.items()}
+        counts = {point: confusion(data.label[pool], scores[pool].argmax(axis=1), classes) for point, scores in found.items()}
+        values = {point: float(statistic_of(metric)(one)) for point, one in counts.items()}
         best = max(values, key=values.__getitem__)  # of equals the first: the smaller C
         rows = np.flatnonzero(data.outer == outer)
         test[rows] = next(iter(family.scores(pool, rows, best)))[1]

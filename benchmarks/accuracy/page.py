@@ -85,12 +85,14 @@ def _find(corpus: dict[str, Any], system: str, normalise: str) -> dict[str, Any]
 
 
 def interval(row: dict[str, Any] | None, *, sign: bool = False) -> str:
+    """``.712 [.650, .770]``, a dash for None; ``sign`` shows a plus."""
     if row is None:
         return "-"
     return f"{three(row['value'], sign=sign)} [{three(row['low'], sign=sign)}, {three(row['high'], sign=sign)}]"
 
 
 def three(value: float, *, sign: bool = False) -> str:
+    """Three digits without the leading zero."""
     text = f"{abs(value):.3f}"
     text = text.removeprefix("0") if abs(value) < 1 else text
     return ("-" if value < 0 else "+" if sign else "") + text

@@ -10,12 +10,20 @@ import polars as pl
 
 from raysere.errors import DataError
 
+#: The manifest column of a unit, where it has another name.
+COLUMNS = {"sentence": "transcript"}
+
+
+def group_key(value: object, by: str) -> str:
+    """The group that a value of the unit's column names; sentences are compared without regard to case and spaces."""
+    return " ".join(str(value).casefold().split()) if by == "sentence" else str(value)
+
 
 class Grouped:
     """The rows that take part, sorted by utterance, with groups and classes as numbers."""
 
     def __init__(self, table: pl.DataFrame, by: str, linked: Sequence[Sequence[str]]) -> None:
-        column = {"sentence": "transcript"}.get(by, by)
+        column = COLUMNS.get(by, by)
         absent = [name for name in dict.fromkeys(("utterance", "speaker", "label", column)) if name not in table.columns]
         if absent:
             raise DataError(f"The table to split lacks {', '.join(absent)}", choices=table.columns)
@@ -42,11 +50,7 @@ class Grouped:
         self.name = by
         self.utterances: list[str] = table["utterance"].to_list()
         self.split = np.array([one or "" for one in table["split"].to_list()])
-        keys = (
-            [" ".join(str(key).casefold().split()) for key in table[column].to_list()]
-            if by == "sentence"
-            else [str(key) for key in table[column].to_list()]
-        )
+        keys = [group_key(key, by) for key in table[column].to_list()]
         head = linked_heads(linked) if by == "speaker" else {}
         groups = [head.get(key, key) for key in keys]
         self.group_names = sorted(set(groups))

@@ -42,6 +42,9 @@ class Protocol(BaseModel):
         inner: inner folds of ``nested``: a number or ``leave_one_speaker_out``.
         folds: folds of ``out_of_fold``: a number, ``leave_one_speaker_out``, or lists of speakers.
         dev_share, test_share: shares of the utterances, for ``holdout`` where the corpus has no such split.
+        always_train: parts of the corpus's own split (``train``) that every model trains on and that are never scored: the folds are made
+            of the rest. For ``out_of_fold`` and ``nested``.
+        leave_out: parts of the corpus's own split that take no part at all, not even in training.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,11 +56,17 @@ class Protocol(BaseModel):
     folds: _Folds = 5
     dev_share: float = Field(0.2, gt=0, lt=0.9)
     test_share: float = Field(0.2, gt=0, lt=0.9)
+    always_train: tuple[Literal["train", "dev"], ...] = ()
+    leave_out: tuple[Literal["train", "dev", "test"], ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> Protocol:
         if self.dev_share + self.test_share > 0.9:
             raise ValueError(f"dev_share {self.dev_share:g} and test_share {self.test_share:g} leave less than a tenth for training")
+        if self.always_train and self.kind == "holdout":
+            raise ValueError("a holdout always trains on its training part: `always_train` is for out_of_fold and nested")
+        if both := sorted(set(self.always_train) & set(self.leave_out)):
+            raise ValueError(f"{both[0]} is in always_train and in leave_out")
         used = {"nested": [self.outer, self.inner], "out_of_fold": [self.folds], "holdout": []}[self.kind]
         if self.by != "speaker" and any(not isinstance(folds, int) for folds in used):
             raise ValueError(f"folds by {self.by} are a number; {LOSO} and lists of speakers need `by: speaker`")
@@ -88,25 +97,28 @@ def make_splits(table: pl.DataFrame, protocol: Protocol, seed: int, linked_speak
         DataError: a group in two parts, one group or one class only, fewer groups than folds, a class missing from a training part, no dev
             rows.
     """
-    data = Grouped(table, protocol.by, linked_speakers)
+    data = Grouped(_without(table, protocol.leave_out), protocol.by, linked_speakers)
+    always = np.isin(data.split, protocol.always_train)
+    if protocol.always_train:
+        _check_always(data, always, protocol.always_train)
     if protocol.kind == "holdout":
         parts = [_holdout(data, protocol, seed)]
     elif protocol.kind == "out_of_fold":
         test = data.rows(data.split == "test")
-        pool = data.rows(data.split != "test")
-        data.apart({"test": test, "the pool (train and dev)": pool})
-        fold = _folds(data, pool, protocol.folds, seed, 0)
+        pool = data.rows((data.split != "test") & ~always)
+        data.apart({"test": test, "the pool (train and dev)": pool, "what is always trained on": data.rows(always)})
+        fold = _folds(data, pool, protocol.folds, seed, 0, always=always)
         parts = [(np.where(data.split == "test", "test", "pool"), fold)]
     else:
-        everything = np.arange(len(data))
-        outer = _folds(data, everything, protocol.outer, seed, 0, carriers=2)
+        data.apart({"the folds": data.rows(~always), "what is always trained on": data.rows(always)})
+        outer = _folds(data, data.rows(~always), protocol.outer, seed, 0, carriers=2, always=always)
         parts = []
         for number in range(outer.max() + 1):
-            pool = data.rows(outer != number)
+            pool = data.rows((outer != number) & ~always)
             parts.append(
                 (
                     np.where(outer == number, "test", "pool"),
-                    _folds(data, pool, protocol.inner, seed, number + 1, where=f" of outer fold {number}"),
+                    _folds(data, pool, protocol.inner, seed, number + 1, where=f" of outer fold {number}", always=always),
                 )
             )
     frames = [
@@ -187,10 +199,36 @@ def describe_splits(splits: pl.DataFrame, table: pl.DataFrame, protocol: Protoco
     return notes
 
 
+def _without(table: pl.DataFrame, parts: Sequence[str]) -> pl.DataFrame:
+    """The table without these parts of the corpus's own split."""
+    if not parts or "split" not in table.columns:
+        return table
+    return table.filter(~pl.col("split").cast(pl.String).fill_null("").is_in(parts))
+
+
+def _check_always(data: Grouped, always: np.ndarray, parts: Sequence[str]) -> None:
+    if not always.any():
+        raise DataError(
+            f"No utterance is in the part {' or '.join(parts)} of the corpus's own split, which is to be trained on always",
+            choices=sorted({one for one in data.split.tolist() if one}),
+            remedy="Correct protocol.always_train, or give the manifest a column `split`.",
+        )
+    if always.all():
+        raise DataError("All utterances are to be trained on always: none is left to score", remedy="Shorten protocol.always_train.")
+
+
 def _folds(
-    data: Grouped, pool: np.ndarray, folds: int | str | list[list[str]], seed: int, stage: int, *, carriers: int = 1, where: str = ""
+    data: Grouped,
+    pool: np.ndarray,
+    folds: int | str | list[list[str]],
+    seed: int,
+    stage: int,
+    *,
+    always: np.ndarray,
+    carriers: int = 1,
+    where: str = "",
 ) -> np.ndarray:
-    """Fold of each row of the data, -1 outside the pool."""
+    """Fold of each row of the data, -1 outside the pool; ``always`` (bool) are the rows that are trained on beside."""
     groups, counts = data.counts(pool)
     if len(groups) < 2:
         name = f", {data.group_names[groups[0]]!r}" if len(groups) else ""
@@ -215,7 +253,9 @@ def _folds(
         complaints = [
             line
             for number in range(part.max() + 1)
-            for line in data.trainable(data.rows((fold != number) & (fold >= 0)), f"without fold {number}, the training part{where}", pool)
+            for line in data.trainable(
+                data.rows(((fold != number) & (fold >= 0)) | always), f"without fold {number}, the training part{where}", pool
+            )
         ]
         if complaints:
             raise DataError(

@@ -53,7 +53,7 @@ def choose(rows: Selection, task: Task, config: EnsembleConfig) -> Plan:
     """
     wanted = _candidates(rows, config)
     levels = ladder_of(task, config)
-    fold = group_folds(rows.speaker, config.inner_folds, config.seed)
+    fold = group_folds(rows.group, config.inner_folds, config.seed)
     if len(np.unique(fold)) < 2:
         family = "greedy" if config.family == "auto" and len(rows.predictions.members) > 1 else wanted[0][0]
         return Plan(family, wanted[0][1] if config.family != "auto" else "linear")
@@ -64,7 +64,7 @@ def choose(rows: Selection, task: Task, config: EnsembleConfig) -> Plan:
     prior = decision_prior(config.prior, class_metric(task), shares, rows.predictions.classes)
     objective = class_objective(task, config, prior)
     fallback = likeliest_class(prior, shares, rows.predictions.classes)
-    names, group = np.unique(rows.speaker, return_inverse=True)
+    names, group = np.unique(rows.group, return_inverse=True)
 
     def sums(answer: np.ndarray) -> np.ndarray:
         return group_counts(rows.label, answer, group, len(names), len(shares))

@@ -20,7 +20,7 @@ _HELD = {"test": "test", "out_of_fold": "cross-fitted", "nested": "nested"}
 def claim(evaluation: dict[str, Any]) -> str:
     """One sentence: which recipes the ensemble beats on this library, with each difference and its interval, and which it does not.
 
-    A recipe is beaten where the lower bound of the paired 95 % interval over speakers is above 0.
+    A recipe is beaten where the lower bound of the paired 95 % interval (over speakers, or what else the splits are by) is above 0.
     """
     beaten: list[str] = []
     behind: list[str] = []
@@ -42,8 +42,9 @@ def claim(evaluation: dict[str, Any]) -> str:
         parts.append(f"is behind {_list(behind)}")
     if open_:
         parts.append(f"cannot be told apart from {_list(open_)}")
+    unit = (evaluation.get("interval") or {}).get("unit", "speaker")
     return (
-        f"On {library} the ensemble {'; it '.join(parts)}; {kind} differences of {evaluation['metric']} with 95 % intervals over speakers."
+        f"On {library} the ensemble {'; it '.join(parts)}; {kind} differences of {evaluation['metric']} with 95 % intervals over {unit}s."
     )
 
 

@@ -134,7 +134,7 @@ class Prepared:
     def candidates(self, pool: str) -> Candidates:
         """What each member adds to the scores of a pool."""
         found = self.rows.predictions
-        _, group = np.unique(self.rows.speaker, return_inverse=True)
+        _, group = np.unique(self.rows.group, return_inverse=True)
         return Candidates(
             self._contributions(pool),
             found.present,

@@ -1,5 +1,7 @@
 """``evaluation.json``: how good the ensemble is on held-out speakers, against what everybody does, with 95 % intervals.
 
+Intervals are over what the splits are by: speakers, or dialogues or sentences (``interval.unit``).
+
 :func:`score_answers` is the only function that reads labels of test rows; it does so after everything is fitted, and its
 result goes nowhere but into the report.
 """
@@ -30,7 +32,7 @@ from raysere.training import metrics
 FORMAT = "raysere.evaluation/1"
 _CODE = 4  # raised when the procedure changes its result
 _BINS = 10
-_FEW_SPEAKERS = 10
+_FEW_UNITS = 10
 
 
 def evaluate(run: str | os.PathLike[str], config: EnsembleConfig | None = None) -> dict[str, Any]:
@@ -121,6 +123,7 @@ def scores_of(runs: Sequence[Run], fitted: Fitted, config: EnsembleConfig) -> Sc
         np.concatenate([one.label for one in truths]),
         np.concatenate([one.target for one in truths]),
         np.concatenate([one.speaker for one in truths]),
+        np.concatenate([one.group for one in truths]),
         pl.concat([one.about for one in truths]),
     )
     return Scores(runs, fitted, config, truth)
@@ -140,6 +143,7 @@ class Scores:
         if not counted.any():
             raise DataError("No held-out row has a label, so nothing can be scored", where=runs[0].folder)
         self.label, self.target, self.speaker = truth.label[counted], truth.target[counted], truth.speaker[counted]
+        self.group = truth.group[counted]
         self.about = truth.about.filter(pl.Series(counted))
         answers = fitted.answers
         self.answer = {name: _joined(answers, "answer", name)[counted] for name in answers[0].answer}
@@ -149,8 +153,8 @@ class Scores:
 
     def sums(self, system: str, metric: str) -> np.ndarray:
         if metric == "ccc":
-            return metrics.group_moments(self.values[system], self.target, self.speaker)
-        return metrics.group_confusions(self.label, self.answer[system], self.speaker, len(self.task.classes))
+            return metrics.group_moments(self.values[system], self.target, self.group)
+        return metrics.group_confusions(self.label, self.answer[system], self.group, len(self.task.classes))
 
     def has(self, system: str, metric: str) -> bool:
         return system in (self.values if metric == "ccc" else self.answer)
@@ -180,6 +184,7 @@ class Scores:
             "split": self.fitted.split,
             "n_utterances": len(self.label),
             "n_speakers": len(np.unique(self.speaker)),
+            "n_units": len(np.unique(self.group)),
             **{name: found.get(name) for name in SYSTEMS},
             "difference": difference,
             "by_class": self.by_class(),
@@ -204,7 +209,8 @@ class Scores:
             "protocol": dict(run.settings.get("protocol") or {"kind": run.kind}),
             "interval": {
                 "level": 0.95,
-                "method": "percentile bootstrap over speakers",
+                "method": f"percentile bootstrap over {run.unit}s",
+                "unit": run.unit,
                 "draws": self.config.draws,
                 "seed": self.config.seed,
             },
@@ -216,7 +222,7 @@ class Scores:
         return {**result, "claim": claim(result)}
 
     def difference(self, other: Scores, system: str) -> dict[str, float | None]:
-        """This ensemble minus a system of ``other``, on the same resamples of the same speakers."""
+        """This ensemble minus a system of ``other``, on the same resamples of the same units."""
         metric = self.task.metric
         pair = metrics.bootstrap_difference(
             self.sums("ensemble", metric),
@@ -262,7 +268,7 @@ class Scores:
                 }
         if self.task.dimensional:
             for a, name in enumerate(self.task.attributes):
-                sums = metrics.group_moments(self.values["ensemble"][:, [a]], self.target[:, [a]], self.speaker)
+                sums = metrics.group_moments(self.values["ensemble"][:, [a]], self.target[:, [a]], self.group)
                 result[name] = {
                     **_plain(metrics.bootstrap_by_group(sums, metrics.mean_ccc_of, draws=self.config.draws, seed=self.config.seed)),
                     "n": int(np.isfinite(self.target[:, a]).sum()),
@@ -315,7 +321,7 @@ class Scores:
         return {str(k + 1): np.isin(self.speaker, part.tolist()) for k, part in enumerate(np.array_split(np.array(order), _BINS))}
 
     def other_metrics(self) -> dict[str, Any]:
-        names = [name for name in (*metrics.CATEGORICAL, "ccc") if name != self.task.metric and self.has("ensemble", name)]
+        names = [name for name in (*metrics.REPORTED, "ccc") if name != self.task.metric and self.has("ensemble", name)]
         result: dict[str, Any] = {name: self.interval("ensemble", name) for name in names}
         if self.task.categorical:
             from raysere.ensemble.objective import prior_macro_f1
@@ -364,10 +370,11 @@ class Scores:
         notes = list(self.fitted.notes)
         if any(run.synthetic for run in self.runs):
             notes.append("The speech is synthetic: these figures say nothing about real speakers.")
-        if any(run.speakers_recur for run in self.runs):
-            notes.append("The splits are not by speaker, so speakers recur: the figures are not speaker-independent.")
-        if len(np.unique(self.speaker)) < _FEW_SPEAKERS:
-            notes.append(f"Only {len(np.unique(self.speaker))} speakers: intervals over so few are too narrow.")
+        unit = self.runs[0].unit
+        if unit != "speaker":
+            notes.append(f"The splits are by {unit}, so speakers recur: the figures are not speaker-independent.")
+        if len(np.unique(self.group)) < _FEW_UNITS:
+            notes.append(f"Only {len(np.unique(self.group))} {unit}s: intervals over so few are too narrow.")
         if missing := int((~self.answered).sum()):
             notes.append(
                 f"{missing} utterances could be answered by no member of the ensemble and count as its most likely class (or mean)."
@@ -415,7 +422,7 @@ def _one_recall(k: int):
 
 
 def _plain(interval: metrics.Interval) -> dict[str, float | None]:
-    """Value, low and high; null where there is no interval (one speaker)."""
+    """Value, low and high; null where there is no interval (one speaker or other unit)."""
     return {
         name: float(value) if np.isfinite(value) else None
         for name, value in (("value", interval.value), ("low", interval.low), ("high", interval.high))

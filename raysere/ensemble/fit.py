@@ -122,7 +122,7 @@ def _attribute(rows: Selection, index: int, family: str, task: Task, config: Ens
         found.values[:, :, index].astype(np.float64),
         found.present,
         rows.target[:, index],
-        rows.speaker,
+        rows.group,
         [member.id for member in found.members],
         family,
         task.scale,
@@ -133,7 +133,7 @@ def _attribute(rows: Selection, index: int, family: str, task: Task, config: Ens
 def _choose_attribute_family(rows: Selection, index: int, task: Task, config: EnsembleConfig) -> tuple[str, tuple[tuple[str, float], ...]]:
     from raysere.training.metrics import group_moments, mean_ccc_of
 
-    fold = group_folds(rows.speaker, config.inner_folds, config.seed)
+    fold = group_folds(rows.group, config.inner_folds, config.seed)
     if len(rows.predictions.members) == 1 or len(np.unique(fold)) < 2:
         return ("best_single" if len(rows.predictions.members) == 1 else "average"), ()
     target = rows.target[:, index]
@@ -147,7 +147,7 @@ def _choose_attribute_family(rows: Selection, index: int, task: Task, config: En
             )
     fallback = float(target.mean())
     sums = {
-        family: group_moments(np.where(np.isfinite(value), value, fallback)[:, None], target[:, None], rows.speaker)
+        family: group_moments(np.where(np.isfinite(value), value, fallback)[:, None], target[:, None], rows.group)
         for family, value in held_out.items()
     }
     return one_standard_error(sums, mean_ccc_of, config.seed)

@@ -121,35 +121,32 @@ class Selection:
 
     Attributes:
         label: int64 (N,), -1 none; target: float64 (N, A), NaN none.
-        speaker: (N,) names; fold: int64 (N,) of the search's own folds (0 where the protocol has none).
-        speakers_recur: the folds were not made by speaker (by dialogue, by sentence), so a speaker may stand in several.
+        group: (N,) names of what never stands in two folds and is drawn as one: speakers, or dialogues or sentences where the splits are
+            by these. fold: int64 (N,) of the search's own folds (0 where the protocol has none).
     """
 
     predictions: Predictions
     label: np.ndarray
     target: np.ndarray
-    speaker: np.ndarray
+    group: np.ndarray
     fold: np.ndarray
-    speakers_recur: bool = False
 
     def __post_init__(self) -> None:
         if self.predictions.part != "dev":
             raise DataError(f"Nothing may be fitted on {self.predictions.part} rows")
-        if not len(self.label) == len(self.target) == len(self.speaker) == len(self.fold) == len(self.predictions.utterances):
+        if not len(self.label) == len(self.target) == len(self.group) == len(self.fold) == len(self.predictions.utterances):
             raise DataError("Labels and predictions do not have the same rows")
-        pairs = set(zip(self.speaker.tolist(), self.fold.tolist()))
-        if len(pairs) != len(set(self.speaker.tolist())) and not self.speakers_recur:
-            folds = {speaker: sorted(fold for name, fold in pairs if name == speaker) for speaker, _ in pairs}
-            speaker, where = next((speaker, where) for speaker, where in sorted(folds.items()) if len(where) > 1)
+        pairs = set(zip(self.group.tolist(), self.fold.tolist()))
+        if len(pairs) != len(set(self.group.tolist())):
+            folds = {group: sorted(fold for name, fold in pairs if name == group) for group, _ in pairs}
+            group, where = next((group, where) for group, where in sorted(folds.items()) if len(where) > 1)
             raise DataError(
-                f"The speaker {speaker!r} stands in the folds {', '.join(map(str, where))}",
-                remedy="Folds must not share a speaker; split again by speaker.",
+                f"The group {group!r} stands in the folds {', '.join(map(str, where))}",
+                remedy="Folds must not share a speaker (dialogue, sentence): split again.",
             )
 
     def part(self, rows: np.ndarray) -> Selection:
-        return Selection(
-            self.predictions.take_rows(rows), self.label[rows], self.target[rows], self.speaker[rows], self.fold[rows], self.speakers_recur
-        )
+        return Selection(self.predictions.take_rows(rows), self.label[rows], self.target[rows], self.group[rows], self.fold[rows])
 
     def take_members(self, numbers: Sequence[int] | np.ndarray) -> Selection:
         return replace(self, predictions=self.predictions.take_members(numbers))
@@ -208,9 +205,7 @@ def load_selection(runs: Sequence[Run], outer: int = 0) -> Selection:
     truth = dev_truth(runs, outer, predictions.utterances)
     folds = pl.concat([run.rows(outer, "pool") for run in runs]).unique(subset="utterance", maintain_order=True)
     joined = pl.DataFrame({"utterance": predictions.utterances}).join(folds, on="utterance", how="left", maintain_order="left")
-    return Selection(
-        predictions, truth.label, truth.target, truth.speaker, joined["fold"].fill_null(0).cast(pl.Int64).to_numpy(), runs[0].speakers_recur
-    )
+    return Selection(predictions, truth.label, truth.target, truth.group, joined["fold"].fill_null(0).cast(pl.Int64).to_numpy())
 
 
 def load_predictions(runs: Sequence[Run], outer: int, part: Literal["dev", "test"]) -> Predictions:

@@ -59,7 +59,7 @@ def fit_meta_soup(selection: Selection, seed: int) -> MetaSoup:
     count = np.maximum(np.isfinite(raw).sum(0), 1)
     filling = np.where(np.isfinite(raw), raw, 0.0).sum(0) / count
     features = np.where(np.isfinite(raw), raw, filling)
-    fold = group_folds(rows.speaker, RUNS, seed)
+    fold = group_folds(rows.group, RUNS, seed)
     classes = len(rows.predictions.classes)
     heads = [train_linear(features, rows.label, fold == run % (fold.max() + 1), classes, seed=[seed, run]) for run in range(RUNS)]
     return MetaSoup(rows.predictions.members, soup(heads), filling)

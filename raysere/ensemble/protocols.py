@@ -162,7 +162,7 @@ def cross_fit_groups(selection: Selection, config: EnsembleConfig) -> np.ndarray
     folds = np.unique(selection.fold)
     if len(folds) > 1:
         return np.searchsorted(folds, selection.fold) % MAX_GROUPS
-    groups = group_folds(selection.speaker, config.inner_folds, config.seed)
+    groups = group_folds(selection.group, config.inner_folds, config.seed)
     if len(np.unique(groups)) < 2:
         raise DataError(
             "One speaker only: nothing can be held out to score an ensemble on", remedy="Use a corpus with several speakers, or test rows."

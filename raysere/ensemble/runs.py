@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 from pydantic import ValidationError
 
+from raysere.corpora.grouping import COLUMNS, group_key
 from raysere.corpora.labels import class_map
 from raysere.corpora.manifest import Manifest
 from raysere.ensemble.config import EnsembleConfig
@@ -62,8 +63,9 @@ class Run:
         return str((self.settings.get("protocol") or {}).get("kind", "holdout"))
 
     @property
-    def speakers_recur(self) -> bool:
-        return (self.settings.get("protocol") or {}).get("by", "speaker") != "speaker"
+    def unit(self) -> str:
+        """What never crosses a border of the splits, and what a bootstrap draws: speaker, dialogue or sentence."""
+        return str((self.settings.get("protocol") or {}).get("by", "speaker"))
 
     @property
     def outers(self) -> list[int]:
@@ -90,6 +92,12 @@ class Run:
         """All labels of the manifest; only ``_truth`` takes rows of them."""
         rules = self.settings.get("class_map")
         return build_labels(self.manifest, None if rules is None else class_map(rules), self.task)[0]
+
+    @cached_property
+    def groups(self) -> list[str]:
+        """The dialogue or sentence of each row of the manifest, as the splits know it."""
+        keys = self.manifest.table[COLUMNS.get(self.unit, self.unit)].to_list()
+        return [group_key(key, self.unit) for key in keys]
 
     def with_target(self) -> list[str]:
         """Utterances that have a target of the task: the others may teach, and are never scored."""
@@ -121,11 +129,13 @@ def _read_splits(path: Path) -> pl.DataFrame:
 @dataclass(frozen=True)
 class Truth:
     """Labels and groups of N utterances: ``label`` int (N,), -1 none; ``target`` float64 (N, A), NaN none; ``speaker`` (N,)
-    names, one for all ids of a linked person; ``about`` the manifest's other columns for break-downs."""
+    names, one for all ids of a linked person; ``group`` (N,) the same, or dialogues or sentences where the splits are by these;
+    ``about`` the manifest's other columns for break-downs."""
 
     label: np.ndarray
     target: np.ndarray
     speaker: np.ndarray
+    group: np.ndarray
     about: pl.DataFrame
 
 
@@ -140,11 +150,12 @@ def check_same(runs: Sequence[Run]) -> None:
                 where=run.folder,
                 remedy="Only runs with the same classes make one ensemble.",
             )
-        if (run.task.kind, run.task.attributes, run.task.metric, run.kind) != (
+        if (run.task.kind, run.task.attributes, run.task.metric, run.kind, run.unit) != (
             first.task.kind,
             first.task.attributes,
             first.task.metric,
             first.kind,
+            first.unit,
         ):
             raise DataError(
                 f"{run.name} and {first.name} differ in task, metric or protocol", where=run.folder, remedy="Search them for the same task."
@@ -191,7 +202,7 @@ def _truth(runs: Sequence[Run], utterances: Sequence[str]) -> Truth:
     task, count = runs[0].task, len(utterances)
     label = np.full(count, -1, np.int64)
     target = np.full((count, len(task.attributes)), np.nan)
-    speaker, known = np.full(count, "", dtype=object), np.zeros(count, bool)
+    speaker, group, known = np.full(count, "", dtype=object), np.full(count, "", dtype=object), np.zeros(count, bool)
     order = pl.DataFrame({"utterance": list(utterances)}, schema={"utterance": pl.String})
     about: pl.DataFrame | None = None
     for run in runs:
@@ -215,6 +226,7 @@ def _truth(runs: Sequence[Run], utterances: Sequence[str]) -> Truth:
             )
         new = here & ~known
         label[new], speaker[new] = codes[new], names[new]
+        group[new] = names[new] if run.unit == "speaker" else np.array(run.groups, dtype=object)[row[new]]
         if labels.attributes is not None:
             target[new] = labels.attributes[row][new]
         known |= here
@@ -226,4 +238,4 @@ def _truth(runs: Sequence[Run], utterances: Sequence[str]) -> Truth:
             f"{int((~known).sum())} utterances are in no manifest, such as {utterances[int(np.argmin(known))]}", where=runs[0].folder
         )
     assert about is not None
-    return Truth(label, target, speaker.astype(str), about)
+    return Truth(label, target, speaker.astype(str), group.astype(str), about)

@@ -34,6 +34,8 @@ MAP: dict[str, Any] = {
 }
 _ROW = ["utterance", "path", "start_s", "end_s"]
 NO_TRANSCRIPT = "no transcript"
+#: Reasons of a missing modality, which is no fault, and the stage that such an utterance is listed with.
+MISSING = {NO_TRANSCRIPT: NO_TRANSCRIPT, "no row for this utterance": "no row"}
 CHARACTERS_PER_S = 15.0  # of read speech: what a text costs in seconds when nothing was heard
 
 
@@ -67,8 +69,8 @@ class Failure:
 
     @property
     def stage(self) -> str:
-        """``no transcript`` where there are no words to read (a missing modality, not a fault), else ``features``."""
-        return NO_TRANSCRIPT if self.reason == NO_TRANSCRIPT else "features"
+        """``no transcript`` or ``no row`` (of a ready table) where there is nothing to read, a missing modality; else ``features``."""
+        return MISSING.get(self.reason, "features")
 
 
 @dataclass

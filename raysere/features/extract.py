@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from raysere.errors import DataError
-from raysere.features.content import NO_TRANSCRIPT, Contents, Failure, FileHashes, Work, contents, failures_table
+from raysere.features.content import MISSING, NO_TRANSCRIPT, Contents, Failure, FileHashes, Work, contents, failures_table
 from raysere.features.encoder import Encoder, Outcome
 from raysere.features.plan import check_disk, expected_bytes
 from raysere.features.quarantine import Quarantine
@@ -37,8 +37,8 @@ _SHOWN = 5
 class Extraction:
     """Utterances ``done`` now, ``cached`` ones that stood already, and those without features (utterance, path, reason, stage).
 
-    ``without_text`` of the latter have no words to read: a missing modality, not a fault. Their stage is ``no transcript``, that of the
-    others ``features``.
+    ``without_text`` of the latter have no words to read: a missing modality, not a fault. Their stage is ``no transcript``, that of those
+    that a ready table does not hold ``no row``, and that of the others ``features``.
     """
 
     key: str
@@ -73,11 +73,12 @@ class _Session:
 
     def judge(self) -> None:
         total = len(self.found.utterances)
-        # no words to read is a missing modality, not a failure; but audio that is not there is
+        # no words to read, and no row in a table, is a missing modality and not a failure; but audio that is not there is
         absent = [failure for failure in self.found.failures if failure.stage != NO_TRANSCRIPT]
-        failed = len(absent) + sum(self.counts[content] for content in self.failures)
-        nothing = total > 0 and not self.found.work
-        if nothing and not absent:
+        missing = sum(self.counts[content] for content, failure in self.failures.items() if failure.reason in MISSING)
+        failed = len(absent) + sum(self.counts[content] for content in self.failures) - missing
+        nothing = total > 0 and (not self.found.work or missing == total)
+        if nothing and not absent and not missing:
             raise DataError(
                 f"The corpus has no transcripts: {self.spec.backbone} reads words, and none of the {total} utterances has any",
                 where=", ".join(sorted({utterance.split("/", 1)[0] for utterance in self.found.utterances})),
@@ -86,9 +87,9 @@ class _Session:
         if failed > self.limit * total or nothing:
             listed = [*absent, *self.failures.values(), *self.found.failures]
             reasons = "; ".join(f"{failure.utterance}: {failure.reason}" for failure in listed[:_SHOWN])
-            count = len(listed) if nothing else failed
+            count, bound = (total, "") if nothing else (failed, f" (more than {self.limit:.0%})")
             raise DataError(
-                f"{count} of {total} utterances give no features of {self.spec.backbone} (more than {self.limit:.0%}): {reasons}",
+                f"{count} of {total} utterances give no features of {self.spec.backbone}{bound}: {reasons}",
                 where=self.folder,
                 remedy="Look at these files. What was extracted is kept; quarantine.parquet lists the rest.",
             )

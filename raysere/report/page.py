@@ -19,7 +19,7 @@ from raysere.search.ledger import Ledger, Record
 METRICS = {"uar": "UAR (mean recall of the classes)", "macro_f1": "Macro-F1", "accuracy": "Accuracy", "ccc": "CCC (mean of the attributes)"}
 SPLITS = {
     "test": "the test split, read once at the end",
-    "out_of_fold": "held-out speakers (the ensemble is cross-fitted by speaker)",
+    "out_of_fold": "held-out folds (the ensemble is cross-fitted by the same folds)",
     "nested": "outer test folds, of which no choice of configuration or weight knew",
 }
 SYSTEMS = (
@@ -136,6 +136,7 @@ def _result(evaluation: dict[str, Any]) -> dict[str, Any]:
     return {
         "cards": cards,
         "metric_name": METRICS.get(metric, metric),
+        "units": f"{(evaluation.get('interval') or {}).get('unit', 'speaker')}s",
         "split_words": SPLITS.get(evaluation["split"], evaluation["split"]),
         "claim": _claim(evaluation, gain),
         "systems": charts.intervals(systems, title=f"{metric} of the systems", mark=chance, mark_label="chance", width=500)

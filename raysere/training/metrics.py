@@ -50,6 +50,15 @@ def accuracy_of(confusion: ArrayLike) -> NDArray:
     return np.where(total > 0, np.trace(counts, axis1=-2, axis2=-1) / np.maximum(total, 1e-300), np.nan)
 
 
+def weighted_f1_of(confusion: ArrayLike) -> NDArray:
+    """Mean of the classes' F1 weighed by their true items, as MELD's authors report it. NaN for an empty matrix."""
+    counts = np.asarray(confusion, dtype=np.float64)
+    support = counts.sum(-1)
+    f1 = 2 * np.diagonal(counts, axis1=-2, axis2=-1) / np.maximum(support + counts.sum(-2), 1e-300)
+    total = support.sum(-1)
+    return np.where(total > 0, (support * f1).sum(-1) / np.maximum(total, 1e-300), np.nan)
+
+
 def ccc_of(moments: ArrayLike) -> NDArray:
     """Concordance correlation from moment sums (..., 6): n, sum x, sum y, sum xx, sum yy, sum xy (papers 0.1).
 
@@ -70,11 +79,14 @@ def mean_ccc_of(moments: ArrayLike) -> NDArray:
 
 
 CATEGORICAL: dict[str, Statistic] = {"uar": uar_of, "macro_f1": macro_f1_of, "accuracy": accuracy_of}
+#: Those that a task may choose by, and what is reported beside them.
+REPORTED: dict[str, Statistic] = {**CATEGORICAL, "weighted_f1": weighted_f1_of}
 
 
 def statistic_of(metric: str) -> Statistic:
-    """The function from sums to score for a :class:`Task` metric: on (..., C, C) counts, or (..., A, 6) moments for ``ccc``."""
-    return mean_ccc_of if metric == "ccc" else CATEGORICAL[metric]
+    """The function from sums to score for a :class:`Task` metric or a reported one: on (..., C, C) counts, or (..., A, 6) moments for
+    ``ccc``."""
+    return mean_ccc_of if metric == "ccc" else REPORTED[metric]
 
 
 # ---- from items to scores -----------------------------------------------------------------------------------------------------
@@ -180,7 +192,8 @@ class Interval:
     """A value with a percentile interval. Unpacks as ``low, high``.
 
     ``redrawn`` counts the draws that lacked a class and were drawn again; ``groups`` the groups that were resampled. With
-    fewer than two groups there is nothing to resample and ``low`` and ``high`` are NaN.
+    fewer than two groups there is nothing to resample, and ``low``, ``high`` and ``error`` are NaN. ``error`` is the standard error: the
+    standard deviation over the draws.
     """
 
     value: float
@@ -189,6 +202,7 @@ class Interval:
     draws: int
     redrawn: int
     groups: int
+    error: float = float("nan")
 
     def __iter__(self):
         yield self.low
@@ -255,8 +269,7 @@ def bootstrap_by_group(sums: ArrayLike, statistic: Statistic, *, draws: int = 20
     if len(sums) < 2:
         return Interval(value, float("nan"), float("nan"), 0, 0, len(sums))
     weights, redrawn = _draws(sums, draws, seed)
-    low, high = _percentiles(statistic(_resample(sums, weights)), level)
-    return Interval(value, low, high, draws, redrawn, len(sums))
+    return _interval(value, statistic(_resample(sums, weights)), level, redrawn, len(sums))
 
 
 def bootstrap_difference(
@@ -275,14 +288,13 @@ def bootstrap_difference(
     if len(first) < 2:
         return Interval(value, float("nan"), float("nan"), 0, 0, len(first))
     weights, redrawn = _draws(first, draws, seed)
-    low, high = _percentiles(statistic(_resample(first, weights)) - statistic(_resample(second, weights)), level)
-    return Interval(value, low, high, draws, redrawn, len(first))
+    return _interval(value, statistic(_resample(first, weights)) - statistic(_resample(second, weights)), level, redrawn, len(first))
 
 
-def _percentiles(values: NDArray, level: float) -> tuple[float, float]:
-    tail = 50 * (1 - level)
-    low, high = np.percentile(values[np.isfinite(values)], [tail, 100 - tail])
-    return float(low), float(high)
+def _interval(value: float, drawn: NDArray, level: float, redrawn: int, groups: int) -> Interval:
+    tail, finite = 50 * (1 - level), drawn[np.isfinite(drawn)]
+    low, high = np.percentile(finite, [tail, 100 - tail])
+    return Interval(value, float(low), float(high), len(drawn), redrawn, groups, float(finite.std()))
 
 
 def bootstrap(

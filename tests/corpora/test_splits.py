@@ -336,6 +336,49 @@ def test_meld_like_own_split_works_by_dialogue() -> None:
     assert Counter(splits["role"]) == {"pool": 4, "test": 1}
 
 
+def talks(seed: int = 0) -> pl.DataFrame:
+    """30 training, 24 development and 5 test dialogues of five lines; two speakers, and a class that is in the first part alone."""
+    rng = np.random.default_rng(seed)
+    split = np.repeat(["train"] * 30 + ["dev"] * 24 + ["test"] * 5, 5)
+    label = np.where((split == "train") & (rng.random(len(split)) < 0.1), "rare", rng.choice(["x", "y", "z"], len(split)))
+    return table([(f"s{row % 2}", str(name)) for row, name in enumerate(label)], split.tolist()).with_columns(
+        dialogue=pl.Series([f"d{row // 5}" for row in range(len(split))])
+    )
+
+
+@pytest.mark.parametrize("kind", ["nested", "out_of_fold"])
+def test_what_is_always_trained_on_is_never_scored(kind: Any) -> None:
+    data = talks()
+    protocol = Protocol(kind=kind, by="dialogue", outer=3, inner=2, folds=4, always_train=["train"], leave_out=["test"])
+    splits = make_splits(data, protocol, 0)
+    joined = splits.join(data, on="utterance")
+    verify_splits(splits, dict(zip(data["utterance"], data["dialogue"], strict=True)))
+    assert set(joined["split"]) == {"train", "dev"}
+    train = joined.filter(pl.col("split") == "train")
+    assert set(train.select("role", "fold").unique().rows()) == {("pool", None)}
+    assert train.group_by("outer").len()["len"].to_list() == [150] * splits["outer"].n_unique()
+    scored = joined.filter(pl.col("split") == "dev")
+    assert scored.filter((pl.col("role") == "pool") & pl.col("fold").is_null()).height == 0
+    if kind == "nested":
+        tested = scored.filter(pl.col("role") == "test")
+        assert sorted(tested["utterance"]) == sorted(data.filter(pl.col("split") == "dev")["utterance"])
+    else:
+        assert set(scored["fold"]) == {0, 1, 2, 3}
+    kept = make_splits(data, protocol.model_copy(update={"kind": "out_of_fold", "leave_out": ()}), 0)
+    assert kept.filter(pl.col("role") == "test").height == 25
+
+
+def test_what_is_always_trained_on_shares_no_group_with_the_folds() -> None:
+    protocol = Protocol(kind="nested", outer=2, inner=2, always_train=["train"], leave_out=["test"])
+    with pytest.raises(DataError, match="in two parts"):
+        make_splits(talks(), protocol, 0)
+    by = {"kind": "nested", "by": "dialogue", "outer": 2, "inner": 2}
+    with pytest.raises(DataError, match="No utterance is in the part dev"):
+        make_splits(talks().filter(pl.col("split") != "dev"), Protocol(**by, always_train=["dev"]), 0)
+    with pytest.raises(DataError, match="none is left to score"):
+        make_splits(talks().filter(pl.col("split") == "train"), Protocol(**by, always_train=["train"]), 0)
+
+
 def test_rows_without_label_stay_out_and_no_labels_at_all_balance_size() -> None:
     some = even(6).with_columns(label=pl.when(pl.int_range(36) % 6 == 0).then(None).otherwise("label"))
     assert make_splits(some, Protocol(folds=3), 0).height == 30
@@ -394,6 +437,9 @@ def test_utterance_twice() -> None:
         {"dev_share": 0.6, "test_share": 0.5},
         {"fold": 5},
         {"inner": [["a"], ["b"]]},
+        {"kind": "holdout", "always_train": ["train"]},
+        {"always_train": ["train"], "leave_out": ["train"]},
+        {"always_train": ["test"]},
     ],
 )
 def test_protocols_that_cannot_be(wrong: dict[str, Any]) -> None:

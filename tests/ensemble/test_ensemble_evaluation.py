@@ -152,7 +152,7 @@ def test_what_is_held_out_changes_nothing_that_answers_it(toy):
     held = selection.fold == 2
     label = selection.label.copy()
     label[held] = (label[held] + 1) % 4
-    after = cross_fit(Selection(selection.predictions, label, selection.target, selection.speaker, selection.fold), TASK, config, 0)
+    after = cross_fit(Selection(selection.predictions, label, selection.target, selection.group, selection.fold), TASK, config, 0)
     for name in before.answer:
         assert (before.answer[name][held] == after.answer[name][held]).all()
     assert np.allclose(before.logp[held], after.logp[held])

@@ -141,8 +141,29 @@ def test_a_speaker_in_two_folds_is_refused(toy):
     fold = selection.fold.copy()
     fold[0] = (fold[0] + 1) % 5
     with pytest.raises(DataError, match="stands in the folds"):
-        Selection(selection.predictions, selection.label, selection.target, selection.speaker, fold)
-    Selection(selection.predictions, selection.label, selection.target, selection.speaker, fold, speakers_recur=True)
+        Selection(selection.predictions, selection.label, selection.target, selection.group, fold)
+
+
+def test_splits_by_dialogue_group_dialogues_and_speakers_may_recur(tmp_path, toy):
+    import polars as pl
+    import yaml
+
+    from raysere.corpora.manifest import Manifest
+
+    run = toy.run(tmp_path / "a", skills=STUDIES[:1])
+    path = run.folder / "manifest.parquet"
+    manifest = Manifest.read(path)
+    talk = pl.Series([f"toy/d{fold}-{row % 3}" for row, fold in enumerate((run.speaker % 5).tolist())])
+    table = manifest.table.with_columns(dialogue=talk, speaker=pl.lit("toy/joey"))
+    Manifest.checked(table, roots=manifest.roots, scales=manifest.scales).write(path)
+    with pytest.raises(DataError, match="stands in the folds"):
+        load_selection([Run.open(run.folder)])
+    settings = yaml.safe_load((run.folder / "experiment.yaml").read_text())
+    settings["protocol"]["by"] = "dialogue"
+    (run.folder / "experiment.yaml").write_text(yaml.safe_dump(settings))
+    selection = load_selection([Run.open(run.folder)])
+    of = dict(zip(table["utterance"], table["dialogue"], strict=True))
+    assert selection.group.tolist() == [of[utterance] for utterance in selection.predictions.utterances]
 
 
 def test_linked_speakers_are_one_person(tmp_path, toy):
@@ -152,7 +173,7 @@ def test_linked_speakers_are_one_person(tmp_path, toy):
     path = run.folder / "manifest.parquet"
     manifest = Manifest.read(path)
     Manifest.checked(manifest.table, roots=manifest.roots, scales=manifest.scales, linked_speakers=[["toy/s00", "toy/s05"]]).write(path)
-    assert len(set(load_selection([Run.open(run.folder)]).speaker.tolist())) == 8
+    assert len(set(load_selection([Run.open(run.folder)]).group.tolist())) == 8
 
 
 def test_the_cap_keeps_the_best_of_each_study_on_these_rows_alone(toy):
@@ -163,7 +184,7 @@ def test_the_cap_keeps_the_best_of_each_study_on_these_rows_alone(toy):
     assert scores[5] == max(scores)
     worse = selection.label.copy()
     worse[:] = (selection.label + 1) % 4
-    flipped = Selection(selection.predictions, worse, selection.target, selection.speaker, selection.fold)
+    flipped = Selection(selection.predictions, worse, selection.target, selection.group, selection.fold)
     assert [member.trial for member in flipped.top(1, "uar").predictions.members] != [
         member.trial for member in selection.top(1, "uar").predictions.members
     ]
@@ -222,7 +243,7 @@ def test_members_are_scored_on_all_rows_with_the_prior_where_they_are_absent():
         Predictions(found.members, found.utterances, found.classes, found.attributes, found.logp, found.values, nobody, "dev"),
         label,
         selection.target,
-        selection.speaker,
+        selection.group,
         selection.fold,
     )
     assert member_scores(absent, "uar")[0] == member_scores(absent, "ccc")[0] == -np.inf

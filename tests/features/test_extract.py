@@ -171,6 +171,21 @@ def test_no_transcript_is_a_missing_modality_unless_there_is_none_at_all(tmp_pat
     assert "these files" not in str(caught.value)
 
 
+def test_no_row_in_a_table_is_a_missing_modality_unless_it_has_none_at_all(tmp_path):
+    manifest = corpus(tmp_path / "audio", 10)
+    np.savez(tmp_path / "some.npz", utterance=np.array(["u003", "u007"]), vectors=np.ones((2, 4), np.float32))
+    spec = resolve({"backbone": f"table:{tmp_path / 'some.npz'}"})
+    result = extract_local(manifest, spec, tmp_path / "store", fail_threshold=0.0)
+    assert (result.done, result.quarantined["stage"].to_list()) == (2, ["no row"] * 8)
+    assert np.flatnonzero(FeatureStore(tmp_path / "store").open(spec, manifest).present).tolist() == [3, 7]
+    np.savez(tmp_path / "none.npz", utterance=np.array(["a", "b"]), vectors=np.ones((2, 4), np.float32))
+    with pytest.raises(DataError, match="10 of 10 utterances give no features of table:.*no row for this utterance"):
+        extract_local(manifest, resolve({"backbone": f"table:{tmp_path / 'none.npz'}"}), tmp_path / "store", fail_threshold=1.0)
+    np.savez(tmp_path / "bad.npz", utterance=np.array(["u003", "u007"]), vectors=np.full((2, 4), np.nan, np.float32))
+    with pytest.raises(DataError, match="2 of 10 .*more than 10%"):
+        extract_local(manifest, resolve({"backbone": f"table:{tmp_path / 'bad.npz'}"}), tmp_path / "store", fail_threshold=0.1)
+
+
 def test_bad_files_of_two_corpora_of_one_name_are_both_remembered(tmp_path):
     store, log = tmp_path / "store", tmp_path / "log"
     spec, manifests = toy(log=log, refuses="u001"), []

@@ -33,6 +33,8 @@ def test_equals_scikit_learn(pairs):
     y, p = np.array(pairs).T
     assert metrics.uar(y, p, 4) == pytest.approx(recall_score(y, p, labels=np.unique(y), average="macro"))
     assert metrics.macro_f1(y, p, 4) == pytest.approx(f1_score(y, p, average="macro"))
+    weighted = metrics.statistic_of("weighted_f1")(metrics.confusion(y, p, 4))
+    assert weighted == pytest.approx(f1_score(y, p, average="weighted", zero_division=0))
 
 
 def test_ccc_closed_form():
@@ -155,3 +157,9 @@ def test_paired_difference_refuses_other_items():
         metrics.bootstrap_difference(
             metrics.group_confusions(y, p, g, 4), metrics.group_confusions(y[g > 0], p[g > 0], g[g > 0], 4), metrics.uar_of
         )
+
+
+def test_the_standard_error_of_a_mean_over_groups_of_one():
+    right = np.random.default_rng(0).random(400) < 0.7
+    interval = metrics.bootstrap("accuracy", np.zeros(400, int), np.where(right, 0, 1), np.arange(400), classes=2, draws=4000)
+    assert interval.error == pytest.approx(np.sqrt(right.mean() * (1 - right.mean()) / 400), rel=0.06)
