@@ -110,7 +110,7 @@ def shuffled_control(selection: Selection, task: Task, config: EnsembleConfig, *
     plain = config.model_copy(update={"recipes": ()})
     classes, name = len(task.classes), "uar" if task.metric == "ccc" else task.metric
     answer = cross_fit(mixed, task, plain, 0).answer["ensemble"]
-    held_out = bootstrap(name, mixed.label, answer, mixed.speaker, classes=classes, draws=plain.draws, seed=plain.seed)
+    held_out = bootstrap(name, mixed.label, answer, mixed.group, classes=classes, draws=plain.draws, seed=plain.seed)
     flattered = confusion(mixed.label, in_sample(fit_part(mixed, task, plain), mixed, task)[1], classes)
     return {
         "held_out": held_out.value,
