@@ -15,19 +15,27 @@ NORMALISE = {"none": "corpus", "speaker": "speaker"}  # as raysere calls them
 ENSEMBLE = {"family": "auto", "recipes": []}
 
 
+def searches(row: str, normalise: str) -> list[dict[str, Any]]:
+    """What is searched for a row."""
+    fixed = {"normalise": NORMALISE[normalise]}
+    if row == "acoustic":
+        return [
+            {"space": "kernel", "features": "acoustic", "trials": 16, "fixed": fixed},
+            {"space": "pooled_small", "features": "acoustic", "trials": 4, "fixed": {**fixed, "augment": False}},
+        ]
+    return [
+        {"space": "kernel", "features": "acoustic", "trials": 8, "fixed": fixed},
+        {"space": "kernel", "features": "speech", "trials": 14, "fixed": fixed},
+        {"space": "pooled_small", "features": "speech", "trials": 4, "fixed": fixed},
+    ]
+
+
 def experiment(corpus: str, row: str, normalise: str) -> dict[str, Any]:
     """The experiment of a row as a user would write it."""
-    fixed = {"normalise": NORMALISE[normalise]}
-    acoustic = {"backbone": "acoustic", "statistics": "order", "silence_db": 30, "speeds": [0.9, 1.1]}
-    features: dict[str, Any] = {"acoustic": acoustic}
-    search = [{"space": "kernel", "features": "acoustic", "trials": 16, "fixed": fixed}]
-    if row == "acoustic":
-        search.append({"space": "pooled_small", "features": "acoustic", "trials": 4, "fixed": {**fixed, "augment": False}})
-    else:
-        search[0]["trials"] = 8
+    features: dict[str, Any] = {"acoustic": {"backbone": "acoustic", "statistics": "order", "silence_db": 30, "speeds": [0.9, 1.1]}}
+    if row == "speech":
         features["speech"] = {**encoder(WINDOW), "statistics": "order", "silence_db": 30}
-        search.append({"space": "kernel", "features": "speech", "trials": 14, "fixed": fixed})
-        search.append({"space": "pooled_small", "features": "speech", "trials": 4, "fixed": fixed})
+    search = searches(row, normalise)
     return {"name": f"{corpus}-{row}-{normalise}", "features": features, "search": search, "ensemble": ENSEMBLE, **settings(corpus)}
 
 
