@@ -128,6 +128,17 @@ def _resampler(source: int, target: int) -> torch.nn.Module:
     )
 
 
+def in_noise(wave: np.ndarray, ratio_db: float, name: str) -> np.ndarray:
+    """A clip in pink noise: float32 (n,) whose energy is ``ratio_db`` dB above that of the noise. The noise follows from ``name``."""
+    draw = np.random.default_rng(list(hashlib.sha256(name.encode()).digest()))
+    size = max(2, len(wave))
+    spectrum = np.fft.rfft(draw.standard_normal(size)) / np.sqrt(np.maximum(np.arange(size // 2 + 1), 1))
+    spectrum[0] = 0
+    noise = np.fft.irfft(spectrum, size)[: len(wave)]
+    energy, own = np.mean(np.square(wave, dtype=np.float64)), np.mean(noise**2)
+    return (wave + noise * np.sqrt(energy / max(own, 1e-12) * 10 ** (-ratio_db / 10))).astype(np.float32)
+
+
 def content_hash(path: str | os.PathLike[str], start_s: float | None = None, end_s: float | None = None, channel: Channel = None) -> str:
     """Hex SHA-256 of what will be heard: the file's bytes, the segment, and the channel where one is named.
 

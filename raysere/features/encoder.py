@@ -162,7 +162,7 @@ class Encoder:
     def _read(self, work: Work) -> tuple[Work, Item] | Failure:
         if self.spec.reads != "wave":
             return work, Item(work.utterance, text=work.text, language=work.language)
-        from raysere.features.audio import read_audio, resample
+        from raysere.features.audio import in_noise, read_audio, resample
 
         assert self.backbone is not None
         assert work.path is not None
@@ -177,6 +177,8 @@ class Encoder:
         if self.spec.speed != 1:
             rate = self.spec.sampling_rate or 0
             wave = resample(wave, round(rate * self.spec.speed), rate)
+        if self.spec.noise_db is not None:
+            wave = in_noise(wave, self.spec.noise_db, work.content)
         if self.spec.level == "rms":
             wave = wave * np.float32(LEVEL_RMS / np.sqrt(np.mean(np.square(wave, dtype=np.float64))))
         return work, Item(work.utterance, wave=wave, language=work.language)

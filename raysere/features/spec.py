@@ -36,7 +36,8 @@ class FeatureConfig(BaseModel):
     backbone hears it. ``statistics`` of the frames of an utterance or chunk: mean and standard deviation, or those and the 10th, 50th
     and 90th percentile (``order``). ``silence_db`` leaves frames out of the statistics of an utterance whose level lies so many dB
     under its loudest frame. ``speeds`` are factors at which clips are heard once more, as further material to train on: 1.1 is a tenth
-    faster and higher, as of another speaker. ``channel`` is a channel number, ``mix`` for the mean of all, or None for the policy of
+    faster and higher, as of another speaker. ``noises`` are signal-to-noise ratios in dB at which they are heard once more in pink noise.
+    ``channel`` is a channel number, ``mix`` for the mean of all, or None for the policy of
     :func:`raysere.features.audio.read_audio`. ``options`` are passed to the backbone.
     """
 
@@ -54,6 +55,7 @@ class FeatureConfig(BaseModel):
     statistics: Statistics = "mean_std"
     silence_db: float | None = Field(None, gt=0, le=120)
     speeds: tuple[Annotated[float, Field(ge=0.5, le=2)], ...] = ()
+    noises: tuple[Annotated[float, Field(ge=-20, le=80)], ...] = ()
     options: dict[str, str | int | float | bool] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -64,6 +66,8 @@ class FeatureConfig(BaseModel):
             )
         if len(set(self.speeds)) < len(self.speeds) or any(speed == 1 or round(speed, 2) != speed for speed in self.speeds):
             raise ValueError(f"speeds are different factors of two decimals other than 1, not {list(self.speeds)}")
+        if len(set(self.noises)) < len(self.noises):
+            raise ValueError(f"noises are different ratios in dB, not {list(self.noises)}")
         return self
 
     @property
@@ -125,6 +129,7 @@ class FeatureSpec(BaseModel):
     statistics: Statistics = "mean_std"
     silence_db: float | None = None
     speed: float = 1.0
+    noise_db: float | None = None
     reader: int = 0  # version of the audio reader; 0 where no audio is read
 
     @property
@@ -204,8 +209,11 @@ class FeatureSpec(BaseModel):
 
 
 def copies(spec: FeatureSpec, config: FeatureConfig) -> dict[str, FeatureSpec]:
-    """The same features of clips at each of the config's ``speeds``, by the speed as text."""
-    return {f"{speed:g}": spec.model_copy(update={"speed": speed}) for speed in sorted(config.speeds)}
+    """The same features of altered clips, by the name of what was done: each of the config's ``speeds`` (``0.9``) and ``noises``
+    (``noise20``)."""
+    altered: dict[str, dict[str, float]] = {f"{speed:g}": {"speed": speed} for speed in sorted(config.speeds)}
+    altered |= {f"noise{ratio:g}": {"noise_db": ratio} for ratio in sorted(config.noises)}
+    return {name: spec.model_copy(update=change) for name, change in altered.items()}
 
 
 def common_stats(spec: FeatureSpec, layers: Iterable[int]) -> int:
@@ -239,8 +247,8 @@ def resolve(config: FeatureConfig | dict[str, Any]) -> FeatureSpec:
         raise ConfigError("silence_db is for the statistics of whole utterances", where="silence_db", choices=["granularity: utterance"])
     if config.statistics != "mean_std" and config.granularity == "frame":
         raise ConfigError("Frames are stored as they are: they have no statistics", where="statistics", choices=["mean_std"])
-    if config.speeds and (info.sampling_rate is None or info.name.startswith("table:")):
-        raise ConfigError(f"{info.name!r} hears no recording that could be played faster", where="speeds")
+    if (config.speeds or config.noises) and (info.sampling_rate is None or info.name.startswith("table:")):
+        raise ConfigError(f"{info.name!r} hears no recording that could be altered", where="speeds" if config.speeds else "noises")
     layers = _layers(config, info)
     if config.granularity == "chunk" and info.frame_s is None:
         raise ConfigError(

@@ -6,10 +6,11 @@ import soundfile
 from toy_corpus import manifest_of, use_toy
 
 from raysere.errors import ConfigError
+from raysere.features.audio import in_noise
 from raysere.features.condense import condense
 from raysere.features.extract import extract_local
 from raysere.features.silence import speech_frames
-from raysere.features.spec import resolve
+from raysere.features.spec import FeatureConfig, copies, resolve
 from raysere.features.store import FeatureStore
 
 use_toy()
@@ -49,12 +50,32 @@ def test_speech_is_what_is_loud():
         ({"silence_db": 0}, "silence_db"),
         ({"statistics": "order", "granularity": "frame"}, "statistics"),
         ({"statistics": "median"}, "statistics"),
+        ({"noises": [20, 20]}, "noises"),
+        ({"noises": [200]}, "noises"),
     ],
     ids=str,
 )
 def test_what_makes_no_sense_is_refused(options, where):
     with pytest.raises(ConfigError, match=where):
         resolve({"backbone": "acoustic", **options})
+
+
+def test_noise_is_pink_of_the_stated_level_and_follows_from_the_clip():
+    wave = np.sin(np.arange(64000) / 7).astype(np.float32)
+    noise = in_noise(wave, 10.0, "a") - wave
+    assert 10 * np.log10(np.mean(wave**2) / np.mean(noise**2)) == pytest.approx(10, abs=0.01)
+    power = np.abs(np.fft.rfft(noise)) ** 2
+    low, high = power[100:200].mean(), power[10000:20000].mean()
+    assert low / high == pytest.approx(100, rel=0.3)  # as 1 / f
+    assert np.array_equal(noise, in_noise(wave, 10.0, "a") - wave)
+    assert not np.array_equal(noise, in_noise(wave, 10.0, "b") - wave)
+
+
+def test_clips_in_noise_have_features_of_their_own():
+    config = FeatureConfig.model_validate({"backbone": "acoustic", "speeds": [0.9], "noises": [20, 5]})
+    altered = copies(resolve(config), config)
+    assert list(altered) == ["0.9", "noise5", "noise20"]
+    assert len({one.key for one in altered.values()} | {resolve(config).key}) == 4
 
 
 def test_a_faster_clip_is_that_clip_resampled(tmp_path):
