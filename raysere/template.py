@@ -33,7 +33,7 @@ search:                        # each entry is one search; its first trial is th
 {searches}
 trial: {{cpu: 1, gpu: 0}}        # what one trial occupies; gpu: 0.25 lets four share a card
 
-ensemble: {{family: auto}}       # auto chooses between best single, average and greedy selection on inner speaker folds
+ensemble: {{family: auto}}       # auto chooses how members are weighed (mean, greedy, convex, stack, ...) on inner speaker folds
 
 seed: 0
 """

@@ -26,7 +26,7 @@ from raysere.training.task import Task
 #: Candidate answers (members x items x classes x steps x passes x folds) above which bagged greedy is not tried by ``auto`` but taken.
 AUTO_LIMIT = 2e10
 _SE_DRAWS = 500
-_POOLED = ("average", "greedy_once", "greedy", "convex")  # families that a choice of pool matters to
+_POOLED = ("blend", "average", "greedy_once", "greedy", "convex")  # families that a choice of pool matters to
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _candidates(rows: Selection, config: EnsembleConfig) -> list[tuple[str, str]
         if cost > AUTO_LIMIT:
             return [("greedy", pools[0])]
         families = [one for one in FAMILIES if not (one == "greedy_once" and config.bags == 0)]
-        families = [one for one in families if not (one == "convex" and config.pool in ("rank", "vote"))]
+        families = [one for one in families if not (one in ("convex", "blend") and config.pool in ("rank", "vote"))]
     else:
         families = [config.family]
     return [(family, pool) for family in families for pool in (pools if family in _POOLED else pools[:1])]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -114,11 +114,16 @@ def decide(logp: np.ndarray, fallback: int) -> np.ndarray:
     return answer
 
 
+#: Families whose weights are averaged in ``blend``: the one follows the metric, the other the likelihood. [OURS]
+BLENDED = ("greedy", "convex")
+
+
 @dataclass
 class Prepared:
     """Calibrated members of some selection rows: what all families and pools share.
 
-    ``logp`` float32 (M, N, K) under ``selection_prior``; ``ratio`` (K,) decision over selection prior.
+    ``logp`` float32 (M, N, K) under ``selection_prior``; ``ratio`` (K,) decision over selection prior; ``weights`` found so far, by
+    family and pool, for one task and config.
     """
 
     rows: Selection
@@ -126,6 +131,7 @@ class Prepared:
     logp: np.ndarray
     selection_prior: np.ndarray
     prior: np.ndarray
+    weights: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
 
     @property
     def ratio(self) -> np.ndarray:
@@ -195,12 +201,21 @@ def greedy_params(config: EnsembleConfig) -> GreedyParams:
     return GreedyParams(config.steps, config.start, config.patience, config.gain, config.bags, config.prune, config.seed)
 
 
+def _weights_once(prepared: Prepared, family: str, pool: str, task: Task, config: EnsembleConfig) -> np.ndarray:
+    """:func:`family_weights`, kept with the rows: the blend and the choice between families ask for the same."""
+    if (family, pool) not in prepared.weights:
+        prepared.weights[family, pool] = family_weights(prepared, family, pool, task, config)
+    return prepared.weights[family, pool]
+
+
 def family_weights(prepared: Prepared, family: str, pool: str, task: Task, config: EnsembleConfig) -> np.ndarray:
     """Weights (M,) with sum 1 of every family but the stack."""
     members = len(prepared.calibrations)
     objective = class_objective(task, config, prepared.prior)
     if family in ("average", "vote"):
         return np.full(members, 1 / members)
+    if family == "blend":
+        return np.mean([_weights_once(prepared, one, pool, task, config) for one in BLENDED], axis=0)
     if family == "convex":
         rows = prepared.rows
         weighing = (prepared.logp, rows.predictions.present, rows.label, prepared.ratio[rows.label])
@@ -222,7 +237,7 @@ def weigh(
         fit = stack_fits(prepared, task, config, [penalty])[0]
     else:
         pool = "vote" if family == "vote" else pool
-        weights = family_weights(prepared, family, pool, task, config)
+        weights = _weights_once(prepared, family, pool, task, config)
         kept = np.flatnonzero(weights > 0)
         fit = _class_fit(prepared, kept, weights[kept] / weights[kept].sum(), pool, family, config)
         if pool == "rank":

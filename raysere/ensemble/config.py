@@ -12,9 +12,10 @@ from raysere.errors import ConfigError
 if TYPE_CHECKING:
     from raysere.training.task import Task
 
-#: From simple to complex; the one-standard-error rule of ``auto`` moves towards the front. A single member stands last [OURS]: it has no
-#: weights, but is the largest of many scores on the rows by which the search chose already, so that they flatter it more than any mean.
-FAMILIES = ("average", "vote", "greedy_once", "greedy", "convex", "stack", "best_single")
+#: The one-standard-error rule of ``auto`` moves towards the front: what is chosen least comes first [OURS]. The blend is a mean of two others,
+#: so that where the rows cannot tell families apart none is picked by luck. A single member stands last: it has no weights, but is the
+#: largest of many scores on the rows by which the search chose already, so that they flatter it more than any mean.
+FAMILIES = ("blend", "average", "vote", "greedy_once", "greedy", "convex", "stack", "best_single")
 ATTRIBUTE_FAMILIES = ("best_single", "average", "rank", "ccc_weighted", "nnls", "shrunk", "greedy")
 
 
@@ -22,9 +23,10 @@ class EnsembleConfig(BaseModel):
     """How members are calibrated, pooled and weighed. Defaults are those of the procedure; ``ensemble: {}`` is a good start.
 
     Attributes:
-        family: how class members are weighed. ``best_single``; ``average``; ``vote`` (plurality); ``greedy_once`` (one greedy pass);
+        family: how class members are weighed. ``blend`` (the mean of the weights of bagged greedy and convex);
+            ``best_single``; ``average``; ``vote`` (plurality); ``greedy_once`` (one greedy pass);
             ``greedy`` (bagged); ``convex`` (least target-weighted likelihood loss over the simplex); ``stack`` (logistic regression
-            drawn towards the mean). ``auto`` chooses by inner speaker folds, by the one-standard-error rule towards the simpler, and
+            drawn towards the mean). ``auto`` chooses by inner speaker folds, by the one-standard-error rule towards the blend, and
             takes a single member only where nothing else comes near; a library too large for that goes to greedy.
         dimensional: the same for attributes (arousal, valence, dominance), chosen for each attribute separately.
         pool: ``linear`` (mean of probabilities), ``log`` (normalised product), ``rank`` (mean normal scores of ranks), ``vote``
@@ -52,7 +54,7 @@ class EnsembleConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    family: Literal["auto", "best_single", "average", "vote", "greedy_once", "greedy", "convex", "stack"] = "auto"
+    family: Literal["auto", "blend", "best_single", "average", "vote", "greedy_once", "greedy", "convex", "stack"] = "auto"
     dimensional: Literal["auto", "best_single", "average", "rank", "ccc_weighted", "nnls", "shrunk", "greedy"] = "auto"
     pool: Literal["auto", "linear", "log", "rank", "vote"] = "auto"
     offsets: Literal["auto", "none", "scalar", "vector"] = "auto"
@@ -81,8 +83,8 @@ class EnsembleConfig(BaseModel):
 
     @model_validator(mode="after")
     def _that_fit(self) -> EnsembleConfig:
-        if self.family == "convex" and self.pool in ("rank", "vote"):
-            raise ValueError(f"convex weights maximise a likelihood, which the pool {self.pool!r} has not; take linear or log")
+        if self.family in ("convex", "blend") and self.pool in ("rank", "vote"):
+            raise ValueError(f"{self.family} weights maximise a likelihood, which the pool {self.pool!r} has not; take linear or log")
         return self
 
 

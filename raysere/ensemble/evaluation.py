@@ -30,7 +30,7 @@ from raysere.files import atomic_write, digest, read_json, write_json
 from raysere.training import metrics
 
 FORMAT = "raysere.evaluation/1"
-_CODE = 4  # raised when the procedure changes its result
+_CODE = 5  # raised when the procedure changes its result
 _BINS = 10
 _FEW_UNITS = 10
 

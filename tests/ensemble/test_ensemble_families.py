@@ -227,6 +227,24 @@ def test_a_stated_prior_is_not_taken_back_by_offsets(toy):
     assert choose(_skewed(toy), TASK, config.model_copy(update={"prior": "estimate", "offsets": "vector"})).ladder == "none"
 
 
+def test_the_blend_is_the_mean_of_the_weights_of_others(toy):
+    selection = toy.selection([1.2, 0.9, 0.6, 0.1], items=200)
+    prepared = prepare(selection, TASK, _config())
+    whole = {family: np.zeros(4) for family in ("greedy", "convex")}
+    for pool in ("linear", "log"):
+        for family, weights in whole.items():
+            fit = weigh(prepare(selection, TASK, _config()), family, pool, TASK, _config())
+            weights[:] = 0
+            for member, weight in zip(fit.members, fit.weights, strict=True):
+                weights[[one.id for one in selection.predictions.members].index(member.id)] = weight
+        blend = weigh(prepared, "blend", pool, TASK, _config())
+        expected = np.mean(list(whole.values()), axis=0)
+        np.testing.assert_allclose(blend.weights, expected[expected > 0], atol=1e-6)
+        assert any(not np.allclose(weights, expected) for weights in whole.values())
+    with pytest.raises(ValueError, match="likelihood"):
+        EnsembleConfig(family="blend", pool="rank")
+
+
 def test_a_single_member_is_taken_only_where_nothing_else_comes_near():
     """Of 40 speakers with 10 items of each of two classes: right answers of each by both families."""
 
@@ -250,7 +268,7 @@ def test_all_families_pools_and_rungs_are_tried_from_simple_to_complex(toy):
     plan = choose(toy.selection([1.0] * 5, items=300), TASK, _config(pool="auto", offsets="auto", family="auto"))
     tried = [name.split("+")[0] for name, _ in plan.scores]
     assert set(tried) == {"best_single", "vote", "stack"} | {
-        name_of(family, pool) for family in ("average", "greedy_once", "greedy", "convex") for pool in ("linear", "log")
+        name_of(family, pool) for family in ("blend", "average", "greedy_once", "greedy", "convex") for pool in ("linear", "log")
     }
     assert {name.split("+")[1] for name, _ in plan.scores if "+" in name} == {"scalar", "vector"}
     order = [FAMILIES.index(name.split("/")[0]) for name in tried]
@@ -267,7 +285,7 @@ def test_every_family_and_pool_answers_an_easy_task(toy):
     prepared = prepare(selection, TASK, _config())
     single = (weigh(prepared, "best_single", "linear", TASK, _config()).predict(fresh.predictions).argmax(1) == fresh.label).mean()
     for family in FAMILIES:
-        for pool in ("linear",) if family in ("convex", "stack", "vote") else ("linear", "log", "rank", "vote"):
+        for pool in ("linear",) if family in ("blend", "convex", "stack", "vote") else ("linear", "log", "rank", "vote"):
             fit = weigh(prepared, family, pool, TASK, _config())
             logp = fit.predict(fresh.predictions)
             assert np.allclose(np.exp(logp).sum(1), 1, atol=1e-5)
