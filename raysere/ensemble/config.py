@@ -12,9 +12,9 @@ from raysere.errors import ConfigError
 if TYPE_CHECKING:
     from raysere.training.task import Task
 
-#: The one-standard-error rule of ``auto`` moves towards the front: what is chosen least comes first [OURS]. The blend is a mean of two others,
-#: so that where the rows cannot tell families apart none is picked by luck. A single member stands last: it has no weights, but is the
-#: largest of many scores on the rows by which the search chose already, so that they flatter it more than any mean.
+#: The one-standard-error rule of ``auto`` moves towards the front: what is chosen least comes first [OURS]. The blend is a mean of two
+#: others, so that where the rows cannot tell families apart none is picked by luck. A single member stands last: it has no weights, but is
+#: the largest of many scores on the rows by which the search chose already, so that they flatter it more than any mean.
 FAMILIES = ("blend", "average", "vote", "greedy_once", "greedy", "convex", "stack", "best_single")
 ATTRIBUTE_FAMILIES = ("best_single", "average", "rank", "ccc_weighted", "nnls", "shrunk", "greedy")
 
