@@ -73,7 +73,7 @@ def fuse(words: Scored, voice: Scored, here: np.ndarray) -> Scored:
 
 
 def path_of(system: str) -> Path:
-    return folder("meld") / f"{system}.npz"
+    return folder("meld-baselines") / f"{system}.npz"
 
 
 def run_all(data: Data, label: np.ndarray, texts: list[str]) -> None:
