@@ -26,7 +26,7 @@ from raysere.errors import ConfigError
 from raysere.methods.heads import tempered_prior
 from raysere.methods.streams import StreamPool
 from raysere.training.losses import class_weights, hard_targets
-from raysere.training.method import Batch, LoopParams, Method, Prediction, Shapes, Step
+from raysere.training.method import Batch, ClosedMethod, LoopParams, Prediction, Shapes, Step
 from raysere.training.random_features import frequencies, gaussian_map
 from raysere.training.ridge import fit_ridge, logit_scale
 
@@ -143,12 +143,11 @@ class KernelModel(nn.Module):
             self.get_buffer(f"factors{number}").fill_(1.0)[: len(values)] = factors
 
 
-class Kernel(Method):
+class Kernel(ClosedMethod):
     """Kernel ridge regression in closed form; see the module."""
 
     name = "kernel"
     Params = KernelParams
-    closed = True
 
     def check(self, params: KernelParams, shapes: Shapes) -> None:
         if params.sampler != "natural":

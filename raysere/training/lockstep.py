@@ -19,7 +19,7 @@ from torch import Tensor
 from raysere.training.dropout import drawn_by_fold
 from raysere.training.folds import EPOCH, FoldTrainer
 from raysere.training.inputs import stacked_batch
-from raysere.training.method import Batch, Prediction, Step
+from raysere.training.method import Batch, ClosedMethod, Prediction, Step
 from raysere.training.stacking import stack
 from raysere.training.steps import AdamW, autocast, clip, clip_by_fold, schedule, seeded
 
@@ -45,9 +45,10 @@ class Lockstep:
         """One epoch; each loss term, times the items of its batch, is added to ``sums`` on the device."""
         device = self.context.device
         seeds = [fold.seed(EPOCH, epoch) for fold in self.folds]
-        if self.context.method.closed:
+        method = self.context.method
+        if isinstance(method, ClosedMethod):
             with seeded(seeds[0], device), torch.no_grad():
-                self._solve(sums)
+                self._solve(method, sums)
         elif not self.stacked:
             with seeded(seeds[0], device):
                 self._train(epoch, sums, [])
@@ -84,12 +85,12 @@ class Lockstep:
                 sums[name] = sums[name] + share if name in sums else share
             self.steps = [taken + (count > 0) for taken, count in zip(self.steps, items, strict=True)]
 
-    def _solve(self, sums: dict[str, Tensor]) -> None:
+    def _solve(self, method: ClosedMethod, sums: dict[str, Tensor]) -> None:
         """The closed form of one fold, from all its training rows."""
         fold = self.folds[0]
         columns: dict[str, Any] = {name: None if x is None else x[fold.index] for name, x in self.context.columns.items()}
         batch = Batch(fold.index, {name: stream.batch(fold.index) for name, stream in fold.streams.items()}, **columns)
-        for name, value in self.context.method.solve(self.model.train(), batch).items():
+        for name, value in method.solve(self.model.train(), batch).items():
             sums[name] = sums.get(name, torch.zeros((), device=self.context.device)) + value * len(fold.index)
 
     def _hand_out(self, items: Sequence[int]) -> None:

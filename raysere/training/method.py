@@ -124,7 +124,6 @@ class Method(abc.ABC):
     name: ClassVar[str]
     Params: ClassVar[type[LoopParams]]
     needs: ClassVar[Needs] = Needs()
-    closed: ClassVar[bool] = False  # whether :meth:`solve` takes the place of gradient steps
 
     def check(self, params: Any, shapes: Shapes) -> None:  # noqa: B027 (a hook: accepting is the default)
         """Raise ConfigError where these params cannot work on these streams (a layer that is not there). Default: accept."""
@@ -166,13 +165,6 @@ class Method(abc.ABC):
     def losses(self, model: nn.Module, batch: Batch, step: Step) -> Mapping[str, Tensor]:
         """Named scalar terms; the loop adds and logs them. ``model.training`` is True."""
 
-    def solve(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        """Set the weights from all training rows at once, where the method is ``closed``; named scalar terms at the solution.
-
-        Called once an epoch, without gradients and in float32; such a method's ``Params`` hold ``epochs`` to 1.
-        """
-        raise NotImplementedError(f"{type(self).__name__} is not closed")
-
     @abc.abstractmethod
     def predict(self, model: nn.Module, batch: Batch) -> Prediction:
         """Predictions of a batch; called in eval mode without gradients."""
@@ -180,3 +172,11 @@ class Method(abc.ABC):
     def effective_prior(self, params: Any, train_prior: tuple[float, ...]) -> tuple[float, ...]:
         """The class prior that the trained logits carry (papers 3.7 step 1). Default: the training prior."""
         return train_prior
+
+
+class ClosedMethod(Method):
+    """A method whose weights follow from all training rows at once, without gradient steps; its ``Params`` hold ``epochs`` to 1."""
+
+    @abc.abstractmethod
+    def solve(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        """Set the weights from a batch of all training rows; named scalar terms at the solution. Without gradients and in float32."""
