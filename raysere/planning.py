@@ -37,7 +37,7 @@ def plan_studies(
                 name=name,
                 spec_key=specs[name].key,
                 modality=specs[name].modality,
-                copies={speed: spec.key for speed, spec in copies(specs[name], experiment.features[name]).items()},
+                copies={change: spec.key for change, spec in copies(specs[name], experiment.features[name]).items()},
             )
             for name in entry.streams
         )

@@ -44,7 +44,7 @@ class Prepared:
     studies: list[Any]
 
     def heard(self) -> dict[str, tuple[FeatureSpec, Manifest]]:
-        """What is to be extracted, and of which clips: the features by name, and those of altered copies as ``name@speed``.
+        """What is to be extracted, and of which clips: the features by name, and those of altered copies as ``name@0.9`` and so on.
 
         Nobody learns from a copy of a clip that is only tested.
         """
@@ -53,8 +53,8 @@ class Prepared:
         result = {}
         for name, spec in self.specs.items():
             result[name] = (spec, everything)
-            for speed, copy in copies(spec, self.experiment.features[name]).items():
-                result[f"{name}@{speed}"] = (copy, taught)
+            for change, copy in copies(spec, self.experiment.features[name]).items():
+                result[f"{name}@{change}"] = (copy, taught)
         return result
 
 

@@ -165,3 +165,12 @@ def test_the_page_says_what_is_ahead_and_whether_the_check_holds() -> None:
     assert "| the text ensemble | -.020 [-.030, .000] | .010 | **no**: 2.0 s.e. below |" in page.replace("+.000", ".000")
     assert "| the best text member | -.005 [-.030, +.020] | .010 | yes |" in page
     assert "It is so." in page
+
+
+def test_baselines_are_kept_apart_from_tables_of_features(monkeypatch, tmp_path):
+    """Both are called ``voice``."""
+    monkeypatch.setenv("RAYSERE_BENCH_CACHE", str(tmp_path))
+    from benchmarks.accuracy.data import folder
+    from benchmarks.accuracy.meld_baselines import SYSTEMS, path_of
+
+    assert all(path_of(system).parent != folder("meld") for system in SYSTEMS)

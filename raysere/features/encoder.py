@@ -205,17 +205,18 @@ class Encoder:
             return
         for (work, item), rows in zip(pairs, encoded, strict=True):
             try:
+                speech = {frames: self._speech(item, frames) for frames in {len(layer) for layer in rows}}
                 layers = zip(rows, numbers, strict=True)
-                yield work, [condense(layer, number, self.spec, self._speech(item, layer)) for layer, number in layers]
+                yield work, [condense(layer, number, self.spec, speech[len(layer)]) for layer, number in layers]
             except DataError as error:
                 yield work, _failure(work, error.what)
 
-    def _speech(self, item: Item, rows: np.ndarray) -> np.ndarray | None:
+    def _speech(self, item: Item, frames: int) -> np.ndarray | None:
         """Which frames count, where the spec leaves silence out."""
         spec = self.spec
-        if spec.silence_db is None or item.wave is None or len(rows) < 2 or spec.frame_s is None or spec.sampling_rate is None:
+        if spec.silence_db is None or item.wave is None or frames < 2 or spec.frame_s is None or spec.sampling_rate is None:
             return None
-        return speech_frames(item.wave, len(rows), spec.frame_s * spec.sampling_rate, spec.silence_db)
+        return speech_frames(item.wave, frames, spec.frame_s * spec.sampling_rate, spec.silence_db)
 
 
 def _failure(work: Work, reason: str, *, lasting: bool = True) -> Failure:

@@ -4,8 +4,7 @@
     -> feature map of a linear or a Gaussian kernel -> all layers side by side -> linear scores -> logits, attributes
 
 Least squares on class indicators with a Gaussian kernel is as good a classifier as a support vector machine (Suykens and Vandewalle
-1999; Rifkin 2002), and a sum of kernels lets every layer speak without a weight to be learned. On corpora of hundreds of utterances
-that is ahead of networks trained by gradients, in one solution of a linear system. Gaussian kernels are random Fourier features
+1999; Rifkin 2002), and a sum of kernels lets every layer speak without a weight to be learned, in one solution of a linear system. Gaussian kernels are random Fourier features
 (:mod:`raysere.training.random_features`), so that neither the cost nor the stored weights grow with the training set squared.
 
 Shrinking within classes is that of speaker recognition (Hatch et al. 2006, "WCCN"): what varies most among utterances of one class
@@ -55,13 +54,13 @@ class LayerVectors(nn.Module):
 
     def __init__(self, shape: Any, numbers: list[int], params: KernelParams) -> None:
         super().__init__()
-        single = SimpleNamespace(layers="one", pooling=params.pooling)
+        single = SimpleNamespace(layers="one", pooling=params.pooling, bottleneck=0)
         parts = [StreamPool(shape, [number], single, 0) for number in numbers]
         self.parts = nn.ModuleList(parts)
         self.widths = [part.width for part in parts]
         self.width = sum(self.widths)
         self.key = ("kernel", params.pooling, *numbers)
-        self.fixed = shape.granularity != "utterance"
+        self.fixed = all(part.fixed for part in parts)
 
     def forward(self, stream: Any) -> Tensor:
         """All layers side by side."""

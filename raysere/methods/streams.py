@@ -88,8 +88,7 @@ class StreamPool(StreamLayers):
         # of rows that are statistics plain mean keeps the first
         super().__init__(shape, numbers, params.layers, width, mean_only=params.pooling == "mean")
         self.pooling = params.pooling
-        learns = not self.flat and self.pooling in ("attention", "attentive")
-        self.attention = attention_of(self.pooling, self.dim, params.bottleneck) if learns else None
+        self.attention = None if self.flat else attention_of(self.pooling, self.dim, params.bottleneck)
         self.width = self.dim if self.flat else pooled_dim(self.pooling, self.dim)
 
     @property

@@ -166,8 +166,7 @@ def trial_data(
 def add_copies(data: TrialData, names: Sequence[str]) -> TrialData:
     """The same trial with altered copies of its clips: labels of ``utterance@name`` for every name, spoken by speakers of their own."""
     labels, count = data.labels, len(data.labels)
-    rows = np.concatenate([data.test, *(part for fold in data.folds for part in (fold.train, fold.dev))])
-    rows = np.setdiff1d(rows, data.test) if len(data.test) else np.unique(rows)
+    rows = np.unique(np.concatenate([part for fold in data.folds for part in (fold.train, fold.dev)]))
     every = np.concatenate([np.arange(count), *([rows] * len(names))])
     number = np.concatenate([np.zeros(count, dtype=np.int64), np.repeat(np.arange(1, len(names) + 1), len(rows))])
 

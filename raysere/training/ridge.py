@@ -42,7 +42,7 @@ def fit_ridge(x: Tensor, targets: Tensor, weights: Tensor, strength: float) -> R
         system.diagonal().add_(penalty)
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(system))
         dual = inverse @ scaled_targets
-        coefficients = scaled.T.double() @ dual if x.dtype == torch.float64 else (scaled.T @ dual.to(x.dtype)).double()
+        coefficients = (scaled.T @ dual.to(x.dtype)).double()
         residual = dual / inverse.diagonal().unsqueeze(1) / root
     else:
         system = (scaled.T @ scaled).double()
