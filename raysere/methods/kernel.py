@@ -4,8 +4,9 @@
     -> feature map of a linear or a Gaussian kernel -> all layers side by side -> linear scores -> logits, attributes
 
 Least squares on class indicators with a Gaussian kernel is as good a classifier as a support vector machine (Suykens and Vandewalle
-1999; Rifkin 2002), and a sum of kernels lets every layer speak without a weight to be learned, in one solution of a linear system. Gaussian kernels are random Fourier features
-(:mod:`raysere.training.random_features`), so that neither the cost nor the stored weights grow with the training set squared.
+1999; Rifkin 2002), and a sum of kernels lets every layer speak without a weight to be learned, in one solution of a linear system.
+Gaussian kernels are random Fourier features (:mod:`raysere.training.random_features`), so that neither the cost nor the stored weights
+grow with the training set squared.
 
 Shrinking within classes is that of speaker recognition (Hatch et al. 2006, "WCCN"): what varies most among utterances of one class
 (speakers, words) counts less. Here its leading directions only, with the rest treated as equal.
