@@ -66,17 +66,16 @@ class FoldTrainer:
         prior: class shares of the training rows (empty without classes).
         best: state of the model at the best epoch; best_dev: predictions of ``dev`` there.
 
-    Raises DataError for a fold without training rows, without development rows (unless it is not to be ``scored``), or without any
-    class in a categorical task.
+    Raises DataError for a fold without training or development rows, or without any class in a categorical task.
     """
 
-    def __init__(self, context: TrialContext, fold: Fold, *, scored: bool = True) -> None:
+    def __init__(self, context: TrialContext, fold: Fold) -> None:
         self.context, self.number = context, fold.number
         data, labels, params, device = context.data, context.data.labels, context.params, context.device
         train = data.with_copies(fold.train) if params.augment else fold.train
         self.rows = context.method.train_rows(params, labels, train[context.present[train]], data.task)
         self.dev = fold.dev[context.present[fold.dev]]
-        if not len(self.rows) or (scored and not len(self.dev)):
+        if not len(self.rows) or not len(self.dev):
             counts = f"{len(self.rows)} training and {len(self.dev)} development"
             raise DataError(f"Fold {fold.number} has {counts} utterances with features and targets")
         self.streams: dict[str, FoldStream] = {}
@@ -110,7 +109,7 @@ class FoldTrainer:
             raise DataError(f"No training utterance of fold {self.number} has a class")
         return tuple((counts / counts.sum()).tolist())
 
-    def keep_best(self, development: Prediction | None) -> None:
+    def keep_best(self, development: Prediction) -> None:
         """The present weights are the best so far."""
         self.best_dev = development
         keep(self.best, self.model)

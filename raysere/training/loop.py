@@ -20,12 +20,12 @@ from raysere.training import metrics
 from raysere.training.folds import FoldTrainer, TrialContext, label_columns
 from raysere.training.inputs import TrialStream, memory_budget
 from raysere.training.lockstep import Lockstep
-from raysere.training.method import ClosedMethod, Method, Prediction, Shapes
+from raysere.training.method import Method, Prediction, Shapes
 from raysere.training.predictions import prediction_table
 from raysere.training.predictor import Predictor, load_predictor, mean_prediction
 from raysere.training.samplers import BALANCED_FROM
 from raysere.training.steps import infeasible_when_full, matmul_dtype
-from raysere.training.task import Fold, TrialData
+from raysere.training.task import TrialData
 
 STACKED_PARAMETERS = 100_000  # of a fold, up to which stacking pays on a CPU (benchmarks/folds.py)
 
@@ -51,8 +51,6 @@ class Trainer:
         best: ``epoch``, ``score``, ``dev_loss`` and ``metrics`` of the best epoch: the highest score over the development
             rows of all folds at once; among equal scores the lowest development loss.
         shapes: task and streams, as :func:`load_predictor` needs them.
-        refit: where a closed form has several folds, its solution from the rows of all of them: it answers test rows and is what
-            :meth:`state` holds, as the folds' own solutions are of no more use. Elsewhere None, and the folds answer together.
 
     Raises:
         ConfigError: these params cannot work on these features, or cannot be stacked.
@@ -90,20 +88,15 @@ class Trainer:
             if together and not self._stackable():
                 raise ConfigError(f"The method {method.name!r} cannot stack folds with these params and features", where="stacked")
             self.groups = [Lockstep(self.folds)] if together else [Lockstep([fold]) for fold in self.folds]
-            self.answering = self.groups if self.refit is None else [Lockstep([self.refit])]
 
     def _prepare(self, seed: int, budget: int, dtype: torch.dtype) -> None:
         data, labels = self.data, self.data.labels
         layers = self.method.layers(self.params, self.shapes)
         train = [data.with_copies(fold.train) if self.params.augment else fold.train for fold in data.folds]
         used = np.unique(np.concatenate([data.test, *train, *(fold.dev for fold in data.folds)]))
-        refits = isinstance(self.method, ClosedMethod) and len(data.folds) > 1
-        count = len(data.folds) + refits
         share = budget // len(data.features)
         sources = {
-            name: TrialStream(
-                view, layers[name], labels, used, device=self.device, folds=count, budget=share, dtype=dtype
-            )
+            name: TrialStream(view, layers[name], labels, used, device=self.device, folds=len(data.folds), budget=share, dtype=dtype)
             for name, view in data.features.items()
         }
         present = self.method.needs.usable(source.present for source in sources.values())
@@ -114,7 +107,6 @@ class Trainer:
         )
         self.test = data.test[present[data.test]]
         self.folds = [FoldTrainer(context, fold) for fold in data.folds]
-        self.refit = FoldTrainer(context, _whole(data), scored=False) if refits else None
         for source in sources.values():
             source.release()
 
@@ -161,10 +153,6 @@ class Trainer:
             self._tests = None
             for fold, prediction in zip(self.folds, predictions):
                 fold.keep_best(prediction)
-            if self.refit is not None:
-                with infeasible_when_full():
-                    self.answering[0].train(number, {})
-                self.refit.keep_best(None)
         return row
 
     def _development(self, predictions: list[Any]) -> tuple[float, dict[str, float]]:
@@ -190,11 +178,10 @@ class Trainer:
         return loss, values
 
     def predictions(self) -> pl.DataFrame:
-        """Predictions of the best epoch: every development row by the fold that did not train on it, every test row by
-        the refit or else by all folds.
+        """Predictions of the best epoch: every development row by the fold that did not train on it, every test row by all folds.
 
-        Columns ``utterance, fold, split, p.CLASS...`` and/or attributes on the task's scale. Test rows: softmax of the logits (their mean
-        over the folds), mean attributes, fold null. Rows without features have none.
+        Columns ``utterance, fold, split, p.CLASS...`` and/or attributes on the task's scale. Test rows: softmax of the mean
+        fold logits, mean attributes, fold null. Rows without features have none.
         """
         self._need_epoch()
         ids = self.data.labels.utterances
@@ -205,7 +192,7 @@ class Trainer:
         if len(self.test):
             if self._tests is None:
                 with infeasible_when_full():
-                    self._tests = mean_prediction([part for group in self.answering for part in group.best_of(self.test)])
+                    self._tests = mean_prediction([part for group in self.groups for part in group.best_of(self.test)])
             names = [ids[row] for row in self.test]
             tables.append(prediction_table(self.task, names, "test", [None] * len(names), **self._arrays(self._tests)))
         return pl.concat(tables)
@@ -221,16 +208,16 @@ class Trainer:
         return result
 
     def state(self) -> dict[str, Tensor]:
-        """Tensors of what answers, for safetensors: ``fold{f}.model.NAME`` and ``fold{f}.norm.STREAM.NAME`` of the best epoch."""
+        """Tensors of the best epoch for safetensors: ``fold{f}.model.NAME`` and ``fold{f}.norm.STREAM.NAME``."""
         self._need_epoch()
-        return {name: value for group in self.answering for fold in group.folds for name, value in fold.state().items()}
+        return {name: value for fold in self.folds for name, value in fold.state().items()}
 
     def describe(self) -> dict[str, Any]:
         """What a report tells of this trial, as plain JSON.
 
-        ``parameters`` (of one fold), ``epoch``, ``folds``, ``train_rows``, ``refit_rows`` (None without a refit), ``normalise`` by
-        stream, ``transductive`` (a prediction depends on other unlabelled clips of its speaker), ``effective_prior`` by class (mean of
-        the folds), and ``layer_weights`` by stream and layer where they are learned.
+        ``parameters`` (of one fold), ``epoch``, ``folds``, ``train_rows``, ``normalise`` by stream, ``transductive`` (a
+        prediction depends on other unlabelled clips of its speaker), ``effective_prior`` by class (mean of the folds), and
+        ``layer_weights`` by stream and layer where they are learned.
         """
         self._need_epoch()
         streams = self.folds[0].streams
@@ -239,7 +226,6 @@ class Trainer:
             "epoch": self.best["epoch"],
             "folds": len(self.folds),
             "train_rows": [len(fold.rows) for fold in self.folds],
-            "refit_rows": None if self.refit is None else len(self.refit.rows),
             "normalise": {name: stream.normaliser.kind for name, stream in streams.items()},
             "transductive": any(stream.normaliser.transductive for stream in streams.values()),
         }
@@ -260,12 +246,6 @@ class Trainer:
     def _need_epoch(self) -> None:
         if not self.best:
             raise DataError("Nothing is trained yet", remedy="Call epoch() first.")
-
-
-def _whole(data: TrialData) -> Fold:
-    """All rows of the folds as one that trains, with a number of its own and nothing to score."""
-    rows = np.unique(np.concatenate([part for fold in data.folds for part in (fold.train, fold.dev)]))
-    return Fold(max(fold.number for fold in data.folds) + 1, rows, rows[:0])
 
 
 def _refuse(method: Method, data: TrialData) -> None:

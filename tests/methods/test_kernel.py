@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -9,12 +7,10 @@ from raysere.methods import METHODS
 from raysere.methods.kernel import Kernel, KernelModel, KernelParams
 from raysere.testing.method import check_method
 from raysere.testing.toy import toy_batch, toy_data, toy_task
-from raysere.training.loop import Trainer, load_predictor
+from raysere.training.loop import Trainer
 from raysere.training.method import Shapes, StreamShape
-from raysere.training.predictions import read_predictions
 from raysere.training.random_features import frequencies, gaussian_map
 from raysere.training.ridge import fit_ridge, logit_scale
-from raysere.training.task import Fold
 
 SMALL = {"epochs": 1, "frequencies": 128}
 KERNEL = Kernel()
@@ -58,27 +54,6 @@ def test_is_solved_in_one_epoch():
     assert trainer.finished
     with pytest.raises(ValueError, match="less than or equal to 1"):
         KernelParams(epochs=2)
-
-
-def test_test_rows_are_answered_by_a_solution_from_the_rows_of_all_folds():
-    data = toy_data("categorical", granularity="utterance", modalities=["audio"])
-    pool = np.unique(np.concatenate([part for fold in data.folds for part in (fold.train, fold.dev)]))
-    whole = replace(data, folds=(Fold(0, pool, data.folds[0].dev),))
-    trainer, direct, single = (Trainer(KERNEL, SMALL, one, seed=0) for one in (data, whole, replace(data, folds=data.folds[:1])))
-    for one in (trainer, direct, single):
-        one.epoch()
-
-    def logits(one):
-        return np.log(read_predictions(one.predictions(), data.task, "test").probabilities)
-
-    assert np.abs(logits(trainer) - logits(direct)).max() < 1e-3
-    assert np.abs(logits(trainer) - logits(single)).max() > 0.01
-    assert trainer.describe()["refit_rows"] == len(pool)
-    assert single.refit is None  # a published development part is not trained on
-    state = trainer.state()
-    assert {name.split(".")[0] for name in state} == {f"fold{len(data.folds)}"}
-    read_back = load_predictor(KERNEL, SMALL, trainer.shapes, state).logits(data.features, data.test)
-    assert np.abs(torch.log_softmax(torch.from_numpy(read_back), -1).numpy() - logits(trainer)).max() < 1e-4
 
 
 def test_has_no_sampler():
