@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.accuracy.running import need_folders
+
 HERE = Path(__file__).resolve().parent.parent
 
 
@@ -21,10 +23,7 @@ def main() -> int:
     parser.add_argument("--corpus", nargs="+", choices=["emodb", "emovo", "ravdess", "nemo"], help="raysere's rows of these alone")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes of the baselines")
     asked = parser.parse_args()
-    missing = [name for name in ("RAYSERE_CORPORA", "RAYSERE_MODELS") if not Path(os.environ.get(name) or "-").is_dir()]
-    if missing:
-        print(f"Error: {' and '.join(missing)} must name a folder", file=sys.stderr)
-        return 3
+    need_folders("RAYSERE_CORPORA", "RAYSERE_MODELS")
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports numpy: the processes share the cores
     from benchmarks.accuracy import pieces
     from benchmarks.accuracy.data import CORPORA
@@ -43,6 +42,7 @@ def _own_rows(corpora: list[str]) -> None:
     from benchmarks.accuracy import systems
     from benchmarks.accuracy.data import load
     from benchmarks.accuracy.pieces import NORMALISED
+    from benchmarks.accuracy.running import run
     from benchmarks.accuracy.summary import own_path
 
     for corpus in corpora:
@@ -50,7 +50,7 @@ def _own_rows(corpora: list[str]) -> None:
             for normalise in NORMALISED:
                 path = own_path(corpus, row, normalise)
                 if not path.is_file():
-                    said = systems.answers(systems.run(corpus, row, normalise), load(corpus))
+                    said = systems.answers(run(systems.experiment(corpus, row, normalise)), load(corpus))
                     np.save(path.with_suffix(".part.npy"), said)
                     path.with_suffix(".part.npy").rename(path)
 

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.accuracy import running
+
 HERE = Path(__file__).resolve().parent.parent
 STUDIES = ("library", "shuffled", "ablation", "gain")
 SHUFFLES = 4  # of each library, in one outer fold after the other
@@ -39,10 +41,7 @@ def main() -> int:
     parser.add_argument("--corpus", nargs="+", choices=LIBRARIES, default=list(LIBRARIES), help="libraries of these alone")
     parser.add_argument("--workers", type=int, default=1, help="trials at once")
     asked = parser.parse_args()
-    missing = [name for name in ("RAYSERE_CORPORA", "RAYSERE_MODELS") if not Path(os.environ.get(name) or "-").is_dir()]
-    if missing:
-        print(f"Error: {' and '.join(missing)} must name a folder", file=sys.stderr)
-        return 3
+    running.need_folders("RAYSERE_CORPORA", "RAYSERE_MODELS")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     for study in STUDIES:
         if asked.only in (None, study):
@@ -65,7 +64,7 @@ def library(corpus: str, workers: int) -> None:
     from raysere.ensemble.runs import Run
     from raysere.files import read_json
 
-    folder = library_runs.run(library_runs.library(corpus, workers))
+    folder = running.run(library_runs.library(corpus, workers))
     run, evaluation = Run.open(folder), read_json(folder / "evaluation.json")
     trials = usable_trials(run)
     _keep(
@@ -108,7 +107,7 @@ def shuffled(corpus: str, workers: int) -> None:
     from raysere.ensemble.library import load_selection
     from raysere.ensemble.runs import Run
 
-    run = Run.open(library_runs.run(library_runs.library(corpus, workers)))
+    run = Run.open(running.run(library_runs.library(corpus, workers)))
     inputs = fingerprint([run], run.config)
     for number in range(SHUFFLES):
         outer = run.outers[number % len(run.outers)]
@@ -127,7 +126,7 @@ def ablation(corpus: str, workers: int) -> None:
     from raysere.ensemble.evaluation import fingerprint
     from raysere.ensemble.runs import Run
 
-    run = Run.open(library_runs.run(library_runs.library(corpus, workers)))
+    run = Run.open(running.run(library_runs.library(corpus, workers)))
     _once(
         f"ablation-{corpus}",
         fingerprint([run], run.config),
@@ -144,7 +143,7 @@ def gains(workers: int) -> None:
 
     for seed in library_runs.GAIN_SEEDS:
         for objective in library_runs.OBJECTIVES:
-            folder = library_runs.run(library_runs.gain(objective, seed, workers))
+            folder = running.run(library_runs.gain(objective, seed, workers))
             evaluation, trials = read_json(folder / "evaluation.json"), usable_trials(Run.open(folder))
             _keep(
                 f"gain-{objective}-{seed}",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from benchmarks.accuracy.data import encoder, settings
@@ -86,13 +85,3 @@ def gain(objective: str, seed: int, workers: int) -> dict[str, Any]:
         "ensemble": {"family": "auto", "recipes": []},
         "seed": seed,
     }
-
-
-def run(experiment: dict[str, Any]) -> Path:
-    """Run, or go on with, an experiment to its evaluation; its run folder."""
-    from raysere.experiment import Experiment
-    from raysere.pipeline import run_experiment
-    from raysere.progress import Progress
-
-    with Progress() as progress:
-        return run_experiment(Experiment.model_validate(experiment), until="evaluate", progress=progress).run

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.accuracy.data import SEED, Data, folder
+from benchmarks.accuracy.running import need_folders, run
 from raysere.files import write_json
 
 HERE = Path(__file__).resolve().parent.parent
@@ -93,16 +94,6 @@ def experiment(name: str) -> dict[str, Any]:
         "store": str(folder("features")),
         "runs": str(folder("runs")),
     }
-
-
-def run(name: str) -> Path:
-    """Run, or go on with, the search of one run; its folder."""
-    from raysere.experiment import Experiment
-    from raysere.pipeline import run_experiment
-    from raysere.progress import Progress
-
-    with Progress() as progress:
-        return run_experiment(Experiment.model_validate(experiment(name)), until="tune", progress=progress).run
 
 
 def data_of(run_folder: Path) -> tuple[Data, np.ndarray, list[str]]:
@@ -225,9 +216,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy.meld", description=__doc__)
     parser.add_argument("--only", choices=["search", "baselines", "page"])
     asked = parser.parse_args()
-    if not (Path(os.environ.get("RAYSERE_CORPORA") or "-") / "meld").is_dir():
-        print("Error: RAYSERE_CORPORA must name a folder that holds meld/", file=sys.stderr)
-        return 3
+    need_folders("RAYSERE_CORPORA", inside="meld")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if asked.only in (None, "search"):
         from raysere.cluster import start_ray, stop_ray
@@ -235,7 +224,7 @@ def main() -> int:
         start_ray()  # once for the three runs
         try:
             for name in RUNS:
-                run(name)
+                run(experiment(name), until="tune")
         finally:
             stop_ray()
     if asked.only in (None, "baselines"):

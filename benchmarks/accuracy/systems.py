@@ -39,16 +39,6 @@ def experiment(corpus: str, row: str, normalise: str) -> dict[str, Any]:
     return {"name": f"{corpus}-{row}-{normalise}", "features": features, "search": search, "ensemble": ENSEMBLE, **settings(corpus)}
 
 
-def run(corpus: str, row: str, normalise: str) -> Path:
-    """Run, or go on with, the experiment of a row; its run folder."""
-    from raysere.experiment import Experiment
-    from raysere.pipeline import run_experiment
-    from raysere.progress import Progress
-
-    with Progress() as progress:
-        return run_experiment(Experiment.model_validate(experiment(corpus, row, normalise)), until="evaluate", progress=progress).run
-
-
 def answers(run_folder: Path, data: Data) -> np.ndarray:
     """int64 (N,) class that the run's ensemble gave to each utterance while it was tested."""
     import polars as pl
