@@ -1,4 +1,4 @@
-"""Which family, which pool, which offsets: inner folds by speaker and the one-standard-error rule (papers 3.7 steps 7 to 9 [OURS]).
+"""Which family, which pool, which offsets: inner folds by speaker and the rule of the first near the best (papers 3.7 steps 7 to 9 [OURS]).
 
 Members are calibrated once for each inner fold and shared by all families and pools. Offsets are fitted on held-out predictions,
 never on those that the weights were fitted on, and scored by the folds again; the penalty of the stack is the one with the least
@@ -78,11 +78,11 @@ def choose(rows: Selection, task: Task, config: EnsembleConfig) -> Plan:
 
     found = {(*one, level): sums(answers(one, level)) for one in wanted for level in levels[:1]}
     if len(levels) > 1:
-        plain = _chosen(found, objective, config.seed)[0]
+        plain = _chosen(found, objective, config.margin, config.seed)[0]
         best = max(found, key=lambda key: float(objective(found[key].sum(0))))
         for family, pool, _ in {plain, best}:
             found |= {(family, pool, level): sums(answers((family, pool), level)) for level in levels[1:]}
-    chosen, scores = _chosen(found, objective, config.seed)
+    chosen, scores = _chosen(found, objective, config.margin, config.seed)
     family, pool, level = chosen
     offsets = None
     if level != "none":
@@ -125,10 +125,10 @@ def _candidates(rows: Selection, config: EnsembleConfig) -> list[tuple[str, str]
 
 
 def _chosen(
-    found: dict[tuple[str, str, str], np.ndarray], objective: Objective, seed: int
+    found: dict[tuple[str, str, str], np.ndarray], objective: Objective, margin: float, seed: int
 ) -> tuple[tuple[str, str, str], tuple[tuple[str, float], ...]]:
     order = sorted(found, key=lambda key: (FAMILIES.index(key[0]), LADDER.index(key[2]), key[1] != "linear"))
-    name, scores = one_standard_error({name_of(*key): found[key] for key in order}, objective, seed)
+    name, scores = first_near_best({name_of(*key): found[key] for key in order}, objective, margin, seed)
     return next(key for key in order if name_of(*key) == name), scores
 
 
@@ -176,12 +176,13 @@ def group_counts(label: np.ndarray, answer: np.ndarray, group: np.ndarray, group
     return np.bincount(cells, minlength=groups * classes**2).reshape(groups, classes, classes).astype(np.float64)
 
 
-def one_standard_error(
-    sums: dict[str, np.ndarray], statistic: Callable[[np.ndarray], np.ndarray], seed: int
+def first_near_best(
+    sums: dict[str, np.ndarray], statistic: Callable[[np.ndarray], np.ndarray], margin: float, seed: int
 ) -> tuple[str, tuple[tuple[str, float], ...]]:
-    """The first family (simple to complex) that is within one standard error of the best.
+    """The first family (simple to complex) that is within ``margin`` standard errors of the best.
 
-    The standard error is that of the paired difference to the best, by a bootstrap of speakers.
+    The standard error is that of the paired difference to the best, by a bootstrap of speakers. The papers' rule has a margin of one; the
+    best of a dozen choices on a handful of speakers is that far ahead by luck more often than not.
 
     Args:
         sums: family to per-speaker sums (G, ...), in order of complexity. statistic: from sums (..., ) to scores.
@@ -196,7 +197,7 @@ def one_standard_error(
         return statistic((draws @ value.reshape(groups, -1)).reshape(_SE_DRAWS, *value.shape[1:]))
 
     top = drawn(best)
-    chosen = next(family for family in sums if family == best or scores[best] - scores[family] <= np.nanstd(top - drawn(family)))
+    chosen = next(family for family in sums if family == best or scores[best] - scores[family] <= margin * np.nanstd(top - drawn(family)))
     return chosen, tuple((family, round(score, 6)) for family, score in scores.items())
 
 

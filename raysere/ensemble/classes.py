@@ -7,7 +7,16 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from raysere.ensemble.calibration import Calibration, class_shares, fit_calibration, log_softmax, nll, only_votes, vote_table
+from raysere.ensemble.calibration import (
+    Calibration,
+    class_shares,
+    design_effect,
+    fit_calibration,
+    log_softmax,
+    nll,
+    only_votes,
+    vote_table,
+)
 from raysere.ensemble.config import EnsembleConfig
 from raysere.ensemble.convex import convex_weights, linear_problem, log_problem
 from raysere.ensemble.greedy import Candidates, GreedyParams, contributions, greedy_weights
@@ -175,21 +184,29 @@ def prepare(rows: Selection, task: Task, config: EnsembleConfig) -> Prepared:
     calibrated = np.empty_like(found.logp)
     for m, (member, here) in enumerate(zip(found.members, found.present)):
         carried = None if member.prior is None else np.asarray(member.prior)
-        logp, label = (found.logp[m], rows.label) if here.all() else (found.logp[m, here], rows.label[here])
-        calibrations.append(_calibration(logp, label, carried, selection_prior, config))
+        logp, label, group = found.logp[m], rows.label, rows.group
+        if not here.all():
+            logp, label, group = logp[here], label[here], group[here]
+        calibrations.append(_calibration(logp, label, group, carried, selection_prior, config))
         calibrated[m] = calibrations[m].apply(found.logp[m])
     return Prepared(rows, calibrations, calibrated, selection_prior, prior)
 
 
 def _calibration(
-    logp: np.ndarray, label: np.ndarray, carried: np.ndarray | None, selection_prior: np.ndarray, config: EnsembleConfig
+    logp: np.ndarray,
+    label: np.ndarray,
+    group: np.ndarray,
+    carried: np.ndarray | None,
+    selection_prior: np.ndarray,
+    config: EnsembleConfig,
 ) -> Calibration:
     classes = logp.shape[1]
     votes = vote_table(logp.argmax(1), label, classes) if only_votes(logp) else None
     if votes is not None:  # its table has the prior of the selection rows already
         logp, carried = votes[logp.argmax(1)], selection_prior
     if config.calibrate and np.unique(label).size > 1:
-        return replace(fit_calibration(logp, label, member_prior=carried, ridge=config.ridge), votes=votes)
+        pull = config.bias_ridge * design_effect(logp, label, group)
+        return replace(fit_calibration(logp, label, member_prior=carried, ridge=config.ridge, bias_ridge=pull), votes=votes)
     if config.calibrate or carried is None:
         return replace(Calibration.identity(classes), votes=votes)
     # without calibration, too, every member comes to the selection prior first, so that the decision prior is moved to once

@@ -12,7 +12,7 @@ from raysere.errors import ConfigError
 if TYPE_CHECKING:
     from raysere.training.task import Task
 
-#: The one-standard-error rule of ``auto`` moves towards the front: what is chosen least comes first [OURS]. The blend is a mean of two
+#: The rule of ``auto`` moves towards the front: what is chosen least comes first [OURS]. The blend is a mean of two
 #: others, so that where the rows cannot tell families apart none is picked by luck. A single member stands last: it has no weights, but is
 #: the largest of many scores on the rows by which the search chose already, so that they flatter it more than any mean.
 FAMILIES = ("blend", "average", "vote", "greedy_once", "greedy", "convex", "stack", "best_single")
@@ -26,8 +26,8 @@ class EnsembleConfig(BaseModel):
         family: how class members are weighed. ``blend`` (the mean of the weights of bagged greedy and convex);
             ``best_single``; ``average``; ``vote`` (plurality); ``greedy_once`` (one greedy pass);
             ``greedy`` (bagged); ``convex`` (least target-weighted likelihood loss over the simplex); ``stack`` (logistic regression
-            drawn towards the mean). ``auto`` chooses by inner speaker folds, by the one-standard-error rule towards the blend, and
-            takes a single member only where nothing else comes near; a library too large for that goes to greedy.
+            drawn towards the mean). ``auto`` chooses by inner speaker folds, and leaves the blend only for what is ahead by ``margin``
+            standard errors; a library too large for that goes to greedy.
         dimensional: the same for attributes (arousal, valence, dominance), chosen for each attribute separately.
         pool: ``linear`` (mean of probabilities), ``log`` (normalised product), ``rank`` (mean normal scores of ranks), ``vote``
             (weighted plurality); ``auto`` chooses between linear and log by the same folds.
@@ -36,16 +36,19 @@ class EnsembleConfig(BaseModel):
             selection prior) for macro-F1; ``estimate``: that of the rows to be answered, by expectation maximisation over all of
             them (it reads test inputs, and an answer then depends on the others of its batch).
         offsets: decision offsets after the prior: ``none``; ``scalar`` (``-tau log pi``); ``vector``; ``auto`` moves up that ladder only
-            for a gain of more than one standard error on inner folds.
+            for a gain of more than ``margin`` standard errors on inner folds.
         calibrate: joint temperature and class biases for each member before pooling. Without it a member is only moved from the prior
             of its training to that of the selection rows, where its training prior is known.
-        ridge: strength of the pull of each calibration, in prior observations (0: maximum likelihood).
+        ridge: strength of the pull of each temperature, in prior observations (0: maximum likelihood).
+        bias_ridge: the same of the class biases, in independent observations: it is multiplied by the design effect of the rows, so
+            that where one speaker's clips err together, few speakers move no bias far.
         top: members kept for each study, by their score on the selection rows alone.
         bags: random half libraries with bootstrapped speakers (0: one greedy pass over everything).
         steps, start, patience, gain: greedy members at most, started from the best few, stopped after so many steps without
             a gain larger than this.
         prune: a smaller final weight is dropped.
         stack_members: the stack reads only so many members, the best by themselves.
+        margin: standard errors by which another choice of ``auto`` must be ahead of one that stands before it.
         inner_folds: speaker folds of ``auto``, of the stack's penalty and of the variance matching.
         recipes: published recipes that the evaluation runs on the same library beside best single, mean and vote: ``two_system_mean``,
             ``forest`` (needs scikit-learn: ``pip install raysere[baselines]``), ``meta_soup``. ``auto``: all that can run.
@@ -61,6 +64,8 @@ class EnsembleConfig(BaseModel):
     prior: Literal["auto", "same", "uniform", "estimate"] | tuple[float, ...] = "auto"
     calibrate: bool = True
     ridge: float = Field(1.0, ge=0)
+    bias_ridge: float = Field(10.0, ge=0)
+    margin: float = Field(2.0, ge=0)
     top: int = Field(50, ge=1)
     bags: int = Field(20, ge=0, le=1000)
     steps: int = Field(50, ge=1, le=1000)

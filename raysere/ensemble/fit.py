@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from raysere.ensemble.choice import choose, fit_plan, one_standard_error
+from raysere.ensemble.choice import choose, first_near_best, fit_plan
 from raysere.ensemble.classes import ClassFit
 from raysere.ensemble.config import ATTRIBUTE_FAMILIES, EnsembleConfig
 from raysere.ensemble.dimensional import AttributeFit, fit_attribute, group_folds
@@ -150,4 +150,4 @@ def _choose_attribute_family(rows: Selection, index: int, task: Task, config: En
         family: group_moments(np.where(np.isfinite(value), value, fallback)[:, None], target[:, None], rows.group)
         for family, value in held_out.items()
     }
-    return one_standard_error(sums, mean_ccc_of, config.seed)
+    return first_near_best(sums, mean_ccc_of, config.margin, config.seed)

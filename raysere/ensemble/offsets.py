@@ -13,7 +13,7 @@ import numpy as np
 
 from raysere.ensemble.objective import Objective, confusion_counts
 
-#: From simple to complex; the one-standard-error rule moves towards the front.
+#: From simple to complex; the rule of ``choice.first_near_best`` moves towards the front.
 LADDER = ("none", "scalar", "vector")
 RIDGE = 1e-3  # price of |delta|^2, in units of the objective
 _TAUS = np.linspace(-2.0, 2.0, 81)

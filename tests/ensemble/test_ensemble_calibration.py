@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysere.ensemble.calibration import Calibration, class_shares, fit_calibration, log_softmax, nll, vote_table
+from raysere.ensemble.calibration import Calibration, class_shares, design_effect, fit_calibration, log_softmax, nll, vote_table
+from raysere.ensemble.classes import prepare
 from raysere.ensemble.config import EnsembleConfig
 from raysere.ensemble.fit import fit_classes
 from raysere.ensemble.members import contributions_of
@@ -94,11 +97,57 @@ def test_the_ridge_draws_biases_to_the_ratio_of_priors_and_survives_separable_ro
     logits = 30.0 * np.eye(3)[label]
     carried = np.array([0.6, 0.3, 0.1])
     strong = fit_calibration(logits, label, member_prior=carried, ridge=1e6)
-    expected = np.log((1 / 3) / carried)
+    expected = np.log(1 / 3) - np.log(carried) / strong.temperature
     assert np.abs(strong.bias - (expected - expected[-1])).max() < 1e-3
     mild = fit_calibration(logits, label, ridge=1.0)
     assert np.isfinite(mild.apply(logits)).all()
     assert np.exp(mild.apply(logits)).max() < 0.999  # twelve rows are no proof of certainty
+
+
+def test_class_biases_have_a_ridge_of_their_own():
+    logits, label = _data(3)
+    free, held = (fit_calibration(logits, label, ridge=0, bias_ridge=pull) for pull in (0.0, 1e6))
+    assert np.abs(free.bias).max() > 0.5
+    assert np.abs(held.bias).max() < 1e-3
+    assert held.temperature != pytest.approx(1.0, abs=0.05)
+
+
+@pytest.mark.parametrize("copies", [1, 3, 8])
+def test_the_design_effect_of_rows_that_are_said_several_times_is_their_number(copies):
+    """G groups of the same row m times: sum_g |m r_g|^2 over m sum_g |r_g|^2 is m; and G / (G - 1)."""
+    logits, label = _data(4)
+    logp = log_softmax(logits)
+    group = np.repeat(np.arange(len(label)), copies)
+    expected = copies * len(label) / (len(label) - 1)
+    assert design_effect(np.repeat(logp, copies, axis=0), np.repeat(label, copies), group) == pytest.approx(expected)
+
+
+def test_the_design_effect_of_independent_rows_is_about_one_and_of_one_group_is_one():
+    generator = np.random.default_rng(0)
+    label = generator.integers(0, 4, 4000)
+    logp = np.full((4000, 4), np.log(0.25))
+    assert design_effect(logp, label, np.arange(4000) % 200) == pytest.approx(1.0, abs=0.15)
+    assert design_effect(logp, label, np.sort(label)[generator.permutation(4000)]) < 1.3
+    assert design_effect(logp, label, label) > 500, "groups that are the classes"
+    assert design_effect(logp, label, np.zeros(4000)) == 1.0
+
+
+def test_few_speakers_that_err_in_their_own_ways_move_no_bias_far(toy):
+    """Each of six speakers is taken for a class of its own too often; their mean is no bias of the member."""
+    selection = toy.selection([1.5] * 2, items=600, speakers=6)
+    names = np.unique(selection.group)
+    shift = np.zeros((6, 4))
+    shift[np.arange(6), [0, 1, 2, 3, 0, 0]] = 2.0
+    odd = log_softmax((selection.predictions.logp + shift[np.searchsorted(names, selection.group)]).astype(np.float32))
+    odd = replace(selection, predictions=replace(selection.predictions, logp=odd))
+
+    def bias(one, **named):
+        fitted = prepare(one, TASK, EnsembleConfig(**named)).calibrations[0].bias
+        return float(np.abs(fitted - fitted.mean()).max())
+
+    assert bias(odd) < 0.5 * bias(odd, bias_ridge=1.0)
+    independent = replace(odd, group=np.arange(600).astype(str))
+    assert bias(independent) > 1.3 * bias(odd), "rows of no speaker in particular are more evidence"
 
 
 def test_a_constant_member_becomes_the_selection_prior():

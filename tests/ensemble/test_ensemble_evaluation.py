@@ -10,9 +10,10 @@ import pytest
 import yaml
 
 from raysere.corpora.manifest import Manifest
+from raysere.ensemble.choice import first_near_best
 from raysere.ensemble.config import FAMILIES, EnsembleConfig, with_family
 from raysere.ensemble.evaluation import evaluate, evaluate_runs, evaluation_is_current
-from raysere.ensemble.fit import fit_classes, fit_part, mixture, one_standard_error
+from raysere.ensemble.fit import fit_classes, fit_part, mixture
 from raysere.ensemble.library import Selection
 from raysere.ensemble.protocols import cross_fit, in_sample
 from raysere.ensemble.recipes import fit_baselines
@@ -61,15 +62,23 @@ def test_auto_answers_as_one_outstanding_member_does(toy):
     assert (fit.predict(selection.predictions).argmax(1) == selection.predictions.logp[0].argmax(1)).all()
 
 
-def test_one_standard_error_goes_to_the_simpler():
+def test_the_first_near_the_best_is_taken():
     generator = np.random.default_rng(0)
     base = generator.integers(3, 8, (20, 2, 2)).astype(float)
     better = base.copy()
     better[:, 0, 0] += np.where(np.arange(20) % 2, 1.1, -1)  # hardly better, and not for every speaker
     much = base + 40 * np.eye(2)
-    assert one_standard_error({"simple": base, "complex": better}, uar_of, 0)[0] == "simple"
-    assert one_standard_error({"simple": base, "complex": much}, uar_of, 0)[0] == "complex"
-    assert one_standard_error({"simple": much, "complex": base}, uar_of, 0)[0] == "simple"
+    some = base + 1.0 * np.eye(2)
+    some[::3] = base[::3]  # ahead by some standard errors
+
+    def taken(first, second, margin):
+        return first_near_best({"simple": first, "complex": second}, uar_of, margin, 0)[0]
+
+    assert taken(base, better, 1.0) == "simple"
+    assert taken(base, better, 0.0) == "complex"
+    assert [taken(base, some, margin) for margin in (1.0, 2.0, 20.0)] == ["complex", "complex", "simple"]
+    assert taken(base, much, 2.0) == "complex"
+    assert taken(much, base, 2.0) == "simple"
 
 
 def test_a_missing_modality_is_answered_by_the_others(toy):

@@ -210,7 +210,7 @@ def test_the_ladder_is_climbed_only_for_a_gain(toy):
     assert scores["average+vector"] > scores["average"] + 0.1
     assert scores["average+scalar"] < scores["average+vector"] - 0.05, "classes are of nearly equal size"
     even = [choose(toy.selection([1.2] * 4, items=900, speakers=30, seed=seed), TASK, config).ladder for seed in range(5)]
-    assert even.count("none") >= 3, "one standard error is passed by luck now and then"
+    assert even.count("none") >= 4
     fit = fit_classes(skewed, TASK, config)
     assert np.allclose(np.exp(fit.predict(skewed.predictions)).sum(1), 1)
     fresh = _skewed(toy, seed=1)
@@ -258,10 +258,10 @@ def test_a_single_member_is_taken_only_where_nothing_else_comes_near():
     level, ahead = base + np.repeat([1, 0, -1], [11, 19, 10]), base + 2  # +.0025, and a standard error of about .011; +.2
     mean, one = ("average", "linear", "none"), ("best_single", "linear", "none")
     objective = Objective("uar")
-    assert objective(sums(level).sum(0)) > objective(sums(base).sum(0)), "the single member is the better, but not by one standard error"
-    assert _chosen({one: sums(level), mean: sums(base)}, objective, 0)[0] == mean
-    assert _chosen({one: sums(base), mean: sums(level)}, objective, 0)[0] == mean
-    assert _chosen({one: sums(ahead), mean: sums(base)}, objective, 0)[0] == one
+    assert objective(sums(level).sum(0)) > objective(sums(base).sum(0)), "the single member is the better, but not by a standard error"
+    assert _chosen({one: sums(level), mean: sums(base)}, objective, 1.0, 0)[0] == mean
+    assert _chosen({one: sums(base), mean: sums(level)}, objective, 1.0, 0)[0] == mean
+    assert _chosen({one: sums(ahead), mean: sums(base)}, objective, 1.0, 0)[0] == one
 
 
 def test_all_families_pools_and_rungs_are_tried_from_simple_to_complex(toy):
