@@ -91,9 +91,7 @@ def evaluation_text(evaluation: dict[str, Any]) -> str:
         lines.append(f"by {name.replace('_', ' ')}: {shown}")
     optimism = evaluation.get("optimism") or {}
     if optimism.get("value") is not None:
-        lines.append(
-            f"optimism: {optimism['in_sample']:.4f} on the rows that it was fitted on, {optimism['value']:+.4f} more than held out"
-        )
+        lines.append(f"optimism: {optimism['in_sample']:.4f} on the rows that it was fitted on, held out {-optimism['value']:+.4f}")
     lines += [f"Note: {note}" for note in evaluation.get("notes", [])]
     if evaluation.get("claim"):
         lines.append(f"May be claimed: {evaluation['claim']}")

@@ -100,7 +100,7 @@ def fit_calibration(
         label: int (N,).
         member_prior: class prior pi (K,) that the member's logits carry by its training (natural cross-entropy: the training
             shares). The temperature then divides what is left without it, and the biases are drawn towards
-            ``log(selection prior) - log(pi) / t``, so that two trainings that differ in their prior alone come to the same. None: towards 0.
+            ``log(selection prior) - log(pi) / t``: two trainings that differ in their prior alone come to the same. None: towards 0.
         ridge, bias_ridge: prior observations; the penalty is ``(bias_ridge |b - b0|^2 + ridge (slope - 1)^2) / (2 N)`` with the slope
             on logits of unit spread, so that scaled logits still give the scaled temperature. 0: maximum likelihood. The second is as
             the first where it is None.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 #: The rule of ``auto`` moves towards the front: what is chosen least comes first [OURS]. The blend is a mean of two
 #: others, so that where the rows cannot tell families apart none is picked by luck. A single member stands last: it has no weights, but is
 #: the largest of many scores on the rows by which the search chose already, so that they flatter it more than any mean.
-FAMILIES = ("blend", "average", "vote", "greedy_once", "greedy", "convex", "stack", "best_single")
-ATTRIBUTE_FAMILIES = ("best_single", "average", "rank", "ccc_weighted", "nnls", "shrunk", "greedy")
+Family = Literal["blend", "average", "vote", "greedy_once", "greedy", "convex", "stack", "best_single"]
+AttributeFamily = Literal["best_single", "average", "rank", "ccc_weighted", "nnls", "shrunk", "greedy"]
+FAMILIES: tuple[str, ...] = get_args(Family)
+ATTRIBUTE_FAMILIES: tuple[str, ...] = get_args(AttributeFamily)
 
 
 class EnsembleConfig(BaseModel):
@@ -57,8 +59,8 @@ class EnsembleConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    family: Literal["auto", "blend", "best_single", "average", "vote", "greedy_once", "greedy", "convex", "stack"] = "auto"
-    dimensional: Literal["auto", "best_single", "average", "rank", "ccc_weighted", "nnls", "shrunk", "greedy"] = "auto"
+    family: Literal["auto", Family] = "auto"
+    dimensional: Literal["auto", AttributeFamily] = "auto"
     pool: Literal["auto", "linear", "log", "rank", "vote"] = "auto"
     offsets: Literal["auto", "none", "scalar", "vector"] = "auto"
     prior: Literal["auto", "same", "uniform", "estimate"] | tuple[float, ...] = "auto"
