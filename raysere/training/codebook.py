@@ -1,8 +1,7 @@
 """Vector quantization and InfoLoss as pure functions (papers_crosslingual 1.2 to 1.4).
 
-InfoLoss is our form of Lazebnik and Raginsky
-(TPAMI 2009): a code that keeps what the unit tells of its class. Units z are rows (n, d), a codebook is (K, d). Distances, softmax over codes and divergences are float32 or better whatever z is: in half
-precision the nearest code flips.
+InfoLoss is our form of Lazebnik and Raginsky (TPAMI 2009): a code that keeps what the unit tells of its class. Units z are rows (n, d), a
+codebook is (K, d). Distances, softmax over codes and divergences are float32 or better whatever z is: in half precision codes flip.
 """
 
 from __future__ import annotations

@@ -117,16 +117,19 @@ def trial_data(
     *,
     by_speaker: bool = True,
     linked_speakers: Sequence[Sequence[str]] = (),
+    transductive: bool = False,
 ) -> TrialData:
     """What a trial of one outer split sees.
 
     Fold f trains on the rows of the pool whose fold is not f (rows without a fold always train) and is scored on those whose
-    fold is f and that have a target. Test rows are predicted only.
+    fold is f and that have a target. Test rows are predicted only, rows of role ``adapt`` learned from without their labels: the labels
+    of neither are in what is returned.
 
     Args:
-        splits: table of ``outer, utterance, role ("pool" or "test"), fold``.
+        splits: table of ``outer, utterance, role ("pool", "test" or "adapt"), fold``.
         by_speaker: False for splits by dialogue or sentence, in which speakers recur.
         linked_speakers: groups of speaker names that count as one speaker.
+        transductive: the test rows are adapted to, too.
 
     Raises:
         DataError: an unknown outer split, an utterance without labels row, an utterance on both sides of a split, or (unless
@@ -156,11 +159,33 @@ def trial_data(
         folds.append(Fold(int(value), train, dev[target[dev]]))
     if not folds:
         raise DataError(f"The outer split {outer} has no development fold")
-    test = rows[~pool]
-    where = f"the test part of outer split {outer}"
-    _disjoint(labels, rows[pool], test, where)
-    _no_shared_speaker(labels, person, rows[pool & teaches[rows]], test, where)
-    return TrialData(task, labels, tuple(folds), test, dict(features))
+    tested = (here["role"] == "test").to_numpy()[order]
+    test, adapt = rows[tested], rows[~pool & ~tested]
+    for part, name in ((test, "test"), (adapt, "target")):
+        where = f"the {name} part of outer split {outer}"
+        _disjoint(labels, rows[pool], part, where)
+        _no_shared_speaker(labels, person, rows[pool & teaches[rows]], part, where)
+    if not transductive:
+        _no_shared_speaker(labels, person, adapt, test, f"the test part of outer split {outer}")
+    adapt = np.union1d(adapt, test) if transductive else adapt
+    return TrialData(task, _only(labels, rows[pool]), tuple(folds), test, dict(features), adapt=adapt)
+
+
+def _only(labels: Labels, rows: np.ndarray) -> Labels:
+    """The same rows with the targets of ``rows`` alone."""
+    hidden = np.ones(len(labels), bool)
+    hidden[rows] = False
+
+    def without(values: np.ndarray | None, nothing: float) -> np.ndarray | None:
+        if values is None:
+            return None
+        values = values.copy()
+        values[hidden] = nothing
+        return values
+
+    label = np.where(hidden, -1, labels.label)
+    soft, votes = without(labels.soft, 0.0), without(labels.votes, 0.0)
+    return replace(labels, label=label, soft=soft, votes=votes, attributes=without(labels.attributes, np.nan))
 
 
 def add_copies(data: TrialData, names: Sequence[str]) -> TrialData:

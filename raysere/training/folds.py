@@ -18,7 +18,7 @@ from raysere.training.samplers import Sampler, fold_generator, seed_of
 from raysere.training.steps import keep, seeded
 from raysere.training.task import Fold, TrialData
 
-BUILD, START, EPOCH = 1, 2, 3  # purposes of a seed
+BUILD, START, EPOCH, TARGET = 1, 2, 3, 4  # purposes of a seed
 
 
 @dataclass(frozen=True)
@@ -44,16 +44,22 @@ class TrialContext:
 
 
 def label_columns(data: TrialData, device: torch.device) -> dict[str, Any]:
-    """Targets and groups of all rows on the device, attributes in [0, 1], in the order of the fields of ``Batch``."""
+    """Targets, groups and domain of all rows on the device, attributes in [0, 1], in the order of the fields of ``Batch``."""
     labels, (low, high) = data.labels, data.task.scale
     attributes = (labels.attributes - low) / (high - low) if labels.attributes is not None and data.task.dimensional else None
-    columns = {"label": labels.label, "soft": labels.soft, "attributes": attributes, "sex": labels.sex, "speaker": labels.speaker}
+    columns: dict[str, Any] = {
+        "label": labels.label,
+        "soft": labels.soft,
+        "attributes": attributes,
+        "sex": labels.sex,
+        "speaker": labels.speaker,
+    }
     columns["votes"] = labels.votes
-    floats = {"soft", "attributes", "votes"}
+    if len(data.adapt):
+        columns["foreign"] = np.isin(np.arange(len(labels)), np.union1d(data.adapt, data.test))
+    kinds = {"soft": torch.float32, "attributes": torch.float32, "votes": torch.float32, "foreign": torch.bool}
     return {
-        name: None
-        if values is None
-        else torch.as_tensor(np.ascontiguousarray(values), dtype=torch.float32 if name in floats else torch.long, device=device)
+        name: None if values is None else torch.as_tensor(np.ascontiguousarray(values), dtype=kinds.get(name, torch.long), device=device)
         for name, values in columns.items()
     }
 
@@ -62,7 +68,8 @@ class FoldTrainer:
     """What one fold is made of. Every random choice follows from the trial's seed and the fold's number.
 
     Attributes:
-        rows, dev: rows of the labels that train and that score, with features and targets.
+        rows, dev: rows of the labels that train and that score, with features and targets. adapt: those of the target domain, with
+            features, on the device.
         prior: class shares of the training rows (empty without classes).
         best: state of the model at the best epoch; best_dev: predictions of ``dev`` there.
 
@@ -80,8 +87,11 @@ class FoldTrainer:
             raise DataError(f"Fold {fold.number} has {counts} utterances with features and targets")
         self.streams: dict[str, FoldStream] = {}
         groups: dict[str, Any] = {"corpus": labels.corpus, "corpora": labels.corpora, "speaker": labels.speaker}
+        domain = params.normalise == "domain"  # as by corpus, the target's own clips included
+        seen = np.union1d(self.rows, data.adapt) if domain else self.rows
         for name, source in context.sources.items():
-            norm = normalise.fit(params.normalise, source.view, source.columns, source.at, self.rows, context.used, **groups)
+            kind = "corpus" if domain else params.normalise
+            norm = normalise.fit(kind, source.view, source.columns, source.at, seen, context.used, **groups)
             self.streams[name] = source.fold(norm.to(device), context.pools.get(name))
         self.prior = self._prior()
         with seeded(self.seed(BUILD), device):
@@ -93,6 +103,7 @@ class FoldTrainer:
         self.sampler = Sampler(params.sampler, torch.from_numpy(labels.label[self.rows]), params.batch)
         self.cuts = self.sampler.cuts()
         self.index = torch.from_numpy(self.rows).to(device)
+        self.adapt = torch.from_numpy(data.adapt[context.present[data.adapt]]).to(device)
         self.best: dict[str, Tensor] = {}
         self.best_dev: Prediction | None = None
 

@@ -17,13 +17,15 @@ import torch
 from torch import Tensor
 
 from raysere.training.dropout import drawn_by_fold
-from raysere.training.folds import EPOCH, FoldTrainer
+from raysere.training.folds import EPOCH, TARGET, FoldTrainer
 from raysere.training.inputs import stacked_batch
 from raysere.training.method import Batch, ClosedMethod, Prediction, Step
 from raysere.training.stacking import stack
 from raysere.training.steps import AdamW, autocast, clip, clip_by_fold, schedule, seeded
 
 _PREDICT_ROWS = 4096  # utterances a prediction batch at utterance granularity, of all folds together
+_TARGET_ROWS = 256  # items of the target domain that are looked at together
+_FIELDS = ("logits", "attributes", "std", "hidden")
 _NO_TARGET = {"label": -1, "soft": 0.0, "attributes": math.nan, "sex": -1, "votes": 0.0}
 
 
@@ -58,11 +60,18 @@ class Lockstep:
     def _train(self, epoch: int, sums: dict[str, Tensor], generators: list[torch.Generator]) -> None:
         context, params, first = self.context, self.context.params, self.folds[0]
         model, losses, parameters = self.model.train(), context.method.losses, self.parameters
+        if not self.stacked:
+            with torch.no_grad():
+                context.method.begin_epoch(model.eval(), _Feed(self), epoch, first.seed(EPOCH, epoch, 1))
+            model.train()
+        foreign = self._foreign(epoch) if context.method.needs.target_domain else None
         totals = [params.epochs * len(fold.cuts) for fold in self.folds]
         orders = [fold.index[fold.sampler.order(epoch, fold.generator).to(context.device)] for fold in self.folds]
         for batch, items in self._padded(orders) if self.stacked else self._batches(orders[0]):
             for number in range(len(self.parts)):
                 self.optimiser.rates[number] = params.lr * schedule(self.steps[number], totals[number], params.warmup, params.schedule)
+            if foreign is not None:
+                batch.target = self._of_target(foreign(len(batch.rows)))
             step = Step(max(self.steps), max(totals), epoch, first.generator)
             with autocast(context.device, context.dtype):
                 if self.stacked:
@@ -70,7 +79,7 @@ class Lockstep:
                         terms = losses(model, batch, step)
                 else:
                     terms = losses(model, batch, step)
-            values = list(terms.values())
+            values = [value for name, value in terms.items() if not name.startswith("_")]
             loss = values[0] if len(values) == 1 else torch.stack([value.float() for value in values]).sum(0)
             for parameter in parameters:
                 parameter.grad = None
@@ -84,6 +93,25 @@ class Lockstep:
                 share = (value.detach() * weights).sum() if self.stacked else value.detach() * weights
                 sums[name] = sums[name] + share if name in sums else share
             self.steps = [taken + (count > 0) for taken, count in zip(self.steps, items, strict=True)]
+
+    def _foreign(self, epoch: int) -> Callable[[int], Tensor]:
+        """Gives the next n rows of the target domain: one fresh order of all of them after the other."""
+        fold = self.folds[0]
+        generator = torch.Generator().manual_seed(fold.seed(TARGET, epoch))
+        waiting = fold.adapt[:0]
+
+        def rows(count: int) -> Tensor:
+            nonlocal waiting
+            while len(waiting) < count:
+                order = torch.randperm(len(fold.adapt), generator=generator).to(fold.adapt.device)
+                waiting = torch.cat([waiting, fold.adapt[order]])
+            here, waiting = waiting[:count], waiting[count:]
+            return here
+
+        return rows
+
+    def _of_target(self, rows: Tensor) -> Batch:
+        return self._unlabelled(rows, {name: stream.batch(rows) for name, stream in self.folds[0].streams.items()})
 
     def _solve(self, method: ClosedMethod, sums: dict[str, Tensor]) -> None:
         """The closed form of one fold, from all its training rows."""
@@ -146,7 +174,7 @@ class Lockstep:
                 self.context.method.predict(model, self._unlabelled(here, self._stacked(here)))
                 for here in torch.from_numpy(padded).to(self.context.device).split(max(1, _PREDICT_ROWS // len(rows)), dim=1)
             ]
-        whole = [_joined(parts, name, dim=1) for name in ("logits", "attributes", "std")]
+        whole = [_joined(parts, name, dim=1) for name in _FIELDS]
         return [Prediction(*(None if x is None else x[number, : len(own)] for x in whole)) for number, own in enumerate(rows)]
 
     def _predict_one(self, rows: np.ndarray) -> Prediction:
@@ -163,12 +191,14 @@ class Lockstep:
                 for here in torch.from_numpy(rows[order]).to(context.device).split(size)
             ]
         back = torch.from_numpy(np.argsort(order))
-        whole = [_joined(parts, name, dim=0) for name in ("logits", "attributes", "std")]
+        whole = [_joined(parts, name, dim=0) for name in _FIELDS]
         return Prediction(*(None if x is None else x[back] for x in whole))
 
     def _unlabelled(self, rows: Tensor, streams: dict[str, Any]) -> Batch:
         columns = self.context.columns
-        return Batch(rows, streams, torch.full_like(rows, -1), None, None, columns["sex"][rows], columns["speaker"][rows])
+        foreign = columns["foreign"][rows] if "foreign" in columns else None
+        groups = columns["sex"][rows], columns["speaker"][rows]
+        return Batch(rows, streams, torch.full_like(rows, -1), None, None, *groups, foreign=foreign)
 
     def best_of(self, rows: np.ndarray) -> list[Prediction]:
         """For each fold predictions of the same ``rows`` by its best weights."""
@@ -186,6 +216,19 @@ class Lockstep:
         finally:
             for fold, weights in zip(self.folds, present, strict=True):
                 fold.model.load_state_dict(weights)
+
+
+class _Feed:
+    """What ``begin_epoch`` may look at: all training items of one fold, and all of the target domain."""
+
+    def __init__(self, lockstep: Lockstep) -> None:
+        self.lockstep = lockstep
+
+    def source(self) -> Iterator[Batch]:
+        return (batch for batch, _ in self.lockstep._batches(self.lockstep.folds[0].index))
+
+    def target(self) -> Iterator[Batch]:
+        return (self.lockstep._of_target(rows) for rows in self.lockstep.folds[0].adapt.split(_TARGET_ROWS))
 
 
 def _trained(model: torch.nn.Module) -> list[torch.nn.Parameter]:

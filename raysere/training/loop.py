@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from raysere.errors import ConfigError, DataError, InfeasibleTrial
-from raysere.training import metrics
+from raysere.training import criteria, metrics
 from raysere.training.folds import FoldTrainer, TrialContext, label_columns
 from raysere.training.inputs import TrialStream, memory_budget
 from raysere.training.lockstep import Lockstep
@@ -27,6 +27,7 @@ from raysere.training.samplers import BALANCED_FROM
 from raysere.training.steps import infeasible_when_full, matmul_dtype
 from raysere.training.task import TrialData
 
+CRITERION_ROWS = 2000  # source items that a domain classifier of the criteria learns from
 STACKED_PARAMETERS = 100_000  # of a fold, up to which stacking pays on a CPU (benchmarks/folds.py)
 
 __all__ = ["Predictor", "Trainer", "load_predictor"]
@@ -93,7 +94,7 @@ class Trainer:
         data, labels = self.data, self.data.labels
         layers = self.method.layers(self.params, self.shapes)
         train = [data.with_copies(fold.train) if self.params.augment else fold.train for fold in data.folds]
-        used = np.unique(np.concatenate([data.test, *train, *(fold.dev for fold in data.folds)]))
+        used = np.unique(np.concatenate([data.test, data.adapt, *train, *(fold.dev for fold in data.folds)]))
         share = budget // len(data.features)
         sources = {
             name: TrialStream(view, layers[name], labels, used, device=self.device, folds=len(data.folds), budget=share, dtype=dtype)
@@ -143,17 +144,43 @@ class Trainer:
                 raise InfeasibleTrial(f"The loss is not finite in epoch {number}", remedy="Lower the learning rate.")
             predictions = [part for group in self.groups for part in group.predict([fold.dev for fold in group.folds])]
         loss, values = self._development(predictions)
-        trained = {f"train.{name}": value for name, value in means.items()}
-        row = {"epoch": number, **trained, "loss": sum(means.values()), "dev_loss": loss, "score": values[self.task.metric], **values}
+        trained = {f"train.{name.lstrip('_')}": value for name, value in means.items()}
+        total = sum(value for name, value in means.items() if not name.startswith("_"))
+        row = {"epoch": number, **trained, "loss": total, "dev_loss": loss, "score": values[self.task.metric], **values}
         self.rows.append(row)
-        risen = not self.best or row["score"] > self.best["score"]
+        # the source's score says little of when a target is adapted to: there the last epoch is kept
+        risen = not self.best or row["score"] > self.best["score"] or self.method.needs.target_domain
         self._stale = 0 if risen else self._stale + 1
         if risen or (row["score"] == self.best["score"] and loss < self.best["dev_loss"]):
             self.best = {"epoch": number, "score": row["score"], "dev_loss": loss, "metrics": values}
             self._tests = None
             for fold, prediction in zip(self.folds, predictions):
                 fold.keep_best(prediction)
+        if self.finished and len(self.data.adapt) and self.task.categorical:
+            self.best["metrics"] = {**self.best["metrics"], **self._criteria()}
         return row
+
+    def _criteria(self) -> dict[str, float]:
+        """``criterion.NAME``, mean over the folds, of :mod:`raysere.training.criteria` at the kept weights; nothing without features."""
+        found: dict[str, list[float]] = {}
+        for group in self.groups:
+            adapted = group.best_of(group.folds[0].adapt.cpu().numpy())
+            for number, (fold, target) in enumerate(zip(group.folds, adapted, strict=True)):
+                trained, dev = group.best_of(fold.rows[:: 1 + len(fold.rows) // CRITERION_ROWS])[number], fold.best_dev
+                if dev is None or trained.hidden is None or dev.hidden is None or target.hidden is None:
+                    return {}
+                logits, own = _array(target.logits), _array(dev.logits)
+                values = criteria.criteria_of(
+                    source_prior=np.array(fold.prior),
+                    train_features=_array(trained.hidden),
+                    dev_features=_array(dev.hidden),
+                    dev_loss=(own.argmax(1) != self.data.labels.label[fold.dev]).astype(np.float64),
+                    target=torch.softmax(torch.from_numpy(logits), dim=-1).numpy(),
+                    target_features=_array(target.hidden),
+                )
+                for name, value in values.items():
+                    found.setdefault(f"criterion.{name}", []).append(value)
+        return {name: float(np.mean(values)) for name, values in found.items() if len(values) == len(self.folds)}
 
     def _development(self, predictions: list[Any]) -> tuple[float, dict[str, float]]:
         """Loss and metrics over the development rows of all folds."""
@@ -216,8 +243,8 @@ class Trainer:
         """What a report tells of this trial, as plain JSON.
 
         ``parameters`` (of one fold), ``epoch``, ``folds``, ``train_rows``, ``normalise`` by stream, ``transductive`` (a
-        prediction depends on other unlabelled clips of its speaker), ``effective_prior`` by class (mean of the folds), and
-        ``layer_weights`` by stream and layer where they are learned.
+        prediction depends on other unlabelled clips of its speaker, or on tested clips that were adapted to), ``effective_prior`` by
+        class (mean of the folds), and ``layer_weights`` by stream and layer where they are learned.
         """
         self._need_epoch()
         streams = self.folds[0].streams
@@ -227,7 +254,8 @@ class Trainer:
             "folds": len(self.folds),
             "train_rows": [len(fold.rows) for fold in self.folds],
             "normalise": {name: stream.normaliser.kind for name, stream in streams.items()},
-            "transductive": any(stream.normaliser.transductive for stream in streams.values()),
+            "transductive": any(stream.normaliser.transductive for stream in streams.values())
+            or bool(np.isin(self.data.test, self.data.adapt).any()),
         }
         if self.task.categorical:
             params = self.params
@@ -248,11 +276,18 @@ class Trainer:
             raise DataError("Nothing is trained yet", remedy="Call epoch() first.")
 
 
+def _array(values: Tensor | None) -> np.ndarray:
+    assert values is not None  # a categorical task has logits
+    return values.numpy()
+
+
 def _refuse(method: Method, data: TrialData) -> None:
     """ConfigError where the features are not what the method needs."""
     needs, views = method.needs, data.features
     if not views or len(views) < needs.streams:
         raise ConfigError(f"The method {method.name!r} needs {needs.streams} feature streams, it got {len(views)}", choices=list(views))
+    if needs.target_domain and not len(data.adapt):
+        raise ConfigError(f"The method {method.name!r} needs a target domain", remedy="Take the protocol `kind: transfer`.")
     for name, view in views.items():
         granularity, modality = view.spec.granularity, view.spec.modality
         if granularity not in needs.granularities:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -33,8 +33,10 @@ class LoopParams(BaseModel):
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps")
     schedule: Literal["cosine", "constant"] = "cosine"
     clip: float = Field(1.0, gt=0)
-    normalise: Literal["none", "corpus", "speaker"] = Field(
-        "corpus", description="z-norm of features; by training rows of the corpus, or by each speaker's own rows (no label is read)"
+    normalise: Literal["none", "corpus", "speaker", "domain"] = Field(
+        "corpus",
+        description="z-norm of features; by training rows of the corpus, by each speaker's own rows, or by training rows and the clips "
+        "of a target corpus that may be adapted to (no label is read)",
     )
     sampler: Literal["natural", "balanced", "natural_then_balanced"] = "natural"
     augment: bool = Field(True, description="learn from altered copies of the training clips as well, where the features have any")
@@ -79,6 +81,8 @@ class Batch:
     sex: Tensor
     speaker: Tensor
     votes: Tensor | None = None  # (B,) number of votes behind each row of ``soft``
+    foreign: Tensor | None = None  # bool (B,), items of the target domain; None: all are, as in predictions of new clips
+    target: Batch | None = None  # as many unlabelled items of the target domain, for methods that need one
 
 
 @dataclass(frozen=True)
@@ -96,11 +100,23 @@ class Step:
 
 @dataclass
 class Prediction:
-    """``logits`` float32 (B, C) and/or ``attributes`` float32 (B, A) in [0, 1], optionally their ``std``."""
+    """``logits`` float32 (B, C) and/or ``attributes`` float32 (B, A) in [0, 1], optionally their ``std``.
+
+    ``hidden`` float32 (B, H), the last features before the heads, where a method is judged by them (criteria without target labels).
+    """
 
     logits: Tensor | None = None
     attributes: Tensor | None = None
     std: Tensor | None = None
+    hidden: Tensor | None = None
+
+
+class Feed(Protocol):
+    """All items of a fold in batches, in a fixed order: of the source with targets, of the target domain without."""
+
+    def source(self) -> Iterator[Batch]: ...
+
+    def target(self) -> Iterator[Batch]: ...
 
 
 class Pool(Protocol):
@@ -161,9 +177,15 @@ class Method(abc.ABC):
     def start(self, model: nn.Module, data: TrialData, rows: Any, seed: int) -> None:  # noqa: B027
         """Data-dependent initialisation from training ``rows`` only (k-means codebooks, statistics). Default: nothing."""
 
+    def begin_epoch(self, model: nn.Module, feed: Feed, epoch: int, seed: int) -> None:  # noqa: B027
+        """What an epoch needs to know of all items before its first step (k-means of what the model makes of them). Default: nothing.
+
+        Called in eval mode without gradients, never for stacked folds.
+        """
+
     @abc.abstractmethod
     def losses(self, model: nn.Module, batch: Batch, step: Step) -> Mapping[str, Tensor]:
-        """Named scalar terms; the loop adds and logs them. ``model.training`` is True."""
+        """Named scalar terms; the loop adds and logs them, those whose name begins with ``_`` it only logs. ``model.training`` is True."""
 
     @abc.abstractmethod
     def predict(self, model: nn.Module, batch: Batch) -> Prediction:
