@@ -12,5 +12,6 @@ METHODS = Registry(
         "xattn": "raysere.methods.xattn:Xattn",
         "xattn_std": "raysere.methods.xattn_std:XattnStd",
         "deepser": "raysere.methods.deepser:DeepSer",
+        "adaptation": "raysere.methods.adaptation:Adaptation",
     },
 )

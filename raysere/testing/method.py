@@ -15,7 +15,7 @@ import torch
 from pydantic import ValidationError
 
 from raysere.features.views import Stream
-from raysere.testing.toy import Kind, toy_batch, toy_data
+from raysere.testing.toy import Kind, ToyFeed, toy_batch, toy_data, unlabelled, with_target
 from raysere.training import metrics
 from raysere.training.loop import Trainer
 from raysere.training.method import LoopParams, Method, Shapes, Step
@@ -51,6 +51,7 @@ def check_method(
         for kind in kinds:
             modalities = sorted(method.needs.modalities)[: max(1, method.needs.streams)]
             data = toy_data(kind, granularity=granularity, modalities=modalities)
+            data = with_target(data) if method.needs.target_domain else data
             done += [
                 check(method, chosen, data, where=f"{granularity}, {kind}", **more)
                 for check, more in (
@@ -115,8 +116,12 @@ def check_losses(method: Method, params: Any, data: TrialData, *, where: str = "
     reached: set[str] = set()
     optimiser = torch.optim.SGD(model.parameters(), lr=1e-2)
     generator = torch.Generator().manual_seed(0)
+    method.begin_epoch(model, ToyFeed(data, layers), 0, 0)
     for step in range(4):
         batch = toy_batch(data, data.folds[0].train[step * 8 : step * 8 + 16], layers)
+        if len(data.adapt):
+            batch.foreign = torch.zeros_like(batch.label, dtype=torch.bool)
+            batch.target = unlabelled(toy_batch(data, data.adapt[: len(batch.rows)], layers))
         terms = method.losses(model, batch, Step(step, 4, 0, generator))
         assert terms, f"{where}: losses() returned no term"
         for name, value in terms.items():
@@ -124,7 +129,7 @@ def check_losses(method: Method, params: Any, data: TrialData, *, where: str = "
             assert value.shape == (), f"{where}: the loss term {name!r} is no scalar tensor"
             assert bool(torch.isfinite(value)), f"{where}: the loss term {name!r} is {float(value)}"
         optimiser.zero_grad()
-        torch.stack(list(terms.values())).sum().backward()
+        torch.stack([value for name, value in terms.items() if not name.startswith("_")]).sum().backward()
         for name, parameter in model.named_parameters():
             if parameter.grad is not None:
                 assert bool(torch.isfinite(parameter.grad).all()), f"{where}: the gradient of {name!r} is not finite"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -97,6 +98,32 @@ def toy_data(
         rows[held],
         views,
     )
+
+
+def with_target(data: TrialData) -> TrialData:
+    """The same trial with half of its test speakers as unlabelled target items that a method may learn from."""
+    speaker = data.labels.speaker[data.test]
+    adapted = speaker <= np.median(np.unique(speaker))
+    return replace(data, test=data.test[~adapted], adapt=data.test[adapted])
+
+
+class ToyFeed:
+    """What ``begin_epoch`` is given, of a trial's first fold in one batch."""
+
+    def __init__(self, data: TrialData, layers: Mapping[str, list[int]]) -> None:
+        self.data, self.layers = data, layers
+
+    def source(self) -> Iterator[Batch]:
+        yield toy_batch(self.data, self.data.folds[0].train, self.layers)
+
+    def target(self) -> Iterator[Batch]:
+        yield unlabelled(toy_batch(self.data, self.data.adapt, self.layers))
+
+
+def unlabelled(batch: Batch) -> Batch:
+    """The batch as the loop gives items of a target domain."""
+    hidden = torch.full_like(batch.label, -1)
+    return replace(batch, label=hidden, soft=None, attributes=None, votes=None, foreign=torch.ones_like(hidden, dtype=torch.bool))
 
 
 def toy_batch(data: TrialData, rows: Sequence[int] | np.ndarray, layers: Mapping[str, list[int]]) -> Batch:
