@@ -13,5 +13,6 @@ METHODS = Registry(
         "xattn_std": "raysere.methods.xattn_std:XattnStd",
         "deepser": "raysere.methods.deepser:DeepSer",
         "adaptation": "raysere.methods.adaptation:Adaptation",
+        "quantized_codebook": "raysere.methods.quantized_codebook:QuantizedCodebook",
     },
 )

@@ -1,0 +1,411 @@
+"""``quantized_codebook``: one codebook for both languages, held to the class by InfoLoss (papers_crosslingual 1).
+
+    rows (B, T, D) -> z (B, T, d) -> nearest of K shared codes zq -> pooled mean (and std) -> trunk -> logits
+    L = CE + lam_c CE_z + lam_vq L_vq + lam_i L_info + lam_u L_use + r(p) [lam_g L_global + lam_l L_local + lam_m L_mimc]
+
+[ABS] A quantized codebook shared by both languages captures common features and aligns class distributions; InfoLoss mitigates the loss of
+critical information in quantization within the simplex of class posteriors; inspired by TransVQA. Everything below that is [OURS]: the
+abstract gives no formula, backbone, size or figure (U.1).
+
+Target posteriors come from a teacher, the exponential average of the weights, of its surest answers per class. Distances, softmax over
+codes and divergences are float32.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from raysere.errors import ConfigError
+from raysere.methods.domains import DomainMethod, DomainModel, DomainParams, Trunk, progress
+from raysere.methods.streams import StreamLayers, StreamPool
+from raysere.training import alignment
+from raysere.training import codebook as maths
+from raysere.training.coding import Codebook
+from raysere.training.losses import hard_targets, smooth
+from raysere.training.method import Batch, Feed, Shapes, Step
+from raysere.training.pooling import pool
+
+SIZES = {"utterance": 64, "rows": 256}
+UNITS = 20_000  # of each domain that k-means starts from, at most
+_QUOTA_START, _LEAST = 0.2, 2
+
+
+class QuantizedParams(DomainParams):
+    """Defaults of 1.6. The ablations of 1.7 are values: a weight of 0, ``codebook``, ``alignment`` and ``classes`` of none."""
+
+    unit: Literal["rows", "utterance"] = Field(
+        "rows", description="what is quantized: rows over time as stored, or one vector an utterance"
+    )
+    codes: int | None = Field(None, ge=2, le=8192, description="K; default 256 for rows over time, 64 for utterances")
+    width: int = Field(64, ge=4, le=1024, description="d, of a code")
+    codebook: Literal["parameter", "ema", "frozen", "random", "separate", "none"] = "parameter"
+    tau: float = Field(0.5, gt=0, le=10, description="temperature of soft codes, in mean squared distances to the nearest code")
+    commitment: float = Field(0.25, ge=0, le=4)
+    memory: float = Field(0.99, ge=0, lt=1, description="of class posteriors of codes, of their usage, and of `codebook: ema`")
+    warmup_epochs: int = Field(3, ge=0, le=100, description="without codebook and adaptation")
+    info: float = Field(0.5, ge=0, le=10, description="lam_i")
+    alignment: Literal["code_js", "mmd", "coral", "none"] = "code_js"
+    alignment_weight: float = Field(0.5, ge=0, le=100, description="lam_g")
+    classes: Literal["code_js", "centroid", "none"] = "code_js"
+    classes_weight: float = Field(0.3, ge=0, le=100, description="lam_l")
+    confusion: float = Field(0.2, ge=0, le=10, description="lam_m")
+    confusion_information: float = Field(0.5, ge=0, le=10, description="mu")
+    quantization: float = Field(1.0, ge=0, le=10, description="lam_vq")
+    usage: float = Field(0.0, ge=0, le=10, description="lam_u")
+    continuous: float = Field(0.5, ge=0, le=10, description="lam_c, of the class loss on z")
+    quota: float = Field(0.8, gt=0, le=1, description="share of target items of each predicted class that is believed at the end")
+    sharpen: float = Field(0.5, gt=0, le=1, description="temperature of believed target posteriors")
+    teacher: float = Field(0.999, ge=0, lt=1, description="memory of the teacher's weights")
+    restart: int = Field(50, ge=1, description="steps between replacements of dead codes")
+
+
+class Encoder(DomainModel):
+    """What teacher and student have each: projector, trunk; the codes are given."""
+
+    def __init__(self, params: QuantizedParams, shapes: Shapes, layers: Mapping[str, list[int]]) -> None:
+        super().__init__(params, shapes, layers)
+        self.rows = params.unit == "rows" and any(shapes.streams[name].granularity != "utterance" for name in self.names)
+        self.read = None
+        if self.rows:
+            name = self.names[0]
+            self.read = StreamLayers(shapes.streams[name], layers[name], params.layers, params.hidden)
+            self.pools = nn.ModuleList()
+        width = self.read.dim if self.read is not None else self.width
+        self.projector = nn.Sequential(
+            nn.Linear(width, params.width),
+            nn.GELU(),
+            nn.Linear(params.width, params.width),
+            nn.LayerNorm(params.width, elementwise_affine=False),
+        )
+        self.trunk = Trunk(params.width * (2 if self.rows else 1), self.count, params)
+
+    def units(self, streams: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """z (B, T, d) and which are there, bool (B, T); T is 1 for utterances."""
+        if self.read is not None:
+            stream = streams[self.names[0]]
+            return self.projector(self.read.rows(stream)), stream.mask
+        z = self.projector(self.vector(streams)).unsqueeze(1)
+        return z, torch.ones(z.shape[:2], dtype=torch.bool, device=z.device)
+
+    def answer(self, z: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """(f, logits) of units (B, T, d)."""
+        return self.trunk(pool("mean_std", z, mask, None) if self.rows else z[:, 0])
+
+    def layer_weights(self) -> dict[str, dict[int, float]]:
+        if self.read is None:
+            return super().layer_weights()
+        shares = self.read.shares()
+        return {} if shares is None else {self.names[0]: shares}
+
+
+class QuantizedModel(nn.Module):
+    """Student, teacher and codebooks (one, or one a domain)."""
+
+    def __init__(self, params: QuantizedParams, shapes: Shapes, layers: Mapping[str, list[int]]) -> None:
+        super().__init__()
+        self.params = params
+        self.student = Encoder(params, shapes, layers)
+        self.classes = self.student.count
+        size = params.codes or SIZES["rows" if self.student.rows else "utterance"]
+        learned = params.codebook in ("parameter", "separate")
+        books = {"none": 0, "separate": 2}.get(params.codebook, 1)
+        self.books = nn.ModuleList(Codebook(size, params.width, self.classes, learned=learned) for _ in range(books))
+        self.register_buffer("use_classes", torch.zeros(2, self.classes, size), persistent=False)
+        # no part of the state: what predicts is the student
+        self._teacher = [copy.deepcopy(self.student).requires_grad_(False)]
+
+    @property
+    def teacher(self) -> Encoder:
+        self._teacher[0].to(next(self.parameters()).device)
+        return self._teacher[0].eval()
+
+    @property
+    def coded(self) -> bool:
+        """Whether codes are in use: not in warm-up."""
+        return bool(len(self.books)) and bool(self.books[0].ready)
+
+    def book(self, foreign: bool) -> Codebook:
+        return self.books[int(foreign) % len(self.books)]  # type: ignore[return-value]
+
+    def quantized(self, z: Tensor, foreign: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(zq, squared distances) of units (n, d); ``foreign`` bool (n,) tells which codebook, where there are two."""
+        if len(self.books) == 1:
+            squared = self.book(False).distances(z)
+            return self.book(False).codes[maths.hard_codes(squared)], squared
+        parts = [self.book(bool(domain)).distances(z) for domain in (0, 1)]
+        which = torch.ones(len(z), dtype=torch.bool, device=z.device) if foreign is None else foreign
+        squared = torch.where(which.unsqueeze(1), parts[1], parts[0])
+        nearest = maths.hard_codes(squared)
+        return torch.where(which.unsqueeze(1), self.book(True).codes[nearest], self.book(False).codes[nearest]), squared
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(f, logits) by hard codes (by z itself in warm-up)."""
+        z, mask = self.student.units(batch.streams)
+        return self.student.answer(self.coded_rows(z, mask, batch.foreign) if self.coded else z, mask)
+
+    def coded_rows(self, z: Tensor, mask: Tensor, foreign: Tensor | None) -> Tensor:
+        """zq (B, T, d) with the gradient of z."""
+        which = None if foreign is None else foreign.unsqueeze(1).expand(mask.shape)[mask]
+        codes, _ = self.quantized(z[mask].float(), which)
+        result = z.clone()
+        result[mask] = maths.straight_through(z[mask], codes.to(z.dtype))
+        return result
+
+    @torch.no_grad()
+    def teach(self, batch: Batch) -> Tensor:
+        """Posteriors (B, C) of the teacher."""
+        z, mask = self.teacher.units(batch.streams)
+        return torch.softmax(self.teacher.answer(self.coded_rows(z, mask, batch.foreign), mask)[1].float(), dim=-1)
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """One step of the teacher towards the student."""
+        for old, new in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
+            old.lerp_(new, 1 - self.params.teacher)
+
+    def layer_weights(self) -> dict[str, dict[int, float]]:
+        return self.student.layer_weights()
+
+
+class QuantizedCodebook(DomainMethod):
+    """Shared codebook with InfoLoss; see the module."""
+
+    name = "quantized_codebook"
+    Params = QuantizedParams
+
+    def check(self, params: QuantizedParams, shapes: Shapes) -> None:
+        super().check(params, shapes)
+        rows = [name for name, stream in shapes.streams.items() if stream.granularity != "utterance"]
+        if params.unit == "rows" and rows and len(shapes.streams) > 1:
+            raise ConfigError(
+                "Rows over time of one feature are quantized, and this search names several", where="unit", choices=["utterance"]
+            )
+        if params.codebook in ("none", "separate") and "code_js" in (params.alignment, params.classes):
+            what = f"With codebook: {params.codebook} there are no common codes whose use could be compared"
+            raise ConfigError(what, where="alignment, classes", choices=["mmd", "coral", "centroid", "none"])
+
+    def pools(self, params: QuantizedParams, shapes: Shapes) -> dict[str, StreamPool]:
+        pooled = super().pools(params, shapes)
+        if params.unit == "rows":  # streams that are read row by row
+            return {name: one for name, one in pooled.items() if shapes.streams[name].granularity == "utterance"}
+        return pooled
+
+    def build(self, params: QuantizedParams, shapes: Shapes) -> QuantizedModel:
+        return QuantizedModel(params, shapes, self.layers(params, shapes))
+
+    def begin_epoch(self, model: Any, feed: Feed, epoch: int, seed: int) -> None:
+        """After the warm-up: k-means of as many units of either domain, and the teacher's start."""
+        if epoch != model.params.warmup_epochs:
+            return
+        model.teacher.load_state_dict(model.student.state_dict())
+        if not len(model.books):
+            return
+        generator = torch.Generator().manual_seed(seed)
+        source, label = _units(model.student, feed.source(), generator)
+        target, _ = _units(model.student, feed.target(), generator)
+        count = min(len(source), len(target), UNITS)
+        drawn = [part[torch.randperm(len(part), generator=generator)[:count].to(part.device)] for part in (source, target)]
+        random = model.params.codebook == "random"
+        for number, book in enumerate(model.books):
+            start = torch.cat(drawn) if len(model.books) == 1 else drawn[number]
+            book.fill(start, source[label >= 0], label[label >= 0], generator, random=random)
+
+    def losses(self, model: Any, batch: Batch, step: Step) -> dict[str, Tensor]:
+        params, student = model.params, model.student
+        z, mask = student.units(batch.streams)
+        _, plain = student.answer(z, mask)
+        if batch.target is None or step.epoch < params.warmup_epochs:
+            return {"class": student.class_loss(plain, batch.label)}
+        model.follow()
+        z_target, mask_target = student.units(batch.target.streams)
+        domains = _Domains(model, (z, z_target), (mask, mask_target), (batch, batch.target), step)
+        terms: dict[str, Tensor] = {}
+        logits = domains.logits()
+        terms["class"] = student.class_loss(logits[0], batch.label)
+        if domains.coded:
+            terms["continuous"] = params.continuous * student.class_loss(plain, batch.label)
+            terms |= domains.code_terms(step)
+        strength = progress(step)
+        terms |= {name: strength * value for name, value in domains.alignment_terms().items()}
+        if params.confusion:
+            sure = alignment.class_confusion(logits[1]) - params.confusion_information * alignment.infomax(logits[1])
+            terms["confusion"] = strength * params.confusion * sure
+        return terms | domains.watched()
+
+
+class _Domains:
+    """Source (0) and target (1) of one step: units, codes, posteriors and how much of them is believed."""
+
+    def __init__(self, model: QuantizedModel, z: Any, mask: Any, batches: Any, step: Step) -> None:
+        self.model, self.params, self.z, self.mask, self.batches = model, model.params, z, mask, batches
+        self.coded = model.coded
+        teacher = (
+            model.teach(batches[1]) if self.coded else torch.softmax(model.teacher.answer(*model.teacher.units(batches[1].streams))[1], -1)
+        )
+        own = smooth(hard_targets(batches[0].label, model.classes), self.params.label_smoothing)
+        sharp = teacher.pow(1 / self.params.sharpen)
+        self.posterior = (own, sharp / sharp.sum(1, keepdim=True))
+        done = step.step / max(step.total, 1)
+        self.believed = believed(teacher, _QUOTA_START + (self.params.quota - _QUOTA_START) * done)
+        weights = model.student.weights[batches[0].label.clamp_min(0)] * (batches[0].label >= 0)
+        self.weight = (weights, self.believed)
+        self.flat = tuple(rows[there] for rows, there in zip(z, mask, strict=True))
+        if self.coded:
+            foreign = [torch.full((len(rows),), bool(domain), device=rows.device) for domain, rows in enumerate(self.flat)]
+            found = [model.quantized(rows.float(), which) for rows, which in zip(self.flat, foreign, strict=True)]
+            self.codes, self.squared = tuple(one[0] for one in found), tuple(one[1] for one in found)
+            self.q = tuple(maths.soft_codes(d, self.params.tau * model.book(bool(k)).scale) for k, d in enumerate(self.squared))
+            # utterances count alike, however long
+            self.item = tuple(there.nonzero()[:, 0] for there in mask)
+
+    def logits(self) -> tuple[Tensor, Tensor]:
+        found = []
+        for z, mask, batch in zip(self.z, self.mask, self.batches, strict=True):
+            rows = self.model.coded_rows(z, mask, batch.foreign) if self.coded else z
+            found.append(self.model.student.answer(rows, mask)[1])
+        return found[0], found[1]
+
+    def per_item(self, domain: int) -> Tensor:
+        """Soft codes (B, K) of utterances: means over their units."""
+        counts = self.mask[domain].sum(1).clamp_min(1)
+        total = torch.zeros(len(counts), self.q[domain].shape[1], device=counts.device).index_add(0, self.item[domain], self.q[domain])
+        return total / counts.unsqueeze(1)
+
+    def code_terms(self, step: Step) -> dict[str, Tensor]:
+        """Quantization, InfoLoss and usage; the running tables take their step."""
+        model, params = self.model, self.params
+        losses = [maths.quantization_loss(z.float(), e, params.commitment) for z, e in zip(self.flat, self.codes, strict=True)]
+        terms = {"quantization": params.quantization * (losses[0] + losses[1]) / 2}
+        items = [self.per_item(domain) for domain in (0, 1)]
+        if params.info:
+            if len(model.books) == 1:
+                parts = [(model.book(False), torch.cat(items), torch.cat(self.posterior), torch.cat(self.weight))]
+            else:
+                parts = [(model.book(bool(k)), items[k], self.posterior[k], self.weight[k]) for k in (0, 1)]
+            value = torch.stack([maths.info_loss(q, p, book.posteriors().detach(), w) for book, q, p, w in parts])
+            terms["info"] = params.info * value.mean()
+            for book, q, p, w in parts:
+                book.learn_posteriors(q.detach(), p, w, params.memory)
+        if params.usage:
+            mean = torch.cat(self.q).mean(0).clamp_min(1e-12)  # codes that are not active have a slope of minus infinity
+            terms["usage"] = params.usage * (1 + torch.special.xlogy(mean, mean).sum() / math.log(len(mean)))
+        self._follow(step)
+        return terms
+
+    def _follow(self, step: Step) -> None:
+        model, params = self.model, self.params
+        q = (self.q[0].detach(), self.q[1].detach())
+        move = params.memory if params.codebook == "ema" else None
+        if len(model.books) == 1:
+            book = model.book(False)
+            book.follow(torch.cat(self.flat).detach().float(), torch.cat(self.squared).detach(), q, params.memory, move)
+            if params.codebook in ("parameter", "ema") and step.step % params.restart == 0 and step.step < 0.8 * step.total:
+                units = (self.flat[0].detach(), self.flat[1].detach())
+                book.restart(units, (self.posterior[0][self.item[0]], self.posterior[1][self.item[1]]), step.generator)
+        else:
+            for domain in (0, 1):
+                model.book(bool(domain)).follow(
+                    self.flat[domain].detach().float(), self.squared[domain].detach(), (q[domain], q[domain]), params.memory
+                )
+
+    def alignment_terms(self) -> dict[str, Tensor]:
+        """Both domains as wholes, and class by class."""
+        params, terms = self.params, {}
+        rows = self.model.student.rows
+        means = [pool("mean_std", z, there, None) if rows else z[:, 0] for z, there in zip(self.z, self.mask, strict=True)]
+        if params.alignment == "code_js":
+            terms["alignment"] = params.alignment_weight * self._usage_gap()
+        elif params.alignment != "none":
+            terms["alignment"] = params.alignment_weight * (alignment.mmd if params.alignment == "mmd" else alignment.coral)(*means)
+        if params.classes == "code_js":
+            terms["classes"] = params.classes_weight * self._class_gap()
+        elif params.classes == "centroid":
+            terms["classes"] = params.classes_weight * centroid_gap(means, self.posterior, self.weight)
+        return terms
+
+    def _usage_gap(self) -> Tensor:
+        """Divergence of running code usage, whose gradient is that of the step's own part at full strength."""
+        memory, book = self.params.memory, self.model.book(False)
+        shares = [(1 - memory) * self.q[k].mean(0) + memory * book.usage[k] for k in (0, 1)]
+        value = alignment.jensen_shannon(shares[0], shares[1])
+        return value.detach() + (value - value.detach()) / (1 - memory)
+
+    def _class_gap(self) -> Tensor:
+        """The same for each class that both domains have, by running usage of its items."""
+        memory, table = self.params.memory, self.model.get_buffer("use_classes")
+        shares = []
+        for domain in (0, 1):
+            mass = self.posterior[domain] * self.weight[domain].unsqueeze(1)
+            own = mass.T @ self.per_item(domain) / mass.sum(0).clamp_min(1e-6).unsqueeze(1)
+            fresh = table[domain].sum(1) == 0
+            kept = torch.where(fresh.unsqueeze(1), own.detach(), table[domain])
+            enough = (mass.sum(0) >= _LEAST).unsqueeze(1)
+            shares.append(torch.where(enough, (1 - memory) * own + memory * kept, kept))
+            with torch.no_grad():
+                table[domain] = torch.where(enough, shares[domain], table[domain])
+        known = (table.sum(2) > 0).all(0)
+        if not bool(known.any()):
+            return self.q[0].sum() * 0
+        value = alignment.jensen_shannon(shares[0], shares[1])[known].mean()
+        return value.detach() + (value - value.detach()) / (1 - memory)
+
+    @torch.no_grad()
+    def watched(self) -> dict[str, Tensor]:
+        """What tells collapse, a split codebook and quantization that loses everything (1.8); logged, never learned from."""
+        found = {"_believed": (self.believed > 0).float().mean()}
+        if not self.coded:
+            return found
+        for domain, name in enumerate(("source", "target")):
+            found[f"_perplexity_{name}"] = maths.perplexity(self.model.book(bool(domain)).usage[domain])
+        z, codes = torch.cat(self.flat), torch.cat(self.codes)
+        found["_error"] = (z - codes).square().sum() / z.square().sum().clamp_min(1e-12)
+        if len(self.model.books) == 1:
+            usage = self.model.book(False).usage
+            found["_overlap"] = 1 - alignment.jensen_shannon(usage[0], usage[1]) / math.log(2)
+            found["_information"] = maths.information(self.per_item(0), self.posterior[0], self.weight[0])
+        return found
+
+
+def believed(posterior: Tensor, share: float) -> Tensor:
+    """1 for the surest ``share`` of the items (B, C) of each predicted class, at least one of each; 0 for the others."""
+    sure, said = posterior.max(1)
+    weights = torch.zeros_like(sure)
+    for k in said.unique().tolist():
+        rows = torch.nonzero(said == k).flatten()
+        weights[rows[sure[rows].topk(max(1, math.ceil(share * len(rows)))).indices]] = 1.0
+    return weights
+
+
+def centroid_gap(h: Any, posterior: Any, weight: Any) -> Tensor:
+    """Mean over classes of ``|mu_S^c - mu_T^c|^2 / d`` of vectors (B, d), for classes that both domains have items of."""
+    centres, masses = [], []
+    for x, p, w in zip(h, posterior, weight, strict=True):
+        mass = p * w.unsqueeze(1)
+        masses.append(mass.sum(0))
+        centres.append(mass.T @ x / masses[-1].clamp_min(1e-6).unsqueeze(1))
+    known = (masses[0] >= _LEAST) & (masses[1] >= _LEAST)
+    if not bool(known.any()):
+        return h[0].sum() * 0
+    return (centres[0] - centres[1]).square().mean(1)[known].mean()
+
+
+@torch.no_grad()
+def _units(student: Encoder, batches: Any, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Units (n, d) of all batches, and the class (n,) of each, -1 for none; at most UNITS of them, drawn evenly."""
+    found, labels = [], []
+    for batch in batches:
+        z, mask = student.units(batch.streams)
+        found.append(z[mask].float())
+        labels.append(batch.label.unsqueeze(1).expand(mask.shape)[mask])
+    units, label = torch.cat(found), torch.cat(labels)
+    if len(units) > UNITS:
+        rows = torch.randperm(len(units), generator=generator)[:UNITS].to(units.device)
+        units, label = units[rows], label[rows]
+    return units, label
