@@ -56,11 +56,12 @@ def study_layers(
         cannot be made.
     """
     from raysere.analysis.layer_files import write_layers
-    from raysere.analysis.layers import compare, describe, distances
+    from raysere.analysis.layers import CELL_MEASURES, DISTANCES, compare, describe, distances
     from raysere.analysis.oracle import oracle
     from raysere.report.layers import write_page
 
     progress = progress or Progress(quiet=True)
+    settings.check((*DISTANCES, *(() if cells is None else CELL_MEASURES)))
     name, spec = _spec(experiment, feature)
     rules = experiment.class_map()
     if rules is None:

@@ -6,16 +6,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from raysere.analysis.cells import Cells, compare_cells, shared_cells
+from raysere.analysis.cells import PAIRED, Cells, compare_cells, shared_cells
 from raysere.analysis.cka import cka_map, second_order
-from raysere.analysis.discrepancy import DISCREPANCIES, discrepancy, kernel_sums, plain
+from raysere.analysis.discrepancy import DISCREPANCIES, discrepancy, kernel_sums, plain, zscored
 from raysere.analysis.estimate import Estimate
 from raysere.analysis.probes import proxy_a_distance, relevance, speaker_folds
 from raysere.errors import DataError, UnknownNameError
@@ -23,6 +23,8 @@ from raysere.training.anchors import ANCHOR_KINDS, choose_anchors
 
 #: The label-free measures of every pair; a larger value is a larger distance.
 DISTANCES = (*DISCREPANCIES, "proxy_a_distance")
+#: Those that label-free cells add.
+CELL_MEASURES = tuple(f"cells.{name}" for name in PAIRED)
 JACKKNIFE_GROUPS = 10
 
 
@@ -42,6 +44,12 @@ class Settings:
     gamma: float = 1.0
     similarity: str = "covariance_gap"
     seed: int = 0
+
+    def check(self, measures: Iterable[str]) -> None:
+        """Raises UnknownNameError where ``similarity`` is none of these."""
+        names = list(measures)
+        if self.similarity not in names:
+            raise UnknownNameError("similarity", self.similarity, names)
 
 
 @dataclass(frozen=True)
@@ -91,12 +99,16 @@ class Description:
 
 
 def describe(corpus: CorpusLayers, label: NDArray[np.int64] | None, classes: int, settings: Settings) -> Description:
-    """The CKA map of a corpus and, with labels (n,) (-1 for none), the relevance of its layers."""
+    """The CKA map of a corpus and, with labels (n,) (-1 for none), the relevance of its layers.
+
+    Columns are z-scored before CKA: one dimension may hold half of the variance of a layer (so in blocks 4 and 5 of a Whisper encoder),
+    and the map would show where it is.
+    """
     part = corpus.sample(settings.most, settings.seed)
     people = sorted(set(part.speakers))
     groups = np.array_split(np.random.default_rng(settings.seed).permutation(people), min(JACKKNIFE_GROUPS, len(people)))
     kept = [~np.isin(part.speakers, group) for group in groups] if len(people) > 1 else []
-    without = [cka_map([layer[rows] for layer in part.layers.values()]) for rows in kept if rows.sum() > 3]
+    without = [cka_map([zscored(layer[rows]) for layer in part.layers.values()]) for rows in kept if rows.sum() > 3]
     found = None
     if label is not None:
         fold = speaker_folds(corpus.speakers, label, seed=settings.seed, linked=corpus.linked)
@@ -104,7 +116,7 @@ def describe(corpus: CorpusLayers, label: NDArray[np.int64] | None, classes: int
             relevance(layer, label, fold, corpus.speakers, classes, draws=settings.draws, seed=settings.seed)
             for layer in corpus.layers.values()
         ]
-    return Description(corpus, cka_map(list(part.layers.values())), without, found)
+    return Description(corpus, cka_map([zscored(layer) for layer in part.layers.values()]), without, found)
 
 
 def map_similarity(source: Description, target: Description, settings: Settings) -> Estimate:
@@ -204,8 +216,7 @@ def compare(
         every |= {f"cells.{name}": values for name, values in cell_similarities(*cells, settings).items()}
         kept, dropped = shared_cells(next(iter(cells[0].values())), next(iter(cells[1].values())), settings.n_min)
         notes = {"cells": kept, "cells_left_out": {name: list(counts) for name, counts in dropped.items()}}
-    if settings.similarity not in every:
-        raise UnknownNameError("similarity", settings.similarity, every)
+    settings.check(every)
     return {
         "measures": every,
         "second_order": map_similarity(source, target, settings),

@@ -12,7 +12,8 @@ from raysere.analysis.cells import Cells, shared_cells
 from raysere.analysis.estimate import Estimate, spearman_test
 from raysere.analysis.layers import CorpusLayers, Description, Settings, cell_similarities, similarity_of
 from raysere.analysis.probes import oracle_transfer
-from raysere.training.anchors import layer_scores
+from raysere.errors import DataError
+from raysere.training.anchors import choose_anchors, layer_scores
 
 NORMS = ("corpus", "source")
 
@@ -36,8 +37,14 @@ def oracle(
     Returns:
         ``measures``: emotion cells, by layer. ``transfer``: UAR on the target by norm and layer. ``correlation``: Spearman of each
         measure's similarity (and of R_l and the score) with the transfer by layer (``corpus`` norm). ``anchors``: UAR of a probe on the
-        anchors of each kind side by side, ``windows`` that of every window of the same width.
+        anchors of each kind side by side; ``by_relevance`` that of the group which R_l alone would choose (does the similarity add
+        anything?), and ``windows`` that of every window of the same width.
+
+    Raises DataError for a source that was described without labels.
     """
+    if source.relevance is None:
+        raise DataError("Transfer needs labels of the source", where=source.corpus.name)
+    r = [one.value for one in source.relevance]
     here, there = (emotion_cells(one.corpus, label, classes) for one, label in zip((source, target), labels, strict=True))
     measures = {f"emotion.{name}": values for name, values in cell_similarities(here, there, settings).items()}
     kept, _ = shared_cells(next(iter(here.values())), next(iter(there.values())), settings.n_min)
@@ -56,20 +63,19 @@ def oracle(
         return spearman_test(values, reached, permutations=settings.permutations, seed=settings.seed)
 
     found = {name: correlation(similarity_of(name, values)) for name, values in {**compared["measures"], **measures}.items()}
-    if source.relevance is not None:
-        r = [one.value for one in source.relevance]
-        found["relevance"] = correlation(r)
-        found["score"] = correlation(
-            layer_scores(r, similarity_of(settings.similarity, compared["measures"][settings.similarity]), settings.gamma)
-        )
-    chosen = compared["anchors"].get(settings.similarity) or {}
+    similarity = similarity_of(settings.similarity, compared["measures"][settings.similarity])
+    found["relevance"] = correlation(r)
+    if np.isfinite(similarity).any():
+        found["score"] = correlation(layer_scores(r, similarity, settings.gamma))
     width = min(settings.width, len(numbers))
     windows = [numbers[start : start + width] for start in range(len(numbers) - width + 1)]
+    alone = [numbers[at] for at in choose_anchors(r, r, "group", width, 0.0)]
     return {
         "cells": kept,
         "measures": measures,
         "transfer": transfer,
         "correlation": found,
-        "anchors": {kind: reach(layers) for kind, layers in chosen.items()},
+        "anchors": {kind: reach(layers) for kind, layers in compared["anchors"][settings.similarity].items()},
+        "by_relevance": (alone, reach(alone)),
         "windows": [(window, reach(window)) for window in windows],
     }

@@ -191,6 +191,7 @@ def _oracle(read: Mapping[str, Any], labels: Sequence[str], group: Sequence[int]
         "cells": ", ".join(read["cells"]),
         "correlations": correlations,
         "windows": ", ".join(f"{name}: {value:.3f}" for name, value in windows),
+        "by_relevance": (_runs_of(read["by_relevance"][0]), _interval(read["by_relevance"][1])),
         "window_mean": sum(value for _, value in windows) / len(windows),
     }
 
