@@ -18,6 +18,10 @@ from raysere.analysis.layers import CorpusLayers, Settings, anchors_by, compare,
 from raysere.analysis.oracle import oracle
 from raysere.cli import main
 from raysere.errors import DataError, UnknownNameError
+from raysere.experiment import load_experiment
+from raysere.features.extract import extract_local
+from raysere.features.spec import resolve
+from raysere.preparation import load_manifest
 from raysere.report import charts
 
 CLASSES = ("anger", "happiness", "neutral", "sadness")
@@ -171,6 +175,8 @@ def experiment(tmp_path_factory):
         "store": str(folder / "features"),
     }
     (folder / "toy.yaml").write_text(yaml.safe_dump(value))
+    loaded = load_experiment(folder / "toy.yaml")  # extracted here, without Ray, so that the commands find it done
+    extract_local(load_manifest(loaded)[0], resolve(loaded.features["acoustic"]), loaded.store_folder)
     return folder
 
 
