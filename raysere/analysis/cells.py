@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from raysere.analysis.cka import FEWEST_ROWS, linear_cka, row_orders
 from raysere.analysis.discrepancy import zscored
-from raysere.analysis.estimate import Estimate, percentiles, permutation_p, speaker_draws
+from raysere.analysis.estimate import Estimate, jackknife_interval, permutation_p, speaker_groups
 from raysere.errors import DataError
 
 
@@ -26,9 +26,9 @@ def centred_cosine(x: ArrayLike, y: ArrayLike) -> float:
     NaN where a side has no variance; a single cell that lies on the mean counts 0.
     """
     x, y = _centred(x), _centred(y)
-    norms = np.sqrt(np.square(x).sum(1) * np.square(y).sum(1))
     if not (np.square(x).sum() > 0 and np.square(y).sum() > 0):
         return float("nan")
+    norms = np.sqrt(np.square(x).sum(1) * np.square(y).sum(1))
     return float(np.where(norms > 0, (x * y).sum(1) / np.where(norms > 0, norms, 1), 0).mean())
 
 
@@ -50,12 +50,13 @@ def _cka(x: ArrayLike, y: ArrayLike) -> float:
     return linear_cka(x, y).value if len(np.asarray(x)) >= FEWEST_ROWS else float("nan")
 
 
-#: Measures of centroids (C, D) of the same cells in two languages, by name; larger is more alike.
-PAIRED: dict[str, Callable[[NDArray, NDArray], float]] = {
-    "centred_cosine": centred_cosine,
-    "procrustes": procrustes,
-    "debiased_cka": _cka,
+#: Measures of centroids (C, D) of the same cells in two languages, by name, with their bounds; larger is more alike.
+PAIRED: dict[str, tuple[Callable[[NDArray, NDArray], float], tuple[float, float]]] = {
+    "centred_cosine": (centred_cosine, (-1.0, 1.0)),
+    "procrustes": (procrustes, (0.0, 1.0)),
+    "debiased_cka": (_cka, (-math.inf, 1.0)),
 }
+JACKKNIFE_GROUPS = 20
 
 
 def _centred(x: ArrayLike) -> NDArray[np.float64]:
@@ -129,46 +130,42 @@ def shared_cells(source: Cells, target: Cells, n_min: int = 10) -> tuple[list[st
     return kept, {name: (first.get(name, 0), second.get(name, 0)) for name in every if name not in kept}
 
 
-def compare_cells(
-    source: Cells, target: Cells, *, n_min: int = 10, draws: int = 300, permutations: int = 999, seed: int = 0
-) -> dict[str, Estimate]:
+def compare_cells(source: Cells, target: Cells, *, n_min: int = 10, permutations: int = 999, seed: int = 0) -> dict[str, Estimate]:
     """Each of :data:`PAIRED` over the shared cells, rows z-scored within each language first.
 
-    The interval resamples the speakers of both languages; draws that lack a cell are left out. The null permutes the names of the
-    target's cells (all orders where there are few), so with C cells no p is below 1 / C!.
+    The interval is that of a jackknife over the speakers of both languages; there is none where a cell hangs on one group of them. The null
+    permutes the names of the target's cells (all orders where there are few), so with C cells no p is below 1 / C!.
     """
     names, _ = shared_cells(source, target, n_min)
     if len(names) < 2:
         reason = f"{len(names)} cells have {n_min} rows or more in both languages"
         return {measure: Estimate(float("nan"), reason=reason) for measure in PAIRED}
-    kept = [np.isin(side.cell, names) for side in (source, target)]
-    sides = [
-        Cells(zscored(side.rows[k]), side.cell[k], side.speaker[k]).sums(names) for side, k in zip((source, target), kept, strict=True)
-    ]
-    a, b = (total.sum(0) / count.sum(0)[:, None] for total, count in sides)
-    orders, drawn = row_orders(len(names), permutations, seed), _drawn(sides, draws, seed)
+    first, second = (_centroids(side, names, seed) for side in (source, target))
+    a, b = first[0], second[0]
+    orders = row_orders(len(names), permutations, seed)
     found = {}
-    for measure, function in PAIRED.items():
+    for measure, (function, bounds) in PAIRED.items():
         value = function(a, b)
         if not math.isfinite(value):
             few = len(names) < FEWEST_ROWS and measure == "debiased_cka"
             found[measure] = Estimate(value, reason=f"{len(names)} cells are fewer than 4" if few else "a side has no (unbiased) variance")
             continue
         null = np.array([function(a, b[order]) for order in orders])
-        low, high = percentiles([function(x, y) for x, y in drawn])
+        low, high = jackknife_interval(value, [[function(x, b) for x in first[1:]], [function(a, y) for y in second[1:]]], bounds)
         edge, mean = float(np.nanquantile(null, 0.95)), float(np.nanmean(null))
         found[measure] = Estimate(value, low, high, mean, edge, permutation_p(value, null))
     return found
 
 
-def _drawn(sides: Sequence[tuple[NDArray, NDArray]], draws: int, seed: int) -> list[tuple[NDArray, NDArray]]:
-    """Centroids of both sides in each bootstrap draw of their speakers; draws without all cells are left out."""
-    generator = np.random.default_rng(seed)
-    weights = [speaker_draws(len(count), draws, generator) for _, count in sides]
-    result = []
-    for number in range(draws):
-        counts = [weight[number] @ count for weight, (_, count) in zip(weights, sides, strict=True)]
-        if all((count > 0).all() for count in counts):
-            totals = [np.tensordot(weight[number], total, 1) for weight, (total, _) in zip(weights, sides, strict=True)]
-            result.append((totals[0] / counts[0][:, None], totals[1] / counts[1][:, None]))
-    return result
+def _centroids(side: Cells, names: Sequence[str], seed: int) -> list[NDArray]:
+    """Centroids (C, D) of z-scored rows, of all speakers and then without each group of them; NaN for a cell that is lost with a group."""
+    kept = np.isin(side.cell, names)
+    total, count = Cells(zscored(side.rows[kept]), side.cell[kept], side.speaker[kept]).sums(names)
+    groups = speaker_groups(side.speaker[kept], JACKKNIFE_GROUPS, seed)
+    people = np.unique(side.speaker[kept])
+    found = []
+    for left_out in [np.array([], dtype=people.dtype), *groups]:
+        weight = (~np.isin(people, left_out)).astype(float)
+        number = weight @ count
+        found.append(np.tensordot(weight, total, 1) / np.where(number > 0, number, np.nan)[:, None])
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -84,6 +85,36 @@ def spearman_test(x: ArrayLike, y: ArrayLike, *, permutations: int = 999, seed: 
     generator = np.random.default_rng(seed)
     null = [spearman(x, y[generator.permutation(len(y))]) for _ in range(permutations)]
     return Estimate(value, null=float(np.mean(null)), null_edge=float(np.quantile(null, 0.95)), p=permutation_p(value, null))
+
+
+def jackknife_interval(
+    value: float, left_out: Sequence[ArrayLike], bounds: tuple[float, float] = (-math.inf, math.inf)
+) -> tuple[float, float]:
+    """``value`` and 1.96 standard errors of the delete-a-group jackknife to either side, cut to ``bounds``.
+
+    For what a bootstrap would bias: it holds some speakers twice, which blurs centroids and which CKA takes for structure. Two corpora are
+    drawn independently, so their variances add.
+
+    Args:
+        left_out: for each corpus the values without each of its groups of speakers (G,).
+
+    Returns:
+        (NaN, NaN) where a corpus has fewer than two groups, or a value is no number.
+    """
+    variance = 0.0
+    for values in left_out:
+        one = np.asarray(values, dtype=np.float64)
+        if len(one) < 2 or not np.isfinite(one).all():
+            return NAN, NAN
+        variance += (len(one) - 1) / len(one) * float(np.square(one - one.mean()).sum())
+    reach = 1.96 * math.sqrt(variance)
+    return max(bounds[0], value - reach), min(bounds[1], value + reach)
+
+
+def speaker_groups(speakers: ArrayLike, most: int, seed: int = 0) -> list[NDArray]:
+    """The different speakers in at most ``most`` groups of about one size."""
+    people = np.unique(np.asarray(speakers).astype(str))
+    return np.array_split(np.random.default_rng(seed).permutation(people), min(most, len(people)))
 
 
 def speaker_draws(count: int, draws: int, generator: np.random.Generator) -> NDArray[np.float64]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from raysere.analysis.cells import PAIRED, Cells, compare_cells, shared_cells
 from raysere.analysis.cka import cka_map, second_order
 from raysere.analysis.discrepancy import DISCREPANCIES, discrepancy, kernel_sums, plain, zscored
-from raysere.analysis.estimate import Estimate
+from raysere.analysis.estimate import Estimate, jackknife_interval, speaker_groups
 from raysere.analysis.probes import proxy_a_distance, relevance, speaker_folds
 from raysere.errors import DataError, UnknownNameError
 from raysere.training.anchors import ANCHOR_KINDS, choose_anchors
@@ -105,9 +105,8 @@ def describe(corpus: CorpusLayers, label: NDArray[np.int64] | None, classes: int
     and the map would show where it is.
     """
     part = corpus.sample(settings.most, settings.seed)
-    people = sorted(set(part.speakers))
-    groups = np.array_split(np.random.default_rng(settings.seed).permutation(people), min(JACKKNIFE_GROUPS, len(people)))
-    kept = [~np.isin(part.speakers, group) for group in groups] if len(people) > 1 else []
+    groups = speaker_groups(part.speakers, JACKKNIFE_GROUPS, settings.seed)
+    kept = [~np.isin(part.speakers, group) for group in groups]
     without = [cka_map([zscored(layer[rows]) for layer in part.layers.values()]) for rows in kept if rows.sum() > 3]
     found = None
     if label is not None:
@@ -120,19 +119,14 @@ def describe(corpus: CorpusLayers, label: NDArray[np.int64] | None, classes: int
 
 
 def map_similarity(source: Description, target: Description, settings: Settings) -> Estimate:
-    """Second-order similarity of two corpora; its interval is 1.96 standard errors of the delete-a-group jackknife over speakers.
-
-    A bootstrap would hold some utterances twice, which CKA takes for structure.
-    """
+    """Second-order similarity of two corpora, with a jackknife interval over the speakers of both."""
     found = second_order(source.map, target.map, permutations=settings.permutations, seed=settings.seed)
-    variance = 0.0
-    for first, second in ((source, target), (target, source)):
-        left_out = np.array([second_order(one, second.map, permutations=1).value for one in first.without])
-        if len(left_out) < 2:
-            return found
-        variance += (len(left_out) - 1) / len(left_out) * float(np.square(left_out - left_out.mean()).sum())
-    error = 1.96 * variance**0.5
-    return replace(found, low=max(-1.0, found.value - error), high=min(1.0, found.value + error))
+    left_out = [
+        [second_order(one, second.map, permutations=1).value for one in first.without]
+        for first, second in ((source, target), (target, source))
+    ]
+    low, high = jackknife_interval(found.value, left_out, (-1.0, 1.0))
+    return replace(found, low=low, high=high)
 
 
 def distances(source: CorpusLayers, target: CorpusLayers, settings: Settings) -> tuple[dict[str, list[Estimate]], dict[str, list[float]]]:
@@ -161,7 +155,6 @@ def cell_similarities(source: Mapping[int, Cells], target: Mapping[int, Cells], 
             source[number],
             target[number],
             n_min=settings.n_min,
-            draws=min(settings.draws, 300),
             permutations=settings.permutations,
             seed=settings.seed,
         )

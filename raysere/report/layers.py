@@ -156,7 +156,7 @@ def _pair(pair: Mapping[str, Any], found: Mapping[str, Any], labels: Sequence[st
 
 
 def _oracle(read: Mapping[str, Any], labels: Sequence[str], group: Sequence[int], found: Mapping[str, Any]) -> dict[str, Any]:
-    names = {"corpus": "each corpus z-scored by itself", "source": "both z-scored by the source"}
+    names = {"corpus": "each corpus z-scored", "source": "z-scored by the source"}
     series = [
         (names[norm], *_parts(values, "value", "low", "high"), css)
         for (norm, values), css in zip(read["transfer"].items(), ("c1", "c5"), strict=False)

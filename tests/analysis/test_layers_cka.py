@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from raysere.analysis.cka import cka_map, cka_test, linear_cka, row_orders, second_order
-from raysere.analysis.estimate import permutation_p, spearman, spearman_test
+from raysere.analysis.estimate import jackknife_interval, permutation_p, speaker_groups, spearman, spearman_test
 from raysere.errors import DataError
 
 
@@ -126,3 +126,16 @@ def test_spearman_is_that_of_scipy_and_skips_what_is_missing(random):
     found = spearman_test(np.arange(9.0), np.arange(9.0) ** 3)
     assert found.value == pytest.approx(1)
     assert found.p == pytest.approx(1 / 1000)
+
+
+def test_the_jackknife_of_a_mean_is_its_standard_error_and_variances_of_two_corpora_add(random):
+    x, y = random.normal(size=40), random.normal(size=25)
+    left_out = [np.array([np.delete(one, at).mean() for at in range(len(one))]) for one in (x, -y)]
+    low, high = jackknife_interval(0.1, left_out)
+    error = math.sqrt(x.var(ddof=1) / 40 + y.var(ddof=1) / 25)
+    assert (low, high) == pytest.approx((0.1 - 1.96 * error, 0.1 + 1.96 * error), abs=1e-12)
+    assert jackknife_interval(0.1, left_out, (0.0, 0.2)) == (0.0, 0.2)
+    assert all(map(math.isnan, jackknife_interval(0.1, [[0.1], left_out[1]])))
+    groups = speaker_groups([f"s{k % 7}" for k in range(50)], 3)
+    assert sorted(np.concatenate(groups).tolist()) == [f"s{k}" for k in range(7)]
+    assert [len(group) for group in groups] == [3, 2, 2]

@@ -90,6 +90,18 @@ def test_distances_are_symmetric_and_do_not_see_translation_of_both_or_scale(nam
     assert moved.value == pytest.approx(there.value, abs=1e-7)
 
 
+def test_intervals_are_those_of_new_speakers():
+    """Means a standard deviation apart, speakers that differ as much as their utterances: an interval over rows would be far too narrow."""
+    covered, widths = [], []
+    for seed in range(60):
+        x, y, speakers = corpora(1.0, own=1.0, dim=4, seed=seed)
+        found = discrepancy("mean_gap", kernel_sums("mean_gap", x, y, speakers), draws=200, permutations=1)
+        covered.append(found.low <= 0.5 <= found.high)  # 1 / (1 + 1): the variance of a row is that of its speaker and its own
+        widths.append(found.high - found.low)
+    assert np.mean(covered) > 0.8
+    assert 0.3 < np.mean(widths) < 2
+
+
 def test_a_gap_is_found_with_its_interval_above_the_null_and_p_is_never_nought():
     x, y, speakers = corpora(0.8, own=0.3, seed=1)
     found = discrepancy("mean_gap", kernel_sums("mean_gap", x, y, speakers), draws=400, permutations=199)

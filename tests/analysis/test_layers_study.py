@@ -12,9 +12,10 @@ import soundfile
 import yaml
 
 from raysere.analysis.cells import Cells
+from raysere.analysis.cka import second_order
 from raysere.analysis.estimate import Estimate
 from raysere.analysis.layer_files import plain_json
-from raysere.analysis.layers import CorpusLayers, Settings, anchors_by, compare, describe, distances, similarity_of
+from raysere.analysis.layers import CorpusLayers, Settings, anchors_by, compare, describe, distances, map_similarity, similarity_of
 from raysere.analysis.oracle import oracle
 from raysere.cli import main
 from raysere.errors import DataError, UnknownNameError
@@ -91,6 +92,21 @@ def test_nothing_outside_the_oracle_changes_with_target_labels(pair):
     labelled = describe(target.corpus, np.random.default_rng(0).permutation(other), 4, SETTINGS)
     without, with_labels = (plain_json(compare(source, one, measured, SETTINGS)) for one in (target, labelled))
     assert without == with_labels
+
+
+def test_one_loud_dimension_does_not_make_the_map(pair):
+    """It may hold half of the variance of a real layer."""
+    (source, target), _, _ = pair
+    loud = {n: x * np.where(np.arange(x.shape[1]) == n, 50.0, 1.0) for n, x in source.corpus.layers.items()}
+    again = describe(replace(source.corpus, layers=loud), None, 4, SETTINGS)
+    assert again.map == pytest.approx(source.map, abs=1e-9)
+    found = map_similarity(source, target, SETTINGS)
+    assert found.low < found.value < found.high
+    assert found.value == second_order(source.map, target.map).value
+    assert len(source.without) == 6  # as many as speakers, where those are few
+    alone = map_similarity(replace(source, without=[]), target, SETTINGS)
+    assert alone.value == found.value
+    assert np.isnan(alone.low)
 
 
 def test_label_free_cells_add_their_measures(pair):
