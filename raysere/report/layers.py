@@ -116,13 +116,13 @@ def _chart(name: str, values: Sequence[Mapping[str, Any]], labels: Sequence[str]
         null_label="if there were nothing" if any(null is not None for null in nulls) else "",
         marked=places,
     )
-    least = [value["p"] for value in values if value["p"] is not None]
+    found = sorted({f"{value['p']:.3f}" for value in values if value["p"] is not None})
     return {
         "chart": _safe(drawn),
         "title": title,
         "words": words,
         "reasons": reasons,
-        "p": f"permutation p from {min(least):.3f} to {max(least):.3f}" if least else "",
+        "p": f"Permutation p {found[0]}{f' to {found[-1]}' if len(found) > 1 else ''}" if found else "",
     }
 
 
