@@ -9,7 +9,11 @@ import click
 
 @click.group()
 def analyze() -> None:
-    """Study the features of an experiment across corpora: which layers are alike, and which tell emotions."""
+    """Study the features of an experiment across corpora: which layers are alike, and which tell emotions.
+
+    \b
+    Example: raysere analyze layers emodb-emovo.yaml --source emodb --target emovo
+    """
 
 
 @analyze.command()
