@@ -83,6 +83,12 @@ def study_layers(
     described: dict[str, Description] = {}
     for one, corpus in corpora.items():
         labelled = (labels[one] >= 0).any() and any(one == first for first, _ in pairs)
+        if labelled and (lacking := [label for code, label in enumerate(rules.classes) if not (labels[one] == code).any()]):
+            raise DataError(
+                f"The source {one!r} has no utterance of the class {', '.join(lacking)}",
+                where="task.classes",
+                remedy="Take classes that all sources have, or name the pair with --source and --target.",
+            )
         described[one] = describe(corpus, labels[one] if labelled else None, len(rules.classes), settings)
         progress.advance("analyze layers")
     measured: dict[frozenset[str], Any] = {}

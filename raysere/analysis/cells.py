@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
 from numpy.typing import ArrayLike, NDArray
 
-from raysere.analysis.cka import FEWEST_ROWS, linear_cka, row_orders
+from raysere.analysis.cka import FEWEST_ROWS, linear_cka, permutation_test, row_orders
 from raysere.analysis.discrepancy import zscored
-from raysere.analysis.estimate import Estimate, jackknife_interval, permutation_p, speaker_groups
+from raysere.analysis.estimate import Estimate, jackknife_interval, speaker_groups
 from raysere.errors import DataError
 
 
@@ -143,17 +143,17 @@ def compare_cells(source: Cells, target: Cells, *, n_min: int = 10, permutations
     first, second = (_centroids(side, names, seed) for side in (source, target))
     a, b = first[0], second[0]
     orders = row_orders(len(names), permutations, seed)
-    found = {}
+    found: dict[str, Estimate] = {}
     for measure, (function, bounds) in PAIRED.items():
-        value = function(a, b)
-        if not math.isfinite(value):
+        tested = permutation_test(function, a, b, orders)
+        if not math.isfinite(tested.value):
             few = len(names) < FEWEST_ROWS and measure == "debiased_cka"
-            found[measure] = Estimate(value, reason=f"{len(names)} cells are fewer than 4" if few else "a side has no (unbiased) variance")
+            reason = f"{len(names)} cells are fewer than 4" if few else "a side has no (unbiased) variance"
+            found[measure] = replace(tested, reason=reason)
             continue
-        null = np.array([function(a, b[order]) for order in orders])
-        low, high = jackknife_interval(value, [[function(x, b) for x in first[1:]], [function(a, y) for y in second[1:]]], bounds)
-        edge, mean = float(np.nanquantile(null, 0.95)), float(np.nanmean(null))
-        found[measure] = Estimate(value, low, high, mean, edge, permutation_p(value, null))
+        left_out = [[function(x, b) for x in first[1:]], [function(a, y) for y in second[1:]]]
+        low, high = jackknife_interval(tested.value, left_out, bounds)
+        found[measure] = replace(tested, low=low, high=high)
     return found
 
 

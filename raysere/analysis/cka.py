@@ -8,7 +8,7 @@ have the same ones. Utterances of two languages have no such correspondence, so 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,12 +26,12 @@ def _centred(x: ArrayLike, n: int | None = None) -> NDArray[np.float64]:
     return values - values.mean(0)
 
 
-def _statistic(products: float | NDArray, a: NDArray, b: NDArray, debiased: bool) -> NDArray:
-    """h(A, B) of papers 4.6 from ``products`` = |A^T B|_F^2 and the squared norms of the rows, broadcast over permutations."""
+def _statistic(products: float, a: NDArray, b: NDArray, debiased: bool) -> float:
+    """h(A, B) of papers 4.6 from ``products`` = |A^T B|_F^2 and the squared norms (n,) of the rows."""
     if not debiased:
-        return np.asarray(products, dtype=np.float64)
-    n = a.shape[-1]
-    return np.asarray(products - n / (n - 2) * (a * b).sum(-1) + a.sum(-1) * b.sum(-1) / ((n - 1) * (n - 2)))
+        return products
+    n = len(a)
+    return products - n / (n - 2) * float(a @ b) + float(a.sum()) * float(b.sum()) / ((n - 1) * (n - 2))
 
 
 def _products(x: NDArray, y: NDArray) -> float:
@@ -59,26 +59,12 @@ def linear_cka(x: ArrayLike, y: ArrayLike, *, debiased: bool = True) -> Estimate
     if len(x) < FEWEST_ROWS:
         raise DataError(f"CKA needs more than 3 rows, and there are {len(x)}", remedy="Take more cells, or cells with fewer items.")
     a, b = np.square(x).sum(1), np.square(y).sum(1)
-    own_x, own_y = (float(_statistic(_products(z, z), c, c, debiased)) for z, c in ((x, a), (y, b)))
+    own_x, own_y = (_statistic(_products(z, z), c, c, debiased) for z, c in ((x, a), (y, b)))
     floor = 1e-24 * max(float(a.sum()), 1e-300) ** 2, 1e-24 * max(float(b.sum()), 1e-300) ** 2
     if own_x <= floor[0] or own_y <= floor[1]:
         side = "first" if own_x <= floor[0] else "second"
         return Estimate(float("nan"), reason=f"the {side} side has no {'unbiased ' if debiased else ''}variance over these {len(x)} rows")
-    return Estimate(float(_statistic(_products(x, y), a, b, debiased)) / math.sqrt(own_x * own_y))
-
-
-def cka_test(x: ArrayLike, y: ArrayLike, orders: NDArray[np.int64], *, debiased: bool = True) -> Estimate:
-    """Linear CKA with a permutation null: rows of ``y`` in each of ``orders`` (B, n); see :func:`row_orders`."""
-    found = linear_cka(x, y, debiased=debiased)
-    if not math.isfinite(found.value):
-        return found
-    x, y = _centred(x), _centred(y)
-    a, b = np.square(x).sum(1), np.square(y).sum(1)
-    gram_x, gram_y = x @ x.T, y @ y.T
-    scale = math.sqrt(float(_statistic((gram_x**2).sum(), a, a, debiased)) * float(_statistic((gram_y**2).sum(), b, b, debiased)))
-    products = np.array([(gram_x * gram_y[np.ix_(order, order)]).sum() for order in orders])
-    null = _statistic(products, np.broadcast_to(a, orders.shape), b[orders], debiased) / scale
-    return Estimate(found.value, null=float(null.mean()), null_edge=float(np.quantile(null, 0.95)), p=permutation_p(found.value, null))
+    return Estimate(_statistic(_products(x, y), a, b, debiased) / math.sqrt(own_x * own_y))
 
 
 def row_orders(n: int, permutations: int, seed: int = 0) -> NDArray[np.int64]:
@@ -89,6 +75,17 @@ def row_orders(n: int, permutations: int, seed: int = 0) -> NDArray[np.int64]:
         return np.array(list(every(range(n)))[1:], dtype=np.int64).reshape(-1, n)
     generator = np.random.default_rng(seed)
     return np.stack([generator.permutation(n) for _ in range(permutations)])
+
+
+def permutation_test(measure: Callable[[NDArray, NDArray], float], x: ArrayLike, y: ArrayLike, orders: NDArray[np.int64]) -> Estimate:
+    """A measure of two arrays with corresponding rows, with its null: the rows of ``y`` in each of ``orders`` (B, n), see
+    :func:`row_orders`; ``p`` is that of a value as large or larger."""
+    x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    value = measure(x, y)
+    if not math.isfinite(value):
+        return Estimate(value)
+    null = [measure(x, y[order]) for order in orders]
+    return Estimate(value, null=float(np.nanmean(null)), null_edge=float(np.nanquantile(null, 0.95)), p=permutation_p(value, null))
 
 
 def cka_map(layers: Sequence[ArrayLike], *, debiased: bool = True) -> NDArray[np.float64]:
@@ -104,7 +101,7 @@ def cka_map(layers: Sequence[ArrayLike], *, debiased: bool = True) -> NDArray[np
     for i in range(count):
         for j in range(i, count):
             products = float((grams[i] * grams[j]).sum()) if few else _products(arrays[i], arrays[j])
-            table[i, j] = table[j, i] = float(_statistic(products, norms[i], norms[j], debiased))
+            table[i, j] = table[j, i] = _statistic(products, norms[i], norms[j], debiased)
     own = np.diagonal(table).copy()
     own[own <= 1e-24 * np.array([max(float(norm.sum()), 1e-300) ** 2 for norm in norms])] = np.nan
     return table / np.sqrt(np.outer(own, own))

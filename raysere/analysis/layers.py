@@ -135,7 +135,7 @@ def distances(source: CorpusLayers, target: CorpusLayers, settings: Settings) ->
     options = {"draws": settings.draws, "seed": settings.seed}
     a, b = source.sample(settings.most, settings.seed), target.sample(settings.most, settings.seed)
     speakers = (a.speakers, b.speakers)
-    linked = (*source.linked, *target.linked)
+    linked = tuple(dict.fromkeys((*source.linked, *target.linked)))
     found: dict[str, list[Estimate]] = {name: [] for name in DISTANCES}
     noisy: dict[str, list[float]] = {name: [] for name in DISCREPANCIES}
     for number in a.layers:

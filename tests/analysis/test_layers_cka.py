@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from raysere.analysis.cka import cka_map, cka_test, linear_cka, row_orders, second_order
+from raysere.analysis.cka import cka_map, linear_cka, permutation_test, row_orders, second_order
 from raysere.analysis.estimate import jackknife_interval, permutation_p, speaker_groups, spearman, spearman_test
 from raysere.errors import DataError
 
@@ -78,11 +78,16 @@ def test_the_permutation_test_is_that_of_permuted_rows_and_never_says_nought(ran
     y = np.concatenate([x, random.normal(size=(5, 2))], axis=1)
     orders = row_orders(5, 999)
     assert sorted(map(tuple, orders.tolist())) == sorted(set(itertools.permutations(range(5))) - {tuple(range(5))})
-    found = cka_test(x, y, orders)
+
+    def cka(a, b):
+        return linear_cka(a, b).value
+
+    found = permutation_test(cka, x, y, orders)
+    assert found.value == cka(x, y)
     null = [linear_cka(x, y[order]).value for order in orders]
     assert found.null == pytest.approx(np.mean(null), abs=1e-12)
     assert found.p == pytest.approx((1 + sum(value >= found.value for value in null)) / 120)
-    assert cka_test(x, x, row_orders(5, 50)).p == pytest.approx(1 / 51)
+    assert permutation_test(cka, x, x, row_orders(5, 50)).p == pytest.approx(1 / 51)
     assert permutation_p(1.0, [0.0] * 9) == 0.1
     assert permutation_p(0.3, [0.1 + 0.2] * 9) == 1.0  # equal but for rounding
     assert math.isnan(permutation_p(float("nan"), [1.0]))

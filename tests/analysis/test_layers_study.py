@@ -265,6 +265,10 @@ def test_text_for_people_and_errors_that_can_be_acted_on(experiment, monkeypatch
         (("--similarity", "cosine"), "Unknown similarity 'cosine'"),
         (("--source", "one", "--target", "one"), "The layers of two corpora are compared"),
         (("--cells", str(tmp_path / "none.parquet")), "no table of cells"),
+        (
+            ("--set", "task.classes={anger: x, neutral: y, 'one:sadness': z, sadness: null, bored: null}"),
+            "The source 'two' has no utterance",
+        ),
     ]:
         code, _, error = call(monkeypatch, capsys, path, *words, "--out", str(tmp_path / "bad"))
         assert code == 2, words
