@@ -226,3 +226,38 @@ def prediction_text(rows: list[dict[str, Any]]) -> str:
             text + ("; " if shares and attributes else "") + ", ".join(attributes) + (f"  [{row['note']}]" if row.get("note") else "")
         )
     return "\n".join(lines)
+
+
+def layers_text(found: dict[str, Any]) -> str:
+    """The tables of :func:`raysere.layer_study.study_layers`: one a pair, with what read labels of the target in columns of their own."""
+    names = [f"{layer['number']} {layer['name']}" for layer in found["feature"]["layers"]]
+    blocks = []
+    for pair in found["pairs"]:
+        relevance, read = found["corpora"][pair["source"]]["relevance"], pair.get("ORACLE")
+        columns = {"relevance": relevance} if relevance else {}
+        columns |= pair["measures"]
+        if read:
+            columns |= {f"ORACLE {name}": values for name, values in [*read["measures"].items(), ("transfer", read["transfer"]["corpus"])]}
+        rows = [[name, *(values[at]["value"] for values in columns.values())] for at, name in enumerate(names)]
+        lines = [f"{pair['source']} -> {pair['target']}", table(rows, ["layer", *columns])]
+        second = pair["second_order"]
+        if second["value"] is not None:
+            lines.append(f"second-order similarity of the two CKA maps: {interval(second)}")
+        kinds = pair["anchors"].get(found["settings"]["similarity"]) or {}
+        reached = (read or {}).get("anchors", {})
+        lines += [
+            f"anchors, {kind}: {', '.join(map(str, layers))}"
+            + (f"  (ORACLE transfer {interval(reached[kind])})" if kind in reached else "")
+            for kind, layers in kinds.items()
+        ]
+        if read:
+            shown = [
+                f"{name} {value['value']:+.2f} (p {value['p']:.3f})"
+                for name, value in read["correlation"].items()
+                if value["p"] is not None
+            ]
+            lines.append("ORACLE Spearman with transfer by layer: " + ", ".join(shown))
+        blocks.append("\n".join(lines))
+    if found["rejected"]:
+        blocks.append(rejected_text(found["rejected"]))
+    return "\n\n".join([*blocks, f"Written to {found['folder']}; page: {found['page']}"])

@@ -231,3 +231,103 @@ def scatter(
             body += [f'<circle cx="{legend:.1f}" cy="9" r="4" class="{css}"/>', text(legend + 8, 13, shorten(name, 28))]
             legend += 24 + CHAR * len(shorten(name, 28))
     return svg(width, height, body, title)
+
+
+def curves(
+    series: Sequence[tuple[str, Sequence[float | None], Sequence[float | None], Sequence[float | None], str]],
+    labels: Sequence[str],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    null: Sequence[float | None] | None = None,
+    null_label: str = "",
+    marked: Sequence[int] = (),
+    width: float = 460,
+    height: float = 250,
+) -> str:
+    """Lines over places 0, 1, ... (layers) with interval bands: (name, values, lows, highs, css class), None where there is no value.
+
+    ``null`` is a dashed curve of reference; ``marked`` places get a shaded column behind them (chosen layers).
+    """
+    left, bottom, top, right = 52, 40, 26, 12
+    every = [v for _, *parts, _ in series for part in parts for v in part if v is not None] + [v for v in null or () if v is not None]
+    y0, y1 = (min(every), max(every)) if every else (0.0, 1.0)
+    pad = 0.06 * (y1 - y0) or 0.05
+    y0, y1 = y0 - pad, y1 + pad
+    slot = (width - left - right) / max(len(labels), 1)
+
+    def x(place: float) -> float:
+        return left + slot * (place + 0.5)
+
+    def y(value: float) -> float:
+        return top + (1 - (value - y0) / (y1 - y0)) * (height - top - bottom)
+
+    body = [
+        f'<rect x="{left + slot * place:.1f}" y="{top}" width="{slot:.1f}" height="{height - top - bottom}" class="c4 wash"/>'
+        for place in marked
+    ]
+    for tick in ticks(y0, y1):
+        body += [line(left, y(tick), width - right, y(tick)), text(left - 6, y(tick) + 4, f"{tick:g}", anchor="end", css="soft")]
+    step = max(1, -(-len(labels) * 26 // int(width - left - right)))
+    body += [text(x(at), height - bottom + 16, labels[at], anchor="middle", css="soft") for at in range(0, len(labels), step)]
+    body += [text((left + width - right) / 2, height - 6, x_label, anchor="middle", css="soft"), text(4, 12, y_label, css="soft")]
+    legend = left + 24 + CHAR * len(y_label)
+    for name, values, lows, highs, css in series:
+        for run in _runs(values, lows, highs):
+            if all(low is not None and high is not None for _, _, low, high in run):
+                edge = [(at, high) for at, _, _, high in run] + [(at, low) for at, _, low, _ in reversed(run)]
+                body.append(f'<polygon class="{css} band" points="{" ".join(f"{x(at):.1f},{y(v or 0.0):.1f}" for at, v in edge)}"/>')
+            body.append(f'<polyline class="{css} stroke" points="{" ".join(f"{x(at):.1f},{y(v):.1f}" for at, v, _, _ in run)}"/>')
+            body += [f'<circle cx="{x(at):.1f}" cy="{y(v):.1f}" r="3" class="{css}"/>' for at, v, _, _ in run]
+        if len(series) > 1:
+            body += [f'<circle cx="{legend:.1f}" cy="9" r="4" class="{css}"/>', text(legend + 8, 13, shorten(name, 28))]
+            legend += 24 + CHAR * len(shorten(name, 28))
+    if null is not None:
+        nothing = [None] * len(null)
+        body += [
+            f'<polyline class="mark" fill="none" points="{" ".join(f"{x(at):.1f},{y(v):.1f}" for at, v, _, _ in run)}"/>'
+            for run in _runs(null, nothing, nothing)
+        ]
+        if null_label:
+            body += [line(legend - 6, 9, legend + 10, 9, "mark"), text(legend + 14, 13, null_label, css="soft")]
+    return svg(width, height, body, title)
+
+
+def _runs(
+    values: Sequence[float | None], lows: Sequence[float | None], highs: Sequence[float | None]
+) -> list[list[tuple[int, float, float | None, float | None]]]:
+    """Stretches of places that have a value, with their bounds."""
+    runs: list[list[tuple[int, float, float | None, float | None]]] = [[]]
+    for at, (value, low, high) in enumerate(zip(values, lows, highs, strict=True)):
+        if value is None:
+            runs.append([])
+        else:
+            runs[-1].append((at, value, low, high))
+    return [run for run in runs if run]
+
+
+def heat(values: Sequence[Sequence[float | None]], names: Sequence[str], *, title: str, css: str = "c0", width: float = 400) -> str:
+    """A square map of numbers in [0, 1] (below 0 drawn as 0): shade, and the number where cells are wide enough. First row on top."""
+    count = len(names)
+    left, top = 12 + CHAR * max(len(name) for name in names), 22
+    cell = min((width - left - 4) / count, 46.0)
+    body = [
+        text(left + cell * (at + 0.5), top - 7, name, anchor="middle", css="soft")
+        for at, name in enumerate(names)
+        if at % max(1, int(18 // cell) + (cell < 18)) == 0
+    ]
+    for i, row in enumerate(values):
+        body.append(text(left - 6, top + cell * (i + 0.5) + 4, names[i], anchor="end", css="soft"))
+        for j, value in enumerate(row):
+            x, y = left + cell * j, top + cell * i
+            box = f'x="{x + 0.5:.1f}" y="{y + 0.5:.1f}" width="{cell - 1:.1f}" height="{cell - 1:.1f}" rx="2"'
+            body.append(f'<rect {box} class="cell"/>')
+            if value is None:
+                continue
+            share = min(max(value, 0.0), 1.0)
+            body.append(f'<rect {box} class="{css}" fill-opacity="{share:.3f}"/>')
+            if cell >= 30:
+                shade = "light" if share > 0.55 else "ink"
+                body.append(text(x + cell / 2, y + cell / 2 + 4, f"{value:.2f}", anchor="middle", css=shade, size=10))
+    return svg(left + cell * count + 4, top + cell * count + 4, body, title)

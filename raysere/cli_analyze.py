@@ -1,0 +1,84 @@
+"""``raysere analyze``: the commands that study features instead of training on them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.group()
+def analyze() -> None:
+    """Study the features of an experiment across corpora: which layers are alike, and which tell emotions.
+
+    \b
+    Example: raysere analyze layers emodb-emovo.yaml --source emodb --target emovo
+    """
+
+
+@analyze.command()
+@click.argument("experiment", type=click.Path(path_type=Path))
+@click.option("--feature", help="Which of the experiment's features; default: its first.")
+@click.option("--source", help="The labelled corpus; default: every corpus in turn.")
+@click.option("--target", help="The corpus to transfer to; default: every other one in turn.")
+@click.option(
+    "--pooling", type=click.Choice(["mean", "mean_std"]), default="mean", show_default=True, help="What a vector holds of an utterance."
+)
+@click.option("--similarity", default="covariance_gap", show_default=True, help="The measure that the anchors are chosen by.")
+@click.option("--width", default=3, show_default=True, type=click.IntRange(1), help="Layers of a group of anchors.")
+@click.option("--gamma", default=1.0, show_default=True, type=click.FloatRange(0), help="Weight of the similarity against the relevance.")
+@click.option("--cells", type=click.Path(path_type=Path), help="Parquet of label-free cells (vowels): utterance, cell, layer, vector.")
+@click.option("--draws", default=1000, show_default=True, type=click.IntRange(50), help="Bootstrap draws of speakers.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+@click.option("--no-oracle", is_flag=True, help="Leave out what reads emotion labels of the target.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the answer; default: `layers` in the run folder.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the experiment. Repeatable.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs instead of text.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress display.")
+def layers(
+    experiment: Path,
+    feature: str | None,
+    source: str | None,
+    target: str | None,
+    pooling: str,
+    similarity: str,
+    width: int,
+    gamma: float,
+    cells: Path | None,
+    draws: int,
+    seed: int,
+    no_oracle: bool,
+    out: Path | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Compare the layers of one feature across the corpora of an EXPERIMENT; writes layers.json, tables and layers.html.
+
+    \b
+    Example: raysere analyze layers emodb-emovo.yaml --feature speech --source emodb --target emovo
+    """
+    import json
+
+    from raysere.analysis.layers import Settings
+    from raysere.console import layers_text
+    from raysere.experiment import load_experiment
+    from raysere.layer_study import study_layers
+    from raysere.progress import Progress
+
+    settings = Settings(draws=draws, similarity=similarity, width=width, gamma=gamma, seed=seed)
+    with Progress(quiet=quiet) as progress:
+        found = study_layers(
+            load_experiment(experiment, overrides),
+            settings,
+            feature=feature,
+            source=source,
+            target=target,
+            pooling=pooling,
+            cells=cells,
+            read_target_labels=not no_oracle,
+            out=out,
+            progress=progress,
+        )
+    click.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else layers_text(found))
+    return 1 if found["rejected"] else 0
