@@ -31,7 +31,7 @@ def plan_studies(
     outers = sorted(splits["outer"].unique().to_list())
     studies = []
     for entry in experiment.search:
-        space = _checked_space(entry, task, specs)
+        space = _checked_space(entry, task, specs, experiment.protocol.kind)
         streams = tuple(
             StudyFeature(
                 name=name,
@@ -52,7 +52,8 @@ def plan_studies(
                 task=task,
                 class_map=None if rules is None else rules.to_dict(),
                 by=experiment.protocol.by,
-                outer=tuple(outers) if experiment.protocol.kind == "nested" else None,
+                transductive=experiment.protocol.transductive,
+                outer=tuple(outers) if experiment.protocol.kind in ("nested", "transfer") else None,
                 trials=entry.trials,
                 seed=experiment.seed,
                 objective=entry.objective,
@@ -84,7 +85,7 @@ def add_vote_rows(splits: pl.DataFrame, table: pl.DataFrame, soft: np.ndarray | 
     return pl.concat([splits, extra]).sort("outer", "utterance")
 
 
-def _checked_space(entry: SearchEntry, task: Task, specs: Mapping[str, FeatureSpec]) -> Any:
+def _checked_space(entry: SearchEntry, task: Task, specs: Mapping[str, FeatureSpec], protocol: str) -> Any:
     from raysere.methods import METHODS
     from raysere.search.checks import check
     from raysere.search.space import load_space, with_fixed
@@ -93,6 +94,12 @@ def _checked_space(entry: SearchEntry, task: Task, specs: Mapping[str, FeatureSp
     space = with_fixed(load_space(entry.space), entry.fixed)
     method = METHODS.get(space.method, where=f"search space {entry.space}")()
     shapes = Shapes(task=task, streams={name: specs[name].shape() for name in entry.streams})
+    if method.needs.target_domain and protocol != "transfer":
+        raise ConfigError(
+            f"The method {space.method!r} learns from unlabelled clips of a target, and the protocol is {protocol}",
+            where=f"search {entry.study}",
+            remedy="Write protocol: {kind: transfer, source: [...], target: [...]}, or take another method.",
+        )
     if len(shapes.streams) < method.needs.streams:
         raise ConfigError(
             f"The method {space.method!r} needs {method.needs.streams} feature streams, and this search names {len(shapes.streams)}",

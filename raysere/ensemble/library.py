@@ -233,7 +233,7 @@ def load_predictions(runs: Sequence[Run], outer: int, part: Literal["dev", "test
                 ) from error
             members.append(_member(run, record))
     if not members:
-        of = f" of outer fold {outer}" if runs[0].kind == "nested" else ""
+        of = f" of outer fold {outer}" if runs[0].kind in ("nested", "transfer") else ""
         raise DataError(
             f"There is no finished trial{of} to make an ensemble of",
             where=runs[0].folder,

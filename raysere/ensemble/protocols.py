@@ -70,7 +70,7 @@ def fit_runs(runs: Sequence[Run], config: EnsembleConfig, keep: Callable[[Member
     """Fit on development rows and answer held-out ones.
 
     - nested: for each outer fold, everything on its development rows, answers for its test rows; the final ensemble is the
-      uniform mixture of the outer ones.
+      uniform mixture of the outer ones. The same for a transfer, whose development rows are of the source and test rows of the target.
     - test rows are there: everything on the development rows, answers for the test rows.
     - else cross-fitting: for each group of folds everything on the other folds, the best single member's choice included.
 
@@ -81,8 +81,8 @@ def fit_runs(runs: Sequence[Run], config: EnsembleConfig, keep: Callable[[Member
     """
     first = runs[0]
     notes = _recipe_notes(config, first.task)
-    if first.kind == "nested":
-        fitted = Fitted([], [], "nested", notes)
+    if first.kind in ("nested", "transfer"):
+        fitted = Fitted([], [], "nested" if first.kind == "nested" else "test", [*notes, *_transfer_notes(first)])
         for outer in first.outers:
             _fit_split(fitted, _kept(load_selection(runs, outer), keep), _held(runs, outer, keep), first.task, config, outer)
         return fitted
@@ -122,6 +122,17 @@ def _kept(selection: Selection, keep: Callable[[MemberInfo], bool] | None) -> Se
 def _held(runs: Sequence[Run], outer: int, keep: Callable[[MemberInfo], bool] | None) -> Predictions:
     held = load_predictions(runs, outer, "test")
     return held if keep is None else held.take_members([number for number, member in enumerate(held.members) if keep(member)])
+
+
+def _transfer_notes(run: Run) -> list[str]:
+    protocol = run.settings.get("protocol") or {}
+    if run.kind != "transfer":
+        return []
+    how = "the tested clips, unlabelled" if protocol.get("transductive") else "clips of other target speakers, unlabelled"
+    corpora = ", ".join(protocol.get("source") or ()), ", ".join(protocol.get("target") or ())
+    return [
+        f"Transfer from {corpora[0]} to {corpora[1]}: members adapt to {how}; all choices are by source speakers, none by a target label."
+    ]
 
 
 def _recipe_notes(config: EnsembleConfig, task: Task) -> list[str]:

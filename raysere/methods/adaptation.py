@@ -32,16 +32,18 @@ from raysere.training import alignment
 from raysere.training.method import Batch, Feed, Shapes, Step
 
 Kind = Literal["source_only", "coral_closed", "coral_deep", "dann", "cdan", "cdan_e", "mcc", "entropy", "infomax"]
+#: Default lam of each kind that has one (0.3); the covariances of ``coral_deep`` differ by little numbers (4.4).
 WEIGHTS = {"coral_deep": 100.0, "dann": 1.0, "cdan": 1.0, "cdan_e": 1.0, "mcc": 1.0, "entropy": 0.1, "infomax": 0.1}
 CRITICS = ("dann", "cdan", "cdan_e")
 _CRITIC_WIDTH, _OUTER, _MAPPED = 1024, 4096, 1024
 
 
 class AdaptationParams(DomainParams):
-    """``weight`` is lam, by default that of the kind; ``ridge`` of ``coral_closed``; ``temperature`` of ``mcc``."""
+    """``weight`` is lam in units of the kind's default, so that one range serves all; ``ridge`` is of ``coral_closed``, ``temperature`` of
+    ``mcc``."""
 
     kind: Kind = "source_only"
-    weight: float | None = Field(None, ge=0, le=1e5)
+    weight: float = Field(1.0, ge=0, le=1e3)
     ridge: float = Field(1.0, ge=0, le=1e3)
     temperature: float = Field(2.5, gt=0, le=20)
 
@@ -113,7 +115,7 @@ class Adaptation(DomainMethod):
         params = model.params
         f, logits = model(batch)
         terms = {"class": model.class_loss(logits, batch.label)}
-        weight = WEIGHTS.get(params.kind, 0.0) if params.weight is None else params.weight
+        weight = WEIGHTS.get(params.kind, 0.0) * params.weight
         if params.kind in WEIGHTS and weight and batch.target is not None:
             f_target, logits_target = model(batch.target)
             strength = progress(step)

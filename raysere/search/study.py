@@ -44,7 +44,7 @@ class StudySpec(_Model):
         space: :meth:`raysere.search.space.Space.to_dict` of the checked space.
         store: folder of the feature store; relative to the run directory unless absolute.
         class_map: name, list or mapping, as :func:`raysere.corpora.labels.class_map` takes it; None for attributes only.
-        by: what never crosses a split.
+        by: what never crosses a split. transductive: a transfer adapts to its test rows, too.
         outer: outer folds, each one a lane of its own; None where the protocol has none (lane 0).
         trials: trials of each lane.
         max_epochs: upper limit of every trial's epochs.
@@ -62,6 +62,7 @@ class StudySpec(_Model):
     task: Task
     class_map: Any = None
     by: Literal["speaker", "dialogue", "sentence"] = "speaker"
+    transductive: bool = False
     outer: tuple[int, ...] | None = None
     trials: int = Field(20, ge=1)
     seed: int = Field(0, ge=0)

@@ -87,7 +87,14 @@ class Workshop:
 
         def data() -> Any:
             here = trial_data(
-                labels, splits, outer, views, study.task, by_speaker=study.by == "speaker", linked_speakers=manifest.linked_speakers
+                labels,
+                splits,
+                outer,
+                views,
+                study.task,
+                by_speaker=study.by == "speaker",
+                linked_speakers=manifest.linked_speakers,
+                transductive=study.transductive,
             )
             return add_copies(here, altered) if altered else here
 
@@ -249,7 +256,8 @@ class TrialRun:
                 save_file(
                     {name: tensor.detach().cpu().contiguous() for name, tensor in self.trainer.state().items()},
                     str(folder / "model.safetensors"),
-                    metadata={"format": "raysere.trial/1", "trial": self.job["trial"]},
+                    # one entry: safetensors writes several in an order that changes from process to process
+                    metadata={"raysere": json.dumps({"format": "raysere.trial/1", "trial": self.job["trial"]})},
                 )
             (folder / OUTCOME).write_text(json.dumps(plain(outcome), allow_nan=False), encoding="utf-8")
         if self._staged is not None and self._staged != staged:

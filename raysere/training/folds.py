@@ -90,7 +90,7 @@ class FoldTrainer:
         domain = params.normalise == "domain"  # as by corpus, the target's own clips included
         seen = np.union1d(self.rows, data.adapt) if domain else self.rows
         for name, source in context.sources.items():
-            kind = "corpus" if domain else params.normalise
+            kind = normalise.FITTED.get(params.normalise, params.normalise)
             norm = normalise.fit(kind, source.view, source.columns, source.at, seen, context.used, **groups)
             self.streams[name] = source.fold(norm.to(device), context.pools.get(name))
         self.prior = self._prior()

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from raysere.features.views import FeatureView
 
 LIMIT = 10.0
+FITTED = {"domain": "corpus"}  # statistics by corpus, the unlabelled clips of a target corpus included
 TFIDF_LENGTH = 10.0  # l2 norm of a tf-idf row: of the order of a z-normed row, so that one learning rate serves both
 MIN_OWN_ROWS = 8  # feature rows (utterances, chunks or frames) below which a group's own statistics are not trusted
 

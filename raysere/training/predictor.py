@@ -67,7 +67,7 @@ class Predictor:
             model.load_state_dict(part(tensors, "model"))
             norms = {}
             for name, stream in shapes.streams.items():
-                kind = "tfidf" if stream.kind == "counts" else params.normalise
+                kind = "tfidf" if stream.kind == "counts" else normalise.FITTED.get(params.normalise, params.normalise)
                 norms[name] = normalise.Normaliser.from_state(kind, self.columns[name], part(tensors, f"norm.{name}")).to(self.device)
             self.folds.append((model.to(self.device).eval(), norms))
         if not self.folds:

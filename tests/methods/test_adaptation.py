@@ -10,8 +10,9 @@ from raysere.errors import ConfigError
 from raysere.methods.adaptation import Adaptation, AdaptationParams
 from raysere.testing.method import check_method
 from raysere.testing.toy import toy_batch, toy_data, unlabelled, with_target
-from raysere.training.loop import Trainer
+from raysere.training.loop import Trainer, load_predictor
 from raysere.training.method import Step
+from raysere.training.predictions import read_predictions
 
 METHOD = Adaptation()
 KINDS = ["source_only", "coral_closed", "coral_deep", "dann", "cdan", "cdan_e", "mcc", "entropy", "infomax"]
@@ -112,6 +113,16 @@ def test_target_labels_change_no_byte_and_the_last_epoch_is_kept():
         assert trainer.best["epoch"] == 2
         states.append(trainer.state())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_new_clips_of_the_target_are_normalised_as_it_was():
+    data, label = gaussians(stretched, count=300)
+    _, trainer = reached(data, label, normalise="domain")
+    predictor = load_predictor(METHOD, trainer.params, trainer.shapes, trainer.state())
+    table = read_predictions(trainer.predictions(), data.task, "test")
+    known, unknown = (predictor.logits(data.features, data.test, corpora=[name] * len(data.test)) for name in ("b", "elsewhere"))
+    assert np.abs(torch.softmax(torch.from_numpy(known), 1).numpy() - table.probabilities).max() < 1e-4
+    assert np.abs(known - unknown).max() > 0.1
 
 
 def test_criteria_stand_beside_the_scores_of_the_last_epoch():

@@ -96,7 +96,7 @@ def test_it_stops_at_each_rung_and_stages_everything(run_dir: Path) -> None:
     assert not {"emotion", "label"} & set(predictions.columns)
     with safe_open(last / "model.safetensors", "pt") as tensors:
         assert any(name.startswith("fold0.") for name in tensors.keys())  # noqa: SIM118
-        assert tensors.metadata()["trial"] == "rungs-o01-0000"
+        assert json.loads(tensors.metadata()["raysere"])["trial"] == "rungs-o01-0000"
     assert done["metrics"]["uar"] == done["score"]
     assert done["describe"]["folds"] == 2
     assert done["seconds"] > 0
