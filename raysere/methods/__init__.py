@@ -13,6 +13,7 @@ METHODS = Registry(
         "xattn_std": "raysere.methods.xattn_std:XattnStd",
         "deepser": "raysere.methods.deepser:DeepSer",
         "adaptation": "raysere.methods.adaptation:Adaptation",
+        "layer_anchoring": "raysere.methods.layer_anchoring:LayerAnchoring",
         "quantized_codebook": "raysere.methods.quantized_codebook:QuantizedCodebook",
     },
 )

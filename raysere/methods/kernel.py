@@ -15,7 +15,6 @@ Shrinking within classes is that of speaker recognition (Hatch et al. 2006, "WCC
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 
 from raysere.errors import ConfigError
 from raysere.methods.heads import tempered_prior
-from raysere.methods.streams import StreamPool
+from raysere.methods.streams import LayerVectors
 from raysere.training.losses import class_weights, hard_targets
 from raysere.training.method import Batch, ClosedMethod, LoopParams, Prediction, Shapes, Step
 from raysere.training.random_features import frequencies, gaussian_map
@@ -50,26 +49,6 @@ class KernelParams(LoopParams):
     class_weight: float = Field(1.0, ge=0, le=1, description="alpha of class weights (N / (C n_k))^alpha")
 
 
-class LayerVectors(nn.Module):
-    """Streams as one vector a layer (B, D), side by side (B, ``width``) for a stream that the loop has pooled already."""
-
-    def __init__(self, shape: Any, numbers: list[int], params: KernelParams) -> None:
-        super().__init__()
-        single = SimpleNamespace(layers="one", pooling=params.pooling, bottleneck=0)
-        parts = [StreamPool(shape, [number], single, 0) for number in numbers]
-        self.parts = nn.ModuleList(parts)
-        self.widths = [part.width for part in parts]
-        self.width = sum(self.widths)
-        self.key = ("kernel", params.pooling, *numbers)
-        self.fixed = all(part.fixed for part in parts)
-
-    def forward(self, stream: Any) -> Tensor:
-        """All layers side by side."""
-        if stream.granularity == "pooled":
-            return stream.layers[0][..., 0, :]
-        return torch.cat([part(stream) for part in self.parts], dim=-1)
-
-
 class KernelModel(nn.Module):
     """Vectors of all layers, their metric and feature maps, and linear scores."""
 
@@ -80,7 +59,7 @@ class KernelModel(nn.Module):
     def __init__(self, params: KernelParams, shapes: Shapes, layers: Mapping[str, list[int]]) -> None:
         super().__init__()
         self.params, self.task, self.names = params, shapes.task, sorted(shapes.streams)
-        vectors = [LayerVectors(shapes.streams[name], layers[name], params) for name in self.names]
+        vectors = [LayerVectors(shapes.streams[name], layers[name], params.pooling) for name in self.names]
         self.vectors = nn.ModuleList(vectors)
         self.splits = [part.widths for part in vectors]  # of the layers of each stream
         self.widths = [width for widths in self.splits for width in widths]
@@ -158,7 +137,7 @@ class Kernel(ClosedMethod):
 
     def pools(self, params: KernelParams, shapes: Shapes) -> dict[str, LayerVectors]:
         chosen = self.layers(params, shapes)
-        vectors = {name: LayerVectors(stream, chosen[name], params) for name, stream in shapes.streams.items()}
+        vectors = {name: LayerVectors(stream, chosen[name], params.pooling) for name, stream in shapes.streams.items()}
         return {name: one for name, one in vectors.items() if one.fixed}
 
     def build(self, params: KernelParams, shapes: Shapes) -> KernelModel:

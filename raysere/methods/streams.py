@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
@@ -105,6 +106,26 @@ class StreamPool(StreamLayers):
             return stream.layers[0][..., 0, :]
         x = self.rows(stream)
         return x if self.flat else pool(self.pooling, x, stream.mask, self.attention)
+
+
+class LayerVectors(nn.Module):
+    """Streams as one vector a layer (B, D), side by side (B, ``width``) for a stream that the loop has pooled already."""
+
+    def __init__(self, shape: StreamShape, numbers: list[int], pooling: str) -> None:
+        super().__init__()
+        single = SimpleNamespace(layers="one", pooling=pooling, bottleneck=0)
+        parts = [StreamPool(shape, [number], single, 0) for number in numbers]
+        self.parts = nn.ModuleList(parts)
+        self.widths = [part.width for part in parts]
+        self.width = sum(self.widths)
+        self.key = ("layers", pooling, *numbers)
+        self.fixed = all(part.fixed for part in parts)
+
+    def forward(self, stream: Any) -> Tensor:
+        """All layers side by side."""
+        if stream.granularity == "pooled":
+            return stream.layers[0][..., 0, :]
+        return torch.cat([part(stream) for part in self.parts], dim=-1)
 
 
 def layer_weights(names: list[str], parts: Any) -> dict[str, dict[int, float]]:
