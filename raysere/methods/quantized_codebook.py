@@ -26,7 +26,7 @@ from raysere.errors import ConfigError
 from raysere.methods.domains import DomainMethod, DomainModel, DomainParams, Trunk, progress
 from raysere.methods.streams import StreamLayers, StreamPool
 from raysere.training import alignment
-from raysere.training import codebook as maths
+from raysere.training import quantization as maths
 from raysere.training.coding import Codebook
 from raysere.training.losses import hard_targets, smooth
 from raysere.training.method import Batch, Feed, Shapes, Step

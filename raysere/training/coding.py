@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from raysere.training import codebook as maths
+from raysere.training import quantization as maths
 
 _COUNT_MEMORY = 0.99  # of the units a step that each code gets
 _NOISE = 0.1  # standard deviation of what replaces a dead code (variance .01)

@@ -520,3 +520,97 @@ def test_a_trial_takes_linked_speakers_for_one_and_dialogues_as_they_are() -> No
     with pytest.raises(DataError, match="4 speakers are on both sides"):
         trial_data(labels, splits, 0, {}, task)
     assert len(trial_data(labels, splits, 0, {}, task, by_speaker=False).folds) == 2
+
+
+# ---- transfer -------------------------------------------------------------------------------------------------------------------
+
+
+def two_corpora(labels=("a", "b")):
+    rows = [
+        {"utterance": f"{corpus}/{speaker}{n}", "speaker": f"{corpus}/{speaker}", "label": labels[n % 2], "corpus": corpus}
+        for corpus, speakers in (("here", 6), ("there", 5), ("elsewhere", 3))
+        for speaker in range(speakers)
+        for n in range(6)
+    ]
+    return pl.DataFrame(rows)
+
+
+def test_each_target_speaker_is_tested_once_and_adapted_to_otherwise():
+    protocol = Protocol(kind="transfer", source=["here"], target=["there"], folds=3, outer=2)
+    splits = make_splits(two_corpora(), protocol, 0).join(two_corpora(), on="utterance")
+    assert set(splits["corpus"]) == {"here", "there"}
+    for outer in (0, 1):
+        part = splits.filter(pl.col("outer") == outer)
+        assert set(part.filter(pl.col("role") == "pool")["corpus"]) == {"here"}
+        assert part.filter(pl.col("corpus") == "here")["fold"].n_unique() == 3
+        tested, adapted = (set(part.filter(pl.col("role") == role)["speaker"]) for role in ("test", "adapt"))
+        assert not tested & adapted
+        assert len(tested | adapted) == 5
+    assert splits.filter(pl.col("role") == "test").height == 30
+    verify_splits(make_splits(two_corpora(), protocol, 0), two_corpora())
+
+
+def test_labels_of_the_target_divide_nothing():
+    protocol = Protocol(kind="transfer", source=["here"], target=["there"], folds=3, outer=2)
+    table = two_corpora()
+    turned = table.with_columns(
+        label=pl.when(pl.col("corpus") == "there").then(pl.lit("a")).otherwise(pl.col("label"))  # every clip of one class
+    )
+    assert make_splits(table, protocol, 0).equals(make_splits(turned, protocol, 0))
+
+
+def test_a_transductive_target_is_tested_whole():
+    protocol = Protocol(kind="transfer", source=["here"], target=["there", "elsewhere"], folds=3, transductive=True)
+    splits = make_splits(two_corpora(), protocol, 0)
+    assert splits["outer"].n_unique() == 1
+    assert splits["role"].value_counts().sort("role").rows() == [("pool", 36), ("test", 48)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"kind": "transfer", "source": ["here"]}, "needs source and target"),
+        ({"kind": "nested", "source": ["here"], "target": ["there"]}, "needs source and target"),
+        ({"kind": "transfer", "source": ["here"], "target": ["here"]}, "in source and in target"),
+        ({"kind": "nested", "transductive": True}, "transductive"),
+        ({"kind": "transfer", "source": ["here"], "target": ["there"], "by": "sentence"}, "by speaker"),
+        ({"kind": "transfer", "source": ["here"], "target": ["there"], "always_train": ["train"]}, "always_train"),
+    ],
+)
+def test_transfers_that_cannot_be(settings, said):
+    with pytest.raises(ValueError, match=said):
+        Protocol(**settings)
+
+
+def test_people_on_both_sides_of_a_transfer():
+    table = two_corpora().with_columns(speaker=pl.when(pl.col("speaker") == "there/0").then(pl.lit("here/0")).otherwise("speaker"))
+    with pytest.raises(DataError, match="in the source and in the target"):
+        make_splits(table, Protocol(kind="transfer", source=["here"], target=["there"], folds=3, outer=2), 0)
+
+
+def test_a_trial_holds_no_label_of_the_target():
+    from raysere.training.data import trial_data
+    from raysere.training.task import Labels, Task
+
+    table = two_corpora()
+    splits = make_splits(table, Protocol(kind="transfer", source=["here"], target=["there"], folds=3, outer=2), 0)
+    count = table.height
+    speakers = sorted(set(table["speaker"]))
+    codes = np.array([speakers.index(name) for name in table["speaker"]])
+    label = np.array([{"a": 0, "b": 1}[name] for name in table["label"]])
+    labels = Labels(
+        table["utterance"].to_list(), label, np.eye(2, dtype=np.float32)[label], None, codes, speakers, np.zeros(count, int), ["x"],
+        np.zeros(count, int), np.ones(count), np.ones(count, np.float32),
+    )  # fmt: skip
+    data = trial_data(labels, splits, 0, {}, Task(classes=("a", "b")))
+    pool = np.unique(np.concatenate([part for fold in data.folds for part in (fold.train, fold.dev)]))
+    outside = np.setdiff1d(np.arange(count), pool)
+    assert set(data.test) | set(data.adapt) <= set(outside)
+    assert len(data.adapt)
+    assert (data.labels.label[outside] == -1).all()
+    assert (data.labels.soft[outside] == 0).all()
+    assert (data.labels.votes[outside] == 0).all()
+    assert np.array_equal(data.labels.label[pool], label[pool])
+    assert (labels.label >= 0).all(), "what was given stays as it was"
+    both = trial_data(labels, splits, 0, {}, Task(classes=("a", "b")), transductive=True)
+    assert set(both.adapt) == set(data.adapt) | set(data.test)

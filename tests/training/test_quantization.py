@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from raysere.training import codebook as C
+from raysere.training import quantization as C
 from raysere.training.alignment import jensen_shannon
 
 N, CLASSES, K = 200, 4, 7

@@ -1,0 +1,59 @@
+"""What is compared, as experiments that a user could write: one for each ordered pair of corpora."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from benchmarks.accuracy.data import encoder, folder
+
+SEED = 0
+SOURCES = ("emodb", "emovo", "ravdess", "nemo")
+TITLES = {"emodb": "EmoDB", "emovo": "EMOVO", "ravdess": "RAVDESS", "nemo": "nEMO", "urdu": "URDU"}
+PAIRS = [(one, other) for one in SOURCES for other in SOURCES if one != other] + [(one, "urdu") for one in SOURCES]
+FOLDS, OUTER = 2, 2  # of source speakers, of target speakers
+FEATURES = ("speech", "acoustic")
+
+_KINDS = ("coral_closed", "coral_deep", "dann", "cdan", "cdan_e", "mcc", "entropy", "infomax")
+#: Row to space and what is held. Those above the methods are the baselines; all have the same budget.
+ROWS: dict[str, tuple[str, dict[str, Any]]] = {
+    "source only": ("adaptation", {"kind": "source_only", "normalise": "corpus"}),
+    "per domain": ("adaptation", {"kind": "source_only", "normalise": "domain"}),
+    "per speaker": ("adaptation", {"kind": "source_only", "normalise": "speaker"}),
+    **{kind: ("adaptation", {"kind": kind, "normalise": "domain"}) for kind in _KINDS},
+    "quantized codebook": ("quantized_codebook", {"normalise": "domain"}),
+    "layer anchoring": ("layer_anchoring", {"normalise": "domain"}),
+    "quantized codebook, per speaker": ("quantized_codebook", {"normalise": "speaker"}),
+    "layer anchoring, per speaker": ("layer_anchoring", {"normalise": "speaker"}),
+}
+METHODS = tuple(name for name, (space, _) in ROWS.items() if space != "adaptation")
+BY_SPEAKER = tuple(name for name, (_, fixed) in ROWS.items() if fixed["normalise"] == "speaker")
+
+
+def study(row: str) -> str:
+    """The name of a row's search."""
+    return row.replace(", ", "-").replace(" ", "-").replace("_", "-")
+
+
+def experiment(source: str, target: str, feature: str, trials: int, rows: list[str] | None = None) -> dict[str, Any]:
+    """All rows of a pair on one feature: inductive, four shared classes; the store is shared by all pairs."""
+    corpora = Path(os.environ["RAYSERE_CORPORA"])
+    features: dict[str, Any] = {"acoustic": {"backbone": "acoustic"}} if feature == "acoustic" else {"speech": encoder("clip")}
+    searches = []
+    for name in rows or list(ROWS):
+        space, fixed = ROWS[name]
+        searches.append({"name": study(name), "space": space, "features": feature, "trials": trials, "fixed": fixed})
+    return {
+        "name": f"{source}-{target}-{feature}",
+        "corpora": [{"corpus": name, "path": str(corpora / name)} for name in (source, target)],
+        "task": {"kind": "categorical", "classes": "common4", "metric": "uar"},
+        "protocol": {"kind": "transfer", "source": [source], "target": [target], "folds": FOLDS, "outer": OUTER},
+        "features": features,
+        "search": searches,
+        "halving": None,
+        "ensemble": {"family": "average", "recipes": []},
+        "seed": SEED,
+        "store": str(folder("features")),
+        "runs": str(folder("runs")),
+    }
