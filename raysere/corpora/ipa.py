@@ -17,38 +17,34 @@ import polars as pl
 Kind = Literal["vowel", "diphthong", "consonant"]
 
 # height 0 close .. 6 open, backness 0 front .. 4 back, rounded: the IPA chart in steps (IPA Handbook, 1999)
-VOWELS: dict[str, tuple[int, int, int]] = {
-    **{"i": (0, 0, 0), "y": (0, 0, 1), "ɨ": (0, 2, 0), "ʉ": (0, 2, 1), "ɯ": (0, 4, 0), "u": (0, 4, 1)},
-    **{"ɪ": (1, 1, 0), "ʏ": (1, 1, 1), "ʊ": (1, 3, 1)},
-    **{"e": (2, 0, 0), "ø": (2, 0, 1), "ɘ": (2, 2, 0), "ɵ": (2, 2, 1), "ɤ": (2, 4, 0), "o": (2, 4, 1), "ə": (3, 2, 0), "ɚ": (3, 2, 0)},
-    **{"ɛ": (4, 0, 0), "œ": (4, 0, 1), "ɜ": (4, 2, 0), "ɝ": (4, 2, 0), "ɞ": (4, 2, 1), "ʌ": (4, 4, 0), "ɔ": (4, 4, 1)},
-    **{"æ": (5, 0, 0), "ɐ": (5, 2, 0), "a": (6, 0, 0), "ɶ": (6, 0, 1), "ɑ": (6, 4, 0), "ɒ": (6, 4, 1)},
-    **{"ɿ": (0, 2, 0), "ʅ": (0, 2, 0)},  # the apical vowels of Mandarin after alveolar and retroflex fricatives
-}
+_CHART = (
+    "i000 y001 ɨ020 ʉ021 ɯ040 u041 ɪ110 ʏ111 ʊ131 e200 ø201 ɘ220 ɵ221 ɤ240 o241 ə320 ɚ320 ɛ400 œ401 ɜ420 ɝ420 ɞ421 ʌ440 ɔ441 "
+    "æ500 ɐ520 a600 ɶ601 ɑ640 ɒ641 ɿ020 ʅ020"  # the last two: the apical vowels of Mandarin after alveolar and retroflex fricatives
+)
+VOWELS: dict[str, tuple[int, int, int]] = {entry[0]: (int(entry[1]), int(entry[2]), int(entry[3])) for entry in _CHART.split()}
 _CONSONANTS = frozenset("pbtdʈɖcɟkɡqɢʔmɱnɳɲŋɴʙrʀⱱɾɽɸβfvθðszʃʒʂʐçʝxɣχʁħʕhɦɬɮʋɹɻjɰlɭʎʟɫwʍɥɕʑɺɧ")
 _SILENCE = frozenset({"", "sil", "sp", "spn", "pau", "pause", "silence", "noise", "nsn", "<eps>", "_", ".", "#", "<p:>", "<unk>", "unk"})
 _MARKS = re.compile("[ˈˌ'ːˑː˥˦˧˨˩↗↘0-9̯̩̃̆̚͜͡ ]")
 _PALATAL = "ʲ"
 
+
+def _pairs(text: str) -> dict[str, str]:
+    words = text.split()
+    return dict(zip(words[::2], words[1::2], strict=True))
+
+
 # espeak's ASCII habits (Mandarin, Russian); its Mandarin "onɡ" is one rime, whose nasal cannot be cut off
-_ESPEAK = {
-    **{"s.": "ʂ", "ts.": "tʂ", "ts.h": "tʂʰ", "tsh": "tsʰ", "tɕh": "tɕʰ", "ph": "pʰ", "th": "tʰ", "kh": "kʰ"},
-    **{"i̪": "ɿ", "i.": "ʅ", "o-": "ɤ", 'u"': "ʉ", "ər": "ɚ", "əl": "l", "yæ": "yɛ", "ɪ^": "ɪ", "onɡ": "ʊŋ"},
-}
+_ESPEAK = _pairs('s. ʂ ts. tʂ ts.h tʂʰ tsh tsʰ tɕh tɕʰ ph pʰ th tʰ kh kʰ i̪ ɿ i. ʅ o- ɤ u" ʉ ər ɚ əl l yæ yɛ ɪ^ ɪ onɡ ʊŋ')
 _BY_LANGUAGE = {"ru": {"y": "ɨ"}}  # espeak writes y for the Russian ы, and the language has no front rounded vowel
 # German SAMPA with the finer letters of EmoDB's labellers; R-like sounds as their contexts in the ten sentences show
-_LABLAUT = {
-    **{"I": "ɪ", "Y": "ʏ", "U": "ʊ", "E": "ɛ", "9": "œ", "O": "ɔ", "@": "ə", "6": "ɐ", "A": "ɑ", "8": "ɵ", "2": "ø"},
-    **{letter: letter for letter in "aeiouyptkbdmnlfvszjhx"},
-    **{"g": "ɡ", "?": "ʔ", "N": "ŋ", "S": "ʃ", "Z": "ʒ", "C": "ç", "X": "χ", "4": "ʁ", "R": "ʀ", "B": "β", "D": "ð", "G": "ɣ"},
-    **{"V": "ʋ", "H": "ɦ", "L": "l", "J": "ʝ"},
-}
-_ARPABET = {
-    **{"AA": "ɑ", "AE": "æ", "AH": "ʌ", "AO": "ɔ", "EH": "ɛ", "ER": "ɝ", "IH": "ɪ", "IY": "i", "UH": "ʊ", "UW": "u", "AX": "ə"},
-    **{"AW": "aʊ", "AY": "aɪ", "EY": "eɪ", "OW": "oʊ", "OY": "ɔɪ", "B": "b", "CH": "tʃ", "D": "d", "DH": "ð", "F": "f", "G": "ɡ"},
-    **{"HH": "h", "JH": "dʒ", "K": "k", "L": "l", "M": "m", "N": "n", "NG": "ŋ", "P": "p", "R": "ɹ", "S": "s", "SH": "ʃ", "T": "t"},
-    **{"TH": "θ", "V": "v", "W": "w", "Y": "j", "Z": "z", "ZH": "ʒ"},
-}
+_LABLAUT = {letter: letter for letter in "aeiouyptkbdmnlfvszjhx"} | _pairs(
+    "I ɪ Y ʏ U ʊ E ɛ 9 œ O ɔ @ ə 6 ɐ A ɑ 8 ɵ 2 ø g ɡ ? ʔ N ŋ S ʃ Z ʒ C ç X χ 4 ʁ R ʀ B β D ð G ɣ V ʋ H ɦ L l J ʝ"
+)
+_LABLAUT_DIPHTHONGS = _pairs("ao aʊ au aʊ ɑʊ aʊ aɔ aʊ ɑɔ aʊ")  # the five spellings of one German diphthong
+_ARPABET = _pairs(
+    "AA ɑ AE æ AH ʌ AH0 ə AO ɔ EH ɛ ER ɝ IH ɪ IY i UH ʊ UW u AX ə AW aʊ AY aɪ EY eɪ OW oʊ OY ɔɪ B b CH tʃ D d DH ð F f G ɡ HH h JH dʒ "
+    "K k L l M m N n NG ŋ P p R ɹ S s SH ʃ T t TH θ V v W w Y j Z z ZH ʒ"
+)
 SCHEMES = ("arpabet", "lablaut", "ipa")
 
 
@@ -68,17 +64,14 @@ def to_ipa(label: str, scheme: str) -> Phone | None:
         return None
     if scheme == "arpabet":
         stem = label.rstrip("0123456789")
-        ipa = _ARPABET.get(stem, "ə" if stem == "AH" else None)
-        ipa = "ə" if label == "AH0" else ipa
+        ipa = _ARPABET.get(label) or _ARPABET.get(stem)
         return None if ipa is None else Phone(ipa, label[len(stem) :], _kind(ipa))
     if scheme == "lablaut":
         symbol, _, marks = label.partition(" ")
-        parts = [_LABLAUT.get(letter) for letter in symbol]
-        if not parts or any(part is None for part in parts):
-            return None
-        ipa = "".join(dict.fromkeys(part for part in parts if part)) if symbol[0] == symbol[-1] else "".join(part for part in parts if part)
-        ipa = {"ai": "aɪ", "ao": "aʊ", "au": "aʊ", "ɑʊ": "aʊ", "aɔ": "aʊ", "ɑɔ": "aʊ", "ɔʏ": "ɔʏ"}.get(ipa, ipa)
-        return Phone(ipa, marks, _kind(ipa)) if _kind(ipa) != "consonant" or len(ipa) == 1 else None
+        symbol = symbol[0] if len(symbol) == 2 and symbol[0] == symbol[1] else symbol  # nn: the end of a word and the start of the next
+        ipa = "".join(_LABLAUT.get(letter, "*") for letter in symbol)
+        ipa = _LABLAUT_DIPHTHONGS.get(ipa, ipa)
+        return None if "*" in ipa or (len(ipa) > 1 and _kind(ipa) == "consonant") else Phone(ipa, marks, _kind(ipa))
     marks = "".join(_MARKS.findall(label)).strip()
     bare = _MARKS.sub("", label).replace("g", "ɡ")
     bare = _ESPEAK.get(bare, bare).replace("̪", "")
