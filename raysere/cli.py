@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from raysere.cli_analyze import analyze
 from raysere.errors import RaysereError
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -40,6 +41,9 @@ def cli() -> None:
     A first run:   raysere demo demo && raysere run demo/experiment.yaml
     Your corpus:   raysere init my.yaml --corpus emodb --path ~/corpora/emodb && raysere run my.yaml
     """
+
+
+cli.add_command(analyze)
 
 
 def main() -> None:

@@ -83,7 +83,7 @@ def run_experiment(
     Raises RaysereError for a fault of the experiment, the data or the machine; every stage resumes where it was.
     """
     progress = progress or Progress(quiet=True)
-    with _own_ray():
+    with own_ray():
         if until != "extract" and not (experiment.run_folder / "experiment.yaml").is_file():
             _import_ahead()
             start_ray()  # a new run has trials to run: workers get ready while the data is read and checked
@@ -130,7 +130,7 @@ def _import_ahead() -> None:
 
 
 @contextmanager
-def _own_ray() -> Iterator[None]:
+def own_ray() -> Iterator[None]:
     """End a Ray that a stage starts on this machine; leave one alone that was there before."""
     before = "ray" in sys.modules and sys.modules["ray"].is_initialized()
     try:

@@ -184,7 +184,7 @@ def gaussian_frechet(mean_1: np.ndarray, cov_1: np.ndarray, mean_2: np.ndarray, 
 
 
 def mmd(one: np.ndarray, other: np.ndarray, bandwidth: float | None = None) -> float:
-    """Unbiased squared maximum mean discrepancy with a Gaussian kernel (Gretton et al., 2012); the bandwidth defaults to the median distance."""
+    """Unbiased squared maximum mean discrepancy with a Gaussian kernel (Gretton et al., 2012); its width: the median distance."""
     one, other = np.asarray(one, dtype=np.float64), np.asarray(other, dtype=np.float64)
     both = np.concatenate([one, other])
     squares = (both**2).sum(1)

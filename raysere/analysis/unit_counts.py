@@ -163,5 +163,5 @@ def balanced(counts: np.ndarray, minimum: int = 20) -> np.ndarray:
 
 
 def enough(frames: np.ndarray | int, units: int, per_unit: float) -> np.ndarray:
-    """Whether a cell has frames for a histogram of that many units: at least ``per_unit`` (50) a unit, else JS is near its maximum anyhow."""
+    """Whether a cell has frames for a histogram of that many units: ``per_unit`` (50) for each; else JS is near its maximum anyhow."""
     return np.asarray(frames) >= units * per_unit

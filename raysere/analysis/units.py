@@ -186,14 +186,15 @@ def _vowel_frames(frames: pl.DataFrame, vowels: Sequence[str]) -> dict[str, list
 
 
 def _size(config: UnitsConfig, frames: pl.DataFrame, vowels: Sequence[str]) -> int:
-    """K as asked for, or the largest of the usual sizes that half of the vowels of every language bear."""
+    """K as asked for, or the largest of the usual sizes that vowels with half of the vowel frames of every language bear."""
     if config.units is not None:
         return config.units
     if not vowels:
         bearable = [size for size in SIZES if enough(int(frames["n"].sum()), size, config.frames_per_unit)]
         return bearable[0] if bearable else SIZES[-1]
     for size in SIZES:
-        if all(enough(np.array(cells), size, config.frames_per_unit).mean() >= 0.5 for cells in _vowel_frames(frames, vowels).values()):
+        parts = [np.array(cells) for cells in _vowel_frames(frames, vowels).values()]
+        if all(part[enough(part, size, config.frames_per_unit)].sum() >= part.sum() / 2 for part in parts):
             return size
     return SIZES[-1]
 

@@ -16,7 +16,7 @@ class UnitsConfig(BaseModel):
     """Settings of a units study; the defaults are section 2.7's where it has one [OURS].
 
     Attributes:
-        units: K; None takes the largest of :data:`SIZES` for which half of the vowels of every language have frames enough.
+        units: K; None takes the largest of :data:`SIZES` that vowels with half of the vowel frames of every language bear.
         layer: None takes the layer whose units tell phones apart best (PNMI), or without phones the middle one.
         norm: of frames: none, corpus (z-score) or speaker (mean removal).
         seeds: codebooks learned; the one of the lowest inertia counts, the others say how stable a conclusion is.

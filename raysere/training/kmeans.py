@@ -114,7 +114,7 @@ def kmeans(
         if number == lloyd or not (bool(still.any()) or bool((total.counts == 0).any())):
             break
         before_inertia = inertia
-        centres = torch.where(total.counts[..., None] > 0, total.sums / total.counts.clamp(min=1)[..., None], centres)
+        centres = torch.where(total.counts[..., None] > 0, (total.sums / total.counts.clamp(min=1)[..., None]).float(), centres)
         _refill(centres, total)
     return [one for one in found if one is not None]
 
