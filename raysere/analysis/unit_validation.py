@@ -63,16 +63,15 @@ def articulation(side: SpeakerCounts, config: UnitsConfig) -> Row:
     return row
 
 
-def ranking_stability(rankings: dict[str, dict[str, float]]) -> list[Row]:
-    """V6: Kendall's tau between the rankings of vowels by similarity that different codebooks give: all against the first.
+def ranking_stability(pair: str, first: dict[str, float], others: dict[str, list[dict[str, float]]]) -> list[Row]:
+    """V6: Kendall's tau of the ranking of vowels by similarity with those that other codebooks give, a row for each kind of codebook.
 
     Args:
-        rankings: name of a codebook to {vowel: S(v)}; the first is the one that counts.
+        first: {vowel: S(v)} of the codebook that counts. others: kind of codebook (other seeds, half of the units) to their rankings.
     """
-    first, *others = rankings
     rows = []
-    for name in others:
-        shared = [v for v in rankings[first] if v in rankings[name]]
-        tau = kendall_tau([rankings[first][v] for v in shared], [rankings[name][v] for v in shared])
-        rows.append({"check": "V6 stability", "of": name, "items": len(shared), "tau": tau})
+    for kind, rankings in others.items():
+        taus = [kendall_tau([first[v] for v in first], [ranking[v] for v in first]) for ranking in rankings]
+        known = [tau for tau in taus if np.isfinite(tau)]
+        rows.append({"check": "V6 stability", "of": f"{pair}, {kind}", "items": len(first), "tau": float(np.mean(known)) if known else NAN})
     return rows

@@ -33,6 +33,7 @@ from raysere.training.codebook import Codebook, FrameNorm, frame_norm, frame_poo
 from raysere.training.kmeans import kmeans
 
 AGREEMENT = 0.5  # rank correlation with the controls below which the page says that they disagree
+COARSE = 50  # units below which the page says that they are few
 TOP = 3  # vowels that count as chosen when stability over codebooks is told
 _VOWELS = ("vowel", "diphthong")
 
@@ -115,6 +116,12 @@ def study_units(
     tables["inventories"] = pl.DataFrame(inventories(counts, units))
     tables["overlaps"] = _table(overlaps(counts, units, config))
     messages.append(floor_message(counts))
+    if vowels and units < COARSE and config.units is None:
+        messages.append(
+            f"{units} units are coarse for phones; the validation says how well they do. Each one more needs {config.frames_per_unit:g} "
+            "frames of a vowel. --units 100 --option frames_per_unit=5 trades that bound, which keeps bias small, for resolution: read the "
+            "corrected similarities then."
+        )
     if vowels:
         say("units: questions and validation")
         tables["corpus_floor"] = _table(corpus_floor(counts, vowels, units, config))
@@ -277,6 +284,15 @@ def _questions(
         rows[name] = with_adjusted(rows[name], config.level)
     rows["emotion_shifts"] = with_adjusted([row for side in sides.values() for row in emotion_shifts(side, config)], config.level)
     rows["validation"] = checks
+    shifts = rows["emotion_shifts"]
+    if shifts and not any(np.isfinite(row["p"]) for row in shifts):
+        fit = int(max(row["frames"] for row in shifts) / config.frames_per_unit)
+        words.append(
+            f"No vowel has {config.needed(codebook.size)} frames both in an emotion and in {config.reference}, so movements with emotion "
+            f"are not measured; with {fit} units one has."
+            if fit >= 2
+            else "No vowel has frames enough to ask how it moves with emotion."
+        )
     rows["quality"] = [{"language": name, **unit_quality(side.counts.sum((0, 2)))} for name, side in every.items()]
     return {name: _table(part) for name, part in rows.items()}, words
 
@@ -299,23 +315,26 @@ def _stability(
         if np.isfinite(row["similarity"])
     }
     for one, other in tables["anchors"].select("language_a", "language_b").unique(maintain_order=True).rows():
-        rankings: dict[str, dict[str, float]] = {}
         mine = [v for v in vowels if (one, other, v) in usable]
+        if not mine:
+            continue
+        rankings: list[dict[str, float]] = []
         for book, counts in books:
             sides = [SpeakerCounts.of(counts, name, mine, emotions, book.size) for name in (one, other)]
             values = matched_similarity(*(mass(side.counts.sum(2), config).sum(0) for side in sides))
-            ranking = dict(zip(mine, values.tolist(), strict=True))
-            rankings[f"{one}-{other}: {book.size} units, seed {book.meta['seed']}"] = ranking
+            rankings.append(dict(zip(mine, values.tolist(), strict=True)))
             if book.size == books[0][0].size:
-                best = sorted(mine, key=lambda v: -ranking[v])[:TOP]
+                best = sorted(mine, key=lambda v: -rankings[-1][v])[:TOP]
                 for v in mine:
                     shares.setdefault((one, other, v), []).append(v in best)
-        if rankings and mine:
-            extra += ranking_stability(rankings)
+        alike = [book.size == books[0][0].size for book, _ in books]
+        kinds = {"other seeds": rankings[1 : sum(alike)], "half of the units": rankings[sum(alike) :]}
+        extra += ranking_stability(f"{one}-{other}", rankings[0], {kind: group for kind, group in kinds.items() if group})
     keys = tables["anchors"].select("language_a", "language_b", "vowel").rows()
     stable = [float(np.mean(shares[key])) if key in shares else None for key in keys]
     tables["anchors"] = tables["anchors"].with_columns(stability=pl.Series(stable, dtype=pl.Float64))
-    tables["validation"] = pl.concat([tables["validation"], _table(extra)], how="diagonal")
+    if extra:
+        tables["validation"] = pl.concat([tables["validation"], _table(extra)], how="diagonal")
 
 
 def _table(rows: list[Row]) -> pl.DataFrame:

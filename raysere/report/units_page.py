@@ -107,7 +107,7 @@ def _cards(found: dict[str, Any]) -> list[dict[str, str]]:
     if best is not None:
         cards.append({"label": "PNMI of the best layer", "value": f"{best:.3f}", "note": f"with {found['layers'][0]['units']} units"})
     checks = {row["of"]: row for row in found["validation"] if row["check"].startswith("V1") and row["accuracy"] is not None}
-    for language, row in list(checks.items())[:2]:
+    for language, row in list(checks.items())[:4]:
         cards.append(
             {
                 "label": f"phones found again, {language}",
@@ -154,7 +154,6 @@ def _pairs(tables: dict[str, pl.DataFrame], figure: Any) -> list[dict[str, Any]]
             title=f"similarity of vowels, {one} and {other}",
             row_label=str(one),
             column_label=str(other),
-            low=0.0,
             outlined=[(i, columns.index(a)) for i, a in enumerate(rows) if a in columns],
         )
         found = tables["identification"].filter(mine).to_dicts()[0]

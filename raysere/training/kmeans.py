@@ -6,6 +6,7 @@ are trained in the same passes over the data, since reading and not arithmetic i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -47,14 +48,21 @@ def nearest(frames: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def kmeans_plus_plus(sample: Tensor, k: int, generator: torch.Generator) -> Tensor:
-    """``k`` rows of the sample, float32 (k, D): each drawn with a probability in proportion to its squared distance to those before."""
+    """``k`` rows of the sample, float32 (k, D): each drawn with a probability in proportion to its squared distance to those before.
+
+    Greedy form: of 2 + log k draws the one that leaves the least inertia.
+    """
     chosen = [int(torch.randint(len(sample), (1,), generator=generator))]
     best = squared_distances(sample, sample[chosen])[:, 0]
+    draws = 2 + int(math.log(k))
     for _ in range(k - 1):
-        weights = best if bool(best.sum() > 0) else torch.ones_like(best)
-        pick = int(torch.searchsorted(weights.double().cumsum(0), float(weights.double().sum()) * torch.rand((), generator=generator)))
-        chosen.append(min(pick, len(sample) - 1))
-        best = torch.minimum(best, squared_distances(sample, sample[chosen[-1:]])[:, 0])
+        weights = best.double() if bool(best.sum() > 0) else torch.ones(len(best), dtype=torch.float64)
+        ends = weights.cumsum(0)
+        picks = torch.searchsorted(ends, ends[-1] * torch.rand(draws, generator=generator, dtype=torch.float64)).clamp_(max=len(sample) - 1)
+        left = torch.minimum(best, squared_distances(sample[picks], sample))  # (draws, n)
+        winner = int(left.double().sum(1).argmin())
+        chosen.append(int(picks[winner]))
+        best = left[winner]
     return sample[chosen].clone()
 
 

@@ -108,6 +108,8 @@ def test_earth_movers_distance() -> None:
     line = np.abs(np.arange(7)[:, None] - np.arange(7)) / 6  # on a line it is the area between the distribution functions
     assert emd(p, q, line) == pytest.approx(np.abs(np.cumsum(p - q)).sum() / 6, abs=1e-9)
     assert np.isnan(emd(np.zeros(7), q, cost))
+    moved = [emd(p, (1 - share) * p + share * q, cost) for share in (0.25, 0.5, 1.0)]  # in proportion to the mass that moves
+    assert moved == pytest.approx([share * moved[2] for share in (0.25, 0.5, 1.0)], abs=1e-9)
 
 
 def test_subsamples_keep_to_their_cell() -> None:
