@@ -100,7 +100,7 @@ def study_units(
         tables["layers"] = pl.DataFrame(by_layer, infer_schema_length=None)
         layer = best_layer(by_layer) if config.layer is None else config.layer
     else:
-        messages.append("No utterance has phones: only what needs no phones is answered.")
+        messages.append("No utterance has phones: only what needs no phones is answered. Some corpora read them by an option (alignments).")
         layer = view.spec.numbers[len(view.spec.numbers) // 2] if config.layer is None else config.layer
     view.spec.layer(layer)
     emotions = sorted(table["emotion"].drop_nulls().unique().to_list())

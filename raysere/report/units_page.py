@@ -65,7 +65,7 @@ def _values(found: dict[str, Any], tables: dict[str, pl.DataFrame], figures: dic
         "line": f"{', '.join(found.get('corpora', []))} · {', '.join(study['languages'])} · {study['utterances']} utterances · "
         f"{study['speakers']} speakers · {study['frames']} frames of {study['backbone']}",
         "cards": _cards(found),
-        "frames": tables["frames"].to_dicts(),
+        **_frames(tables["frames"]),
         "quality": found["quality"],
         "inventories": tables["inventories"].to_dicts(),
         "validation": found["validation"],
@@ -98,6 +98,14 @@ def _values(found: dict[str, Any], tables: dict[str, pl.DataFrame], figures: dic
     sections += [("shifts", "Vowels and emotions", values["shifts"]), ("specific", "Emotion-specific", values["specific"])]
     sections += [("validation", "Validation", values["validation"]), ("how", "How", True)]
     return {**values, "sections": [(key, label) for key, label, there in sections if there]}
+
+
+def _frames(table: pl.DataFrame) -> dict[str, Any]:
+    """Languages in rows, emotions in columns."""
+    cells = {(row["language"], row["emotion"]): row for row in table.iter_rows(named=True)}
+    emotions = table["emotion"].unique(maintain_order=True).sort(nulls_last=True).to_list()
+    languages = table["language"].unique().sort().to_list()
+    return {"frame_emotions": emotions, "frames": [(name, [cells.get((name, emotion)) for emotion in emotions]) for name in languages]}
 
 
 def _cards(found: dict[str, Any]) -> list[dict[str, str]]:
