@@ -9,7 +9,11 @@ import click
 
 @click.group()
 def analyze() -> None:
-    """Study the features of an experiment across corpora and languages."""
+    """Study the features of an experiment across corpora and languages.
+
+    \b
+    Example: raysere analyze units emodb.yaml
+    """
 
 
 @analyze.command()

@@ -73,6 +73,15 @@ def test_an_empty_cluster_takes_half_of_the_largest() -> None:
     assert int((found.counts > 0).sum()) == 6
 
 
+def test_clusters_that_empty_in_mini_batches_are_filled_again() -> None:
+    """The start sees two points only; the rest of the passes see a heap that is nearest to one of them."""
+    heap = torch.from_numpy(np.random.default_rng(4).normal(0, 1, (900, 2)).astype(np.float32))
+    first = torch.cat([torch.zeros(50, 2), torch.full((50, 2), 500.0)])
+    (found,) = kmeans(lambda number: iter([first]) if number == 0 else iter(heap.split(300)), 4, lloyd=0)
+    assert int((found.counts > 0).sum()) == 4
+    assert found.inertia < 1.5  # one centre for all of them would leave 2
+
+
 def test_duplicates_do_not_divide_and_too_few_frames_are_refused() -> None:
     data = np.repeat(np.eye(3, dtype=np.float32), 50, 0)
     (found,) = kmeans(_batches(data, 64), 5)
