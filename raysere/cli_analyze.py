@@ -45,7 +45,8 @@ def units(
 ) -> int:
     """Learn discrete units of speech from all corpora of an EXPERIMENT and say what languages, vowels and emotions share of them.
 
-    Writes units.json, the codebook, tables as parquet, figures as SVG and units.html.
+    Writes units.json, the codebook, tables as parquet, figures as SVG and units.html. A feature that the experiment has not by frames is
+    cached by frames first, all its layers, or the one of --layer.
 
     \b
     Example: raysere analyze units emodb.yaml --feature speech --units 20

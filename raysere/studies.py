@@ -68,6 +68,9 @@ def extracted(experiment: Experiment, spec: FeatureSpec, manifest: Any, progress
     from raysere.features.extract import extract
     from raysere.features.store import FeatureStore
 
+    if progress and spec.frame_s:
+        gigabytes = spec.row_bytes * (manifest.table["duration_s"].sum() or 0) / spec.frame_s / 1e9
+        progress.say(f"frames of {len(spec.layers)} layer{'s' if len(spec.layers) > 1 else ''} take {gigabytes:.2f} GB in the store")
     with own_ray():
         extract(
             manifest,
@@ -99,6 +102,7 @@ def analyze_units(
     Raises:
         RaysereError: a fault of the experiment, the data or the machine.
     """
+    from raysere.analysis.unit_subsets import subset
     from raysere.analysis.units import study_units
     from raysere.analysis.units_config import units_config
     from raysere.analysis.units_files import summary, write_units
@@ -113,7 +117,10 @@ def analyze_units(
     manifest, rejected = read_corpora(experiment)
     rules = experiment.class_map()
     emotions = [None] * len(manifest) if rules is None else rules.apply(manifest.table)[0]
-    table = manifest.table.select("utterance", "corpus", "language", "speaker").with_columns(emotion=pl.Series(emotions, dtype=pl.String))
+    columns = ["utterance", "corpus", "language", "speaker", "sex", "transcript"]
+    table = subset(manifest.table.select(columns).with_columns(emotion=pl.Series(emotions, dtype=pl.String)), config)
+    if table.height < len(manifest):
+        manifest = manifest.with_rows(manifest.table.filter(pl.col("utterance").is_in(table["utterance"].implode())))
     view = extracted(experiment, spec, manifest, progress)
     result = study_units(view, table, ipa_phones(manifest.table), frame_clock(spec), config, progress)
     about = {

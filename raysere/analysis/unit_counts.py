@@ -150,11 +150,6 @@ class SpeakerCounts:
         """Frames of every phone: int64 (phones,)."""
         return self.counts.sum((0, 2, 3))
 
-    def only(self, phones: Sequence[str]) -> SpeakerCounts:
-        """The same of a part of the phones, in that order."""
-        index = [self.phones.index(name) for name in phones]
-        return SpeakerCounts(self.language, self.speakers, list(phones), self.emotions, self.counts[:, index])
-
 
 def balanced(counts: np.ndarray, minimum: int = 20) -> np.ndarray:
     """Counts as mass 1 for every speaker's cell that has at least ``minimum`` frames, else 0: every speaker counts alike. Float64."""

@@ -252,9 +252,10 @@ def _questions(
     labels: PhoneFrames,
     config: UnitsConfig,
 ) -> tuple[dict[str, pl.DataFrame], list[str]]:
-    every = {name: SpeakerCounts.of(counts, name, labels.names, emotions, codebook.size) for name in languages}
+    every = {name: SpeakerCounts.of(counts, name, labels.names, [], codebook.size) for name in languages}  # all phones, no emotions
     every = {name: side for name, side in every.items() if side.speakers}
-    sides = {name: side.only(vowels) for name, side in every.items()}
+    sides = {name: SpeakerCounts.of(counts, name, vowels, emotions, codebook.size) for name in every}
+    sides = {name: side for name, side in sides.items() if side.speakers}
     cost, codes = ground_cost(codebook.centres), [labels.names.index(name) for name in vowels]
     rows: dict[str, list[Row]] = {name: [] for name in ("shared_vowels", "matrix", "identification", "emotion_specific", "anchors")}
     checks = [split_half(side, config) for side in every.values()]

@@ -19,6 +19,7 @@ class UnitsConfig(BaseModel):
         units: K; None takes the largest of :data:`SIZES` that vowels with half of the vowel frames of every language bear.
         layer: None takes the layer whose units tell phones apart best (PNMI), or without phones the middle one.
         norm: of frames: none, corpus (z-score) or speaker (mean removal).
+        sex: only speakers of it. same_sentences: only sentences that are spoken in every emotion, equally often in each.
         seeds: codebooks learned; the one of the lowest inertia counts, the others say how stable a conclusion is.
         per_language, per_speaker: frames that a codebook is learned from.
         margin_s: frames so near to a boundary of a phone are left out.
@@ -36,6 +37,8 @@ class UnitsConfig(BaseModel):
     units: Annotated[int, Field(ge=2, le=20_000)] | None = None
     layer: Annotated[int, Field(ge=0)] | None = None
     norm: Literal["none", "corpus", "speaker"] = "corpus"
+    sex: Literal["female", "male", "other"] | None = None
+    same_sentences: bool = False
     seeds: int = Field(5, ge=1, le=50)
     per_language: int = Field(200_000, ge=100)
     per_speaker: int = Field(5_000, ge=20)

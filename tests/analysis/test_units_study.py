@@ -13,6 +13,7 @@ from test_units_kmeans import spec_of
 
 from raysere.analysis.unit_counts import PhoneFrames, SpeakerCounts, balanced, count_units
 from raysere.analysis.unit_inventory import floor_message, inventories, overlaps
+from raysere.analysis.unit_subsets import subset
 from raysere.analysis.units import UnitsResult, anchor_vowels, frames_by_phone, study_units
 from raysere.analysis.units_config import UnitsConfig, units_config
 from raysere.analysis.units_files import read_units, write_units
@@ -239,6 +240,34 @@ def test_inventories_by_hand() -> None:
     assert 0 < found["xx", "yy"] < found["c1", "c2"] < 1
     assert "xx come from more than one corpus" in floor_message(counts)
     assert "not separable" in floor_message(counts.filter(pl.col("corpus") != "c2"))
+
+
+def _said(rows: str) -> pl.DataFrame:
+    """Utterances written as sentence, emotion, sex: ``aNf`` ."""
+    words = rows.split()
+    return pl.DataFrame(
+        {
+            "utterance": [f"c/{number}" for number in range(len(words))],
+            "corpus": ["c"] * len(words),
+            "sex": [{"f": "female", "m": "male"}.get(word[2]) for word in words],
+            "transcript": [None if word[0] == "-" else word[0] for word in words],
+            "emotion": [None if word[1] == "-" else word[1] for word in words],
+        },
+        schema_overrides={"sex": pl.String, "transcript": pl.String, "emotion": pl.String},
+    )
+
+
+def test_the_same_sentences_in_every_emotion() -> None:
+    table = _said("aNf aNf aWf aWm aWf bNf cWf -Nf a-f")
+    kept = subset(table, UnitsConfig(same_sentences=True))
+    assert kept.group_by("transcript", "emotion").len().sort("emotion").rows() == [("a", "N", 2), ("a", "W", 2)]
+    assert subset(table, UnitsConfig(sex="male"))["utterance"].to_list() == ["c/3"]
+    assert subset(table, UnitsConfig()).equals(table)
+    with pytest.raises(DataError, match="No sentence"):
+        subset(_said("aNf bWf"), UnitsConfig(same_sentences=True))
+    with pytest.raises(DataError, match="spoken by: other") as error:
+        subset(table, UnitsConfig(sex="other"))
+    assert "female, male" in str(error.value)
 
 
 def test_balanced_speakers_count_alike() -> None:
