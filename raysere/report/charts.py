@@ -232,7 +232,14 @@ def heatmap(
             if (i, j) in outlined:
                 body.append(f'<rect x="{x + 2:.1f}" y="{y + 2:.1f}" width="{cell - 4}" height="{step - 4}" rx="3"{frame}/>')
             body.append(
-                text(x + cell / 2, y + step / 2 + 4, f"{value:.{digits}f}", anchor="middle", css="light" if shade > 0.6 else "ink", size=10)
+                text(
+                    x + cell / 2,
+                    y + step / 2 + 4,
+                    f"{round(value, digits) + 0.0:.{digits}f}",
+                    anchor="middle",
+                    css="light" if shade > 0.6 else "ink",
+                    size=10,
+                )
             )
     return svg(left + cell * len(columns) + 8, top + step * len(rows) + 6, body, title)
 
