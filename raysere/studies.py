@@ -103,7 +103,7 @@ def analyze_units(
         RaysereError: a fault of the experiment, the data or the machine.
     """
     from raysere.analysis.unit_subsets import subset
-    from raysere.analysis.units import study_units
+    from raysere.analysis.units import study_units, without_labels
     from raysere.analysis.units_config import units_config
     from raysere.analysis.units_files import summary, write_units
     from raysere.corpora.ipa import ipa_phones
@@ -118,7 +118,8 @@ def analyze_units(
     rules = experiment.class_map()
     emotions = [None] * len(manifest) if rules is None else rules.apply(manifest.table)[0]
     columns = ["utterance", "corpus", "language", "speaker", "sex", "transcript"]
-    table = subset(manifest.table.select(columns).with_columns(emotion=pl.Series(emotions, dtype=pl.String)), config)
+    labelled = manifest.table.select(columns).with_columns(emotion=pl.Series(emotions, dtype=pl.String))
+    table = subset(without_labels(labelled, config.unlabelled), config)
     if table.height < len(manifest):
         manifest = manifest.with_rows(manifest.table.filter(pl.col("utterance").is_in(table["utterance"].implode())))
     view = extracted(experiment, spec, manifest, progress)

@@ -12,7 +12,7 @@ def subset(table: pl.DataFrame, config: UnitsConfig) -> pl.DataFrame:
     """The rows of a table (utterance, corpus, sex, transcript, emotion) that the settings leave, in its order.
 
     ``same_sentences``: of each corpus the sentences that are spoken in all of its emotions, each as often in one emotion as in another
-    (drawn at random); rows without emotion or transcript go.
+    (drawn at random); rows without emotion or transcript go. A corpus without any emotion stays whole.
 
     Raises:
         DataError: nothing is left.
@@ -31,7 +31,8 @@ def subset(table: pl.DataFrame, config: UnitsConfig) -> pl.DataFrame:
         shuffled = said.select("utterance", "corpus", "transcript", "emotion").sample(fraction=1.0, shuffle=True, seed=config.seed)
         numbered = shuffled.with_columns(number=pl.int_range(pl.len()).over("corpus", "transcript", "emotion"))
         chosen = numbered.join(least, on=["corpus", "transcript"]).filter(pl.col("number") < pl.col("least"))
-        kept = kept.filter(pl.col("utterance").is_in(chosen["utterance"].implode()))
+        bare = pl.col("emotion").is_null().all().over("corpus")
+        kept = kept.filter(pl.col("utterance").is_in(chosen["utterance"].implode()) | bare)
         if not kept.height:
             raise DataError(
                 "No sentence is spoken in all emotions of its corpus", where="same_sentences", remedy="Leave same_sentences out."

@@ -88,6 +88,7 @@ def study_units(
     """
     say = progress.say if progress else lambda line: None
     started = time.monotonic()
+    table = without_labels(table, config.unlabelled)
     labels = PhoneFrames.of(phones, clock, config.margin_s)
     vowels = sorted(phones.filter(pl.col("kind").is_in(_VOWELS))["ipa"].unique().to_list())
     frames = frames_by_phone(view, table, labels)
@@ -147,7 +148,8 @@ def study_units(
 
 
 def anchor_vowels(result: UnitsResult, one: str | None = None, other: str | None = None, top: int = 3) -> list[str]:
-    """The vowels that may anchor an adaptation from language ``one`` to ``other``, best first: no target emotion label was read for it.
+    """The vowels that may anchor an adaptation from language ``one`` to ``other``, best first. No bound that they are ranked by reads an
+    emotion; where the study was told that the target is ``unlabelled``, neither did its codebook.
 
     They are the eligible ones of the highest lower bound of the similarity. Without languages, of the only pair that there is.
 
@@ -161,6 +163,13 @@ def anchor_vowels(result: UnitsResult, one: str | None = None, other: str | None
         raise DataError("There are no anchors of one pair of languages to be given", choices=[f"{a}, {b}" for a, b in pairs] or None)
     rows = table.filter((pl.col("language_a") == wanted[0][0]) & (pl.col("language_b") == wanted[0][1]) & pl.col("eligible"))
     return rows.sort("bound", descending=True)["vowel"].head(top).to_list()
+
+
+def without_labels(table: pl.DataFrame, corpora: Sequence[str]) -> pl.DataFrame:
+    """The table with the emotions of these corpora taken out. Raises DataError for a corpus that is not there."""
+    if missing := sorted(set(corpora) - set(table["corpus"])):
+        raise DataError(f"There is no corpus {missing[0]!r} in this study", where="unlabelled", choices=sorted(set(table["corpus"])))
+    return table.with_columns(emotion=pl.when(pl.col("corpus").is_in(list(corpora))).then(None).otherwise(pl.col("emotion")))
 
 
 def frames_by_phone(view: FeatureView, table: pl.DataFrame, labels: PhoneFrames) -> pl.DataFrame:

@@ -20,6 +20,8 @@ class UnitsConfig(BaseModel):
         layer: None takes the layer whose units tell phones apart best (PNMI), or without phones the middle one.
         norm: of frames: none, corpus (z-score) or speaker (mean removal).
         sex: only speakers of it. same_sentences: only sentences that are spoken in every emotion, equally often in each.
+        unlabelled: corpora whose emotions are not read at all, not even to balance what the codebook is learned from: the target of an
+            adaptation that anchors are chosen for.
         seeds: codebooks learned; the one of the lowest inertia counts, the others say how stable a conclusion is.
         per_language, per_speaker: frames that a codebook is learned from.
         margin_s: frames so near to a boundary of a phone are left out.
@@ -39,6 +41,7 @@ class UnitsConfig(BaseModel):
     norm: Literal["none", "corpus", "speaker"] = "corpus"
     sex: Literal["female", "male", "other"] | None = None
     same_sentences: bool = False
+    unlabelled: tuple[str, ...] = ()
     seeds: int = Field(5, ge=1, le=50)
     per_language: int = Field(200_000, ge=100)
     per_speaker: int = Field(5_000, ge=20)

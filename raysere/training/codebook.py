@@ -135,14 +135,15 @@ def frame_pool(
 ) -> FramePool:
     """Draw equal numbers of frames from every language and emotion, evenly over the speakers, at most ``per_speaker`` of each.
 
-    Utterances without an emotion are left out where ``emotion`` is given; without it (training for a target without labels) only
-    languages are balanced.
+    Languages get equal numbers, and within a language its emotions; utterances without an emotion are left out. A language none of whose
+    utterances has one (a target without labels), or every language where ``emotion`` is None, is balanced over speakers only.
 
     Raises:
         DataError: nothing to draw from.
     """
     rng = np.random.default_rng(seed)
-    labels = ["" if emotion is None else emotion[row] for row in range(len(view))]
+    labelled = set() if emotion is None else {spoken for spoken, name in zip(language, emotion, strict=True) if name is not None}
+    labels = [emotion[row] if emotion is not None and language[row] in labelled else "" for row in range(len(view))]
     lengths = view.lengths(np.arange(len(view)))
     members: dict[tuple[str, str], dict[str, list[int]]] = {}
     for row in np.flatnonzero(view.present & (lengths > 0)).tolist():
@@ -158,11 +159,12 @@ def frame_pool(
         cell: {name: min(int(lengths[rows].sum()), per_speaker // emotions[cell[0]]) for name, rows in speakers.items()}
         for cell, speakers in members.items()
     }
-    target = min(min(sum(room.values()), per_language // emotions[cell[0]]) for cell, room in rooms.items())
+    total = min(emotions[cell[0]] * min(sum(room.values()), per_language // emotions[cell[0]]) for cell, room in rooms.items())
+    target = {cell: total // emotions[cell[0]] for cell in rooms}
     chosen: dict[int, np.ndarray] = {}
     for cell, room in rooms.items():
         names = sorted(room)
-        for name, share in zip(names, even_shares([room[name] for name in names], target), strict=True):
+        for name, share in zip(names, even_shares([room[name] for name in names], target[cell]), strict=True):
             rows = np.array(members[cell][name])
             picked = np.sort(rng.choice(int(lengths[rows].sum()), share, replace=False))
             ends = np.cumsum(lengths[rows])
@@ -170,7 +172,7 @@ def frame_pool(
             for place in np.unique(owner).tolist():
                 chosen[int(rows[place])] = picked[owner == place] - (ends[place] - lengths[rows[place]])
     rows = np.array(sorted(chosen), dtype=np.int64)
-    cells = {" ".join(cell).strip(): target for cell in members}
+    cells = {" ".join(cell).strip(): count for cell, count in target.items()}
     return FramePool(view, layer, norm, rows, [chosen[row] for row in rows.tolist()], cells=cells)
 
 

@@ -212,6 +212,26 @@ def test_anchors_read_no_emotion(data: tuple[FeatureView, pl.DataFrame]) -> None
     assert bounds[0] == bounds[1]
 
 
+def test_labels_of_a_target_without_labels_change_no_byte(data: tuple[FeatureView, pl.DataFrame], tmp_path: Path) -> None:
+    view, table = data
+    config = QUICK.model_copy(update={"unlabelled": ("yy",), "permutations": 19})
+    shuffled = pl.Series(np.random.default_rng(0).permutation(table["emotion"].to_numpy()).tolist(), dtype=pl.String)
+    other = table.with_columns(emotion=pl.when(pl.col("corpus") == "yy").then(shuffled).otherwise(pl.col("emotion")))
+    for name, one in (("a", table), ("b", other)):
+        found = study_units(view, one, ipa_phones(one), (STEP / 2, STEP), config)
+        found.meta["seconds"] = 0.0
+        write_units(found, tmp_path / name)
+        assert set(anchor_vowels(found, top=2)) == SHARED
+        cells = found.codebook.meta["cells"]
+        assert sum(count for cell, count in cells.items() if cell.startswith("xx ")) == cells["yy"]  # languages count alike
+    files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
+    assert len(files) > 10
+    for path in files:
+        assert (tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes(), path
+    with pytest.raises(DataError, match="no corpus 'zz'"):
+        study_units(view, table, ipa_phones(table), (STEP / 2, STEP), QUICK.model_copy(update={"unlabelled": ("zz",)}))
+
+
 def test_without_phones_only_inventories_are_compared(data: tuple[FeatureView, pl.DataFrame]) -> None:
     view, table = data
     bare = table.with_columns(phones=pl.lit(None, dtype=table.schema["phones"]))
@@ -261,6 +281,8 @@ def test_the_same_sentences_in_every_emotion() -> None:
     table = _said("aNf aNf aWf aWm aWf bNf cWf -Nf a-f")
     kept = subset(table, UnitsConfig(same_sentences=True))
     assert kept.group_by("transcript", "emotion").len().sort("emotion").rows() == [("a", "N", 2), ("a", "W", 2)]
+    both = pl.concat([table, _said("a-f b-f").with_columns(corpus=pl.lit("d"), utterance=pl.concat_str(pl.lit("d"), "utterance"))])
+    assert subset(both, UnitsConfig(same_sentences=True))["corpus"].to_list().count("d") == 2  # no emotions there to be balanced
     assert subset(table, UnitsConfig(sex="male"))["utterance"].to_list() == ["c/3"]
     assert subset(table, UnitsConfig()).equals(table)
     with pytest.raises(DataError, match="No sentence"):
