@@ -9,7 +9,7 @@ import click
 
 @click.group()
 def analyze() -> None:
-    """Study the features of an experiment across corpora: which layers are alike, and which tell emotions.
+    """Study the features of an experiment across corpora and languages: alike layers, shared units of speech.
 
     \b
     Example: raysere analyze layers emodb-emovo.yaml --source emodb --target emovo
@@ -82,3 +82,62 @@ def layers(
         )
     click.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else layers_text(found))
     return 1 if found["rejected"] else 0
+
+
+@analyze.command()
+@click.argument("experiment", type=click.Path(path_type=Path))
+@click.option("--feature", help="Which of the experiment's features; default: the only one of audio.")
+@click.option("--layer", type=click.IntRange(0), help="Layer; default: the one whose units tell phones apart best.")
+@click.option("--units", type=click.IntRange(2), help="Number of units; default: the largest usual one that the vowels have frames for.")
+@click.option(
+    "--option",
+    "options",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A further setting, such as norm=speaker, seeds=3, permutations=500 or min_speakers=6. Repeatable.",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the answer; default: NAME-units beside the run folder.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the experiment. Repeatable.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs instead of text.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress display.")
+def units(
+    experiment: Path,
+    feature: str | None,
+    layer: int | None,
+    units: int | None,
+    options: tuple[str, ...],
+    out: Path | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Learn discrete units of speech from all corpora of an EXPERIMENT and say what languages, vowels and emotions share of them.
+
+    Writes units.json, the codebook, tables as parquet, figures as SVG and units.html. A feature that the experiment has not by frames is
+    cached by frames first, all its layers, or the one of --layer.
+
+    \b
+    Example: raysere analyze units emodb.yaml --feature speech --units 20
+    """
+    import json
+
+    import yaml
+
+    from raysere.console import units_text
+    from raysere.errors import ConfigError
+    from raysere.experiment import load_experiment
+    from raysere.progress import Progress
+    from raysere.studies import analyze_units
+
+    settings: dict[str, object] = {key: value for key, value in (("layer", layer), ("units", units)) if value is not None}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--option takes key=value, not {option!r}", remedy="For example: --option norm=speaker")
+        settings[key] = yaml.safe_load(value)
+    with Progress(quiet=quiet) as progress:
+        folder, found = analyze_units(
+            load_experiment(experiment, overrides), feature=feature, out=out, settings=settings, progress=progress
+        )
+    click.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else units_text(found, folder))
+    return 0

@@ -261,3 +261,26 @@ def layers_text(found: dict[str, Any]) -> str:
     if found["rejected"]:
         blocks.append(rejected_text(found["rejected"]))
     return "\n\n".join([*blocks, f"Written to {found['folder']}; page: {found['page']}"])
+
+
+def units_text(found: dict[str, Any], folder: Any) -> str:
+    """The findings of a units study in a screenful."""
+    study = found["study"]
+    lines = [
+        f"{study['units']} units of layer {study['layer']} of {study['backbone']}: {study['frames']} frames, "
+        f"{study['speakers']} speakers, {', '.join(study['languages'])}; {duration(study['seconds'])}"
+    ]
+    if found["layers"]:
+        lines += [
+            "",
+            table([[row["layer"], row["pnmi"], row["phone_purity"]] for row in found["layers"]], ("layer", "PNMI", "phone purity")),
+        ]
+    if found["validation"]:
+        keys = ("check", "of", "items", "accuracy", "mrr", "chance", "correlation", "tau", "p")
+        lines += ["", table([[row.get(key) for key in keys] for row in found["validation"]], keys)]
+    lines += ["", *(f"Anchors of {pair}: {', '.join(vowels) or 'none is eligible'}" for pair, vowels in found["anchors"].items())]
+    lines += [
+        f"{name.replace('_', ' ')}: {counts['significant']} of {counts['tested']} tests significant (FDR {found['config']['level']:g})"
+        for name, counts in found["tests"].items()
+    ]
+    return "\n".join([*lines, *found["messages"], f"Written to {folder}; look at {folder}/units.html"])

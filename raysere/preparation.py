@@ -69,6 +69,11 @@ def load_manifest(experiment: Experiment) -> tuple[Manifest, pl.DataFrame]:
         moved = {entry.options.get("name") or entry.corpus: Path(entry.path) for entry in experiment.corpora}
         roots = {name: root if Path(root).is_dir() else _folder(moved.get(name), root) for name, root in manifest.roots.items()}
         return replace(manifest, roots=roots), rejected.filter(pl.col("stage") == "manifest")
+    return read_corpora(experiment)
+
+
+def read_corpora(experiment: Experiment) -> tuple[Manifest, pl.DataFrame]:
+    """The manifest of an experiment's corpora as their folders are now, and what was turned away."""
     loaded = [load_corpus(entry.corpus, Path(entry.path), columns=entry.columns, options=entry.options) for entry in experiment.corpora]
     return concat([one.manifest for one in loaded]), pl.concat([one.rejected.select(list(REJECTED)) for one in loaded])
 

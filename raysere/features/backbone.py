@@ -37,6 +37,8 @@ class BackboneInfo:
         identity: hash of the weights and of the code that shapes the output; it is part of every feature key.
         sampling_rate: Hz that ``encode`` expects of ``wave``; None for text.
         frame_s: seconds from one frame row to the next; None where rows are no time steps.
+        centre_s: seconds from the start of the audio to the middle of what the first frame hears; None: half of ``frame_s``. It moves no
+            byte of a feature, so it is part of no key.
         kind: ``dense``, or ``counts`` for term counts whose idf a trial learns on its training rows.
         batching: ``single`` items only, or ``padded`` batches whose valid rows equal single ones to the dtype's tolerance.
         min_s, max_s: seconds of audio that it takes; shorter or longer goes to quarantine.
@@ -49,6 +51,7 @@ class BackboneInfo:
     identity: str
     sampling_rate: int | None = 16000
     frame_s: float | None = None
+    centre_s: float | None = None
     kind: Literal["dense", "counts"] = "dense"
     batching: Literal["single", "padded"] = "single"
     min_s: float = 0.1

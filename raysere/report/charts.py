@@ -20,6 +20,22 @@ def svg(width: float, height: float, body: list[str], title: str) -> str:
     )
 
 
+_LIGHT = (
+    "text{font:11px system-ui,sans-serif;fill:#1c2330}.soft{fill:#667085}.light{fill:#fff}.grid{stroke:#e4e7ec}"
+    ".mark{stroke:#667085;stroke-dasharray:4 3}.cell{fill:#f7f8fa;stroke:#e4e7ec}.faint{fill-opacity:.32}.dot{fill-opacity:.75}"
+    + "".join(
+        f".c{k}{{fill:{colour}}}.c{k}.stroke{{fill:none;stroke:{colour};stroke-width:1.8}}"
+        for k, colour in enumerate(("#2f6fb3", "#d9743a", "#3a9a6a", "#8a5fb8", "#b8973a", "#7a8494"))
+    )
+)
+
+
+def standalone(chart: str) -> str:
+    """A chart as a file of its own: with the namespace, and the light colours that a page would give it."""
+    head, separator, rest = chart.partition(">")
+    return head.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) + f"{separator}<style>{_LIGHT}</style>{rest}\n"
+
+
 def text(x: float, y: float, value: str, *, anchor: str = "start", css: str = "ink", size: float = 11) -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{css}" font-size="{size}">{escape(value)}</text>'
 
@@ -164,6 +180,68 @@ def matrix(counts: Sequence[Sequence[float]], names: Sequence[str], *, title: st
                 text(x + cell / 2, y + cell / 2 + 15, f"{count:g}", anchor="middle", css=css, size=9),
             ]
     return svg(left + size + 8, top + size + 6, body, title)
+
+
+def heatmap(
+    values: Sequence[Sequence[float | None]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    title: str,
+    row_label: str = "",
+    column_label: str = "",
+    low: float | None = None,
+    high: float | None = None,
+    outlined: Sequence[tuple[int, int]] = (),
+    css: str = "c0",
+    digits: int = 2,
+    cell: float | None = None,
+) -> str:
+    """Values as shades with the number in each cell; None is left blank. ``outlined`` cells (row, column) get a frame.
+
+    ``low`` and ``high`` bound the scale; by default the values do. ``cell`` is the width of a column.
+    """
+    known = [value for row in values for value in row if value is not None]
+    bottom = low if low is not None else min(known, default=0.0)
+    top_value = high if high is not None else max(known, default=1.0)
+    cell = cell or (44 if len(columns) <= 12 else 36)
+    step = 28 if len(columns) <= 12 else 24
+    left = 30 + CHAR * max((len(name) for name in rows), default=1)
+    top = 40 if column_label else 24
+    body = [text(left + cell * len(columns) / 2, 12, column_label, anchor="middle", css="soft")] if column_label else []
+    if row_label:
+        middle = top + step * len(rows) / 2
+        body.append(
+            f'<text x="10" y="{middle:.1f}" text-anchor="middle" class="soft" font-size="11" '
+            f'transform="rotate(-90 10 {middle:.1f})">{escape(row_label)}</text>'
+        )
+    body += [text(left + cell * (j + 0.5), top - 8, shorten(name, int(cell / CHAR) + 3), anchor="middle") for j, name in enumerate(columns)]
+    for i, row in enumerate(values):
+        body.append(text(left - 6, top + step * (i + 0.5) + 4, rows[i], anchor="end"))
+        for j, value in enumerate(row):
+            x, y = left + cell * j, top + step * i
+            body.append(f'<rect x="{x + 1:.1f}" y="{y + 1:.1f}" width="{cell - 2}" height="{step - 2}" rx="3" class="cell"/>')
+            if value is None:
+                continue
+            shade = min(max((value - bottom) / (top_value - bottom), 0.0), 1.0) if top_value > bottom else 0.0
+            frame = ' class="mark" fill="none" style="stroke-dasharray:none;stroke-width:2"'
+            body.append(
+                f'<rect x="{x + 1:.1f}" y="{y + 1:.1f}" width="{cell - 2}" height="{step - 2}" rx="3" class="{css}" '
+                f'fill-opacity="{0.9 * shade:.3f}"/>'
+            )
+            if (i, j) in outlined:
+                body.append(f'<rect x="{x + 2:.1f}" y="{y + 2:.1f}" width="{cell - 4}" height="{step - 4}" rx="3"{frame}/>')
+            body.append(
+                text(
+                    x + cell / 2,
+                    y + step / 2 + 4,
+                    f"{round(value, digits) + 0.0:.{digits}f}",
+                    anchor="middle",
+                    css="light" if shade > 0.6 else "ink",
+                    size=10,
+                )
+            )
+    return svg(left + cell * len(columns) + 8, top + step * len(rows) + 6, body, title)
 
 
 def scatter(

@@ -12,6 +12,7 @@ from typing import Any
 
 from raysere.corpora.adapters.base import Adapter
 from raysere.corpora.adapters.names import named_files
+from raysere.corpora.lablaut import read_lablaut
 from raysere.errors import ConfigError
 
 PARTS = ("wav", "all")
@@ -36,6 +37,8 @@ _RESAMPLED = "wav_resampled"
 class EmoDB(Adapter):
     """``03a01Fa`` = speaker 03, sentence a01, emotion F (the German letter: Freude), version a.
 
+    Where the published label files are there (``labels.zip`` or ``lablaut/``), ``phones`` are their narrow phonetic labels.
+
     Options:
         parts: ``wav`` (default: the published files) or ``all`` (also ``wav_resampled/``, where a copy has it).
     """
@@ -58,7 +61,9 @@ class EmoDB(Adapter):
         if parts not in PARTS:
             raise ConfigError(f"The option parts of the corpus 'emodb' cannot be {parts!r}", choices=PARTS)
         skipped = 0
-        for file, match in named_files(path, _NAME, self.note, self.name):
+        named = list(named_files(path, _NAME, self.note, self.name))
+        phones = self._phones(path, {file.stem for file, _ in named if parts == "all" or _RESAMPLED not in file.parts})
+        for file, match in named:
             resampled = _RESAMPLED in file.parts
             if resampled and parts == "wav":
                 skipped += 1
@@ -76,6 +81,7 @@ class EmoDB(Adapter):
                 "sex": SEXES.get(speaker),
                 "emotion": EMOTIONS.get(letter),
                 "transcript": SENTENCES.get(sentence),
+                "phones": phones.get(file.stem),
             }
             if speaker not in SEXES:
                 row["reject"] = f"there is no speaker {speaker} in EmoDB (03 and 08 to 16)"
@@ -89,8 +95,13 @@ class EmoDB(Adapter):
                 f"emodb: {skipped} clips of {_RESAMPLED}/ (fear, boredom, disgust) are left out: all of them are resampled and short, so "
                 "that a classifier could tell these classes by band and length alone. The option `parts: all` takes them in."
             )
-        if any((path / name).exists() for name in ("labels.zip", "lablaut", "labsilb", "silb")):
-            self.note(
-                "emodb: the label files (lablaut, labsilb, silb: narrow phonetics and syllables) are not read. 12a02Ta and 03a04Wa have "
-                "labels without audio, and 14b09Ea has two label files."
-            )
+
+    def _phones(self, path: Path, stems: set[str]) -> dict[str, list[dict[str, Any]]]:
+        if not any((path / name).exists() for name in ("labels.zip", "lablaut")):
+            return {}
+        phones, faults = read_lablaut(path, stems)
+        if faults:
+            self.note(f"emodb: {len(faults)} label files were left out; the first is {faults[0]}.")
+        if missing := sorted(stems - set(phones)):
+            self.note(f"emodb: {len(missing)} of {len(stems)} utterances have no phonetic labels (the first is {missing[0]}).")
+        return phones

@@ -45,12 +45,14 @@ def describe_audio(
     kind = AUDIO[config.model_type]
     if kind == "window":
         layers, stride, longest = layers_of(config, config.d_model, config.encoder_layers), WHISPER_FRAME, 600.0
+        centre = 0.0  # frame t is centred on spectrum 2 t, and that on sample 320 t
     else:
         layers, stride, longest = (
             layers_of(config, config.hidden_size, config.num_hidden_layers),
             math.prod(config.conv_stride),
             _ATTENTION_LIMIT_S,
         )
+        centre = receptive_field(config.conv_kernel, config.conv_stride) / 2
     batching: Literal["single", "padded"] = "single" if kind == "alone" or window == "clip" else "padded"
     return BackboneInfo(
         name,
@@ -59,11 +61,25 @@ def describe_audio(
         identity,
         sampling_rate=rate,
         frame_s=stride / rate,
+        centre_s=centre / rate,
         batching=batching,
         min_s=0.1,
         max_s=longest,
         licence=licence,
     )
+
+
+def receptive_field(kernels: Sequence[int], strides: Sequence[int]) -> int:
+    """Samples that one frame of a stack of convolutions sees: 400 for the published wav2vec2 family.
+
+    Examples:
+        >>> receptive_field((10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2))
+        400
+    """
+    field, step = 1, 1
+    for kernel, stride in zip(kernels, strides, strict=True):
+        field, step = field + (kernel - 1) * step, step * stride
+    return field
 
 
 def open_audio(folder: Path, info: BackboneInfo, *, device: str = "cpu", window: str = "full", precision: str = "float32") -> Backbone:

@@ -1,0 +1,351 @@
+"""The units study: universal discrete units of emotional speech, and what languages, vowels and emotions share of them.
+
+Idea [ABS]: discrete units by vector quantization of speech representations, whose distributions quantify what phones of different
+languages and emotions have in common, and which vowels may serve as anchors for adaptation. Layer, K, distance, statistics and
+validation are reconstructions [OURS]; see docs and section 2 of the cross-lingual specification.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from raysere.analysis.distances import ground_cost
+from raysere.analysis.unit_controls import FrameSample
+from raysere.analysis.unit_counts import PhoneFrames, SpeakerCounts, count_units, enough
+from raysere.analysis.unit_inventory import corpus_floor, floor_message, inventories, overlaps
+from raysere.analysis.unit_layers import best_layer, layer_quality
+from raysere.analysis.unit_quality import unit_quality
+from raysere.analysis.unit_questions import Pair, Row, anchors, emotion_shifts, emotion_specific, mass, shared_vowels, with_adjusted
+from raysere.analysis.unit_statistics import matched_similarity, spearman
+from raysere.analysis.unit_validation import across_languages, articulation, ranking_stability, split_half
+from raysere.analysis.units_config import SIZES, UnitsConfig
+from raysere.errors import DataError
+from raysere.features.views import FeatureView
+from raysere.progress import Progress
+from raysere.training.codebook import Codebook, FrameNorm, frame_norm, frame_pool
+from raysere.training.kmeans import kmeans
+
+AGREEMENT = 0.5  # rank correlation with the controls below which the page says that they disagree
+COARSE = 50  # units below which the page says that they are few
+TOP = 3  # vowels that count as chosen when stability over codebooks is told
+_VOWELS = ("vowel", "diphthong")
+
+
+@dataclass
+class UnitsResult:
+    """What a study found. ``tables`` by name (see :data:`TABLES`), ``messages`` in plain words, ``meta`` plain values."""
+
+    config: UnitsConfig
+    codebook: Codebook
+    counts: pl.DataFrame
+    tables: dict[str, pl.DataFrame]
+    messages: list[str]
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+TABLES = {
+    "frames": "frames by language and emotion, and how many of them lie in a known phone",
+    "layers": "V7 by layer",
+    "quality": "V7 of the codebook, by language",
+    "inventories": "Q6 by language",
+    "overlaps": "Q6 by pair of languages, and of corpora of one language",
+    "shared_vowels": "Q1 by vowel, with every distance and the controls",
+    "matrix": "Q1, every vowel of one language against every vowel of the other",
+    "identification": "Q1, mean reciprocal rank of the matching vowel",
+    "emotion_specific": "Q2",
+    "emotion_shifts": "Q3",
+    "anchors": "Q4",
+    "corpus_floor": "similarity of vowels between two corpora of one language",
+    "validation": "V1, V2, V3, V6",
+}
+
+
+def study_units(
+    view: FeatureView,
+    table: pl.DataFrame,
+    phones: pl.DataFrame,
+    clock: tuple[float, float],
+    config: UnitsConfig,
+    progress: Progress | None = None,
+) -> UnitsResult:
+    """Learn universal units and answer the questions of section 2.4.
+
+    Args:
+        view: frames (granularity frame).
+        table: utterance, corpus, language, speaker, emotion (null: none) in the order of the view.
+        phones: of :func:`raysere.corpora.ipa.ipa_phones`; may be empty: then only what needs no phones is answered.
+        clock: of :func:`raysere.features.grid.frame_clock`.
+
+    Raises:
+        DataError: no frames; or no vowel has frames enough for a histogram of so many units (the message says how many it takes).
+    """
+    say = progress.say if progress else lambda line: None
+    started = time.monotonic()
+    table = without_labels(table, config.unlabelled)
+    labels = PhoneFrames.of(phones, clock, config.margin_s)
+    vowels = sorted(phones.filter(pl.col("kind").is_in(_VOWELS))["ipa"].unique().to_list())
+    frames = frames_by_phone(view, table, labels)
+    messages, tables = [], {"frames": _kept(frames)}
+    units = _size(config, frames, vowels)
+    if vowels:
+        _check_size(frames, vowels, units, config)
+        say(f"units: phones by layer, {len(view.spec.numbers)} layers")
+        by_layer = layer_quality(view, table, labels, config)
+        tables["layers"] = pl.DataFrame(by_layer, infer_schema_length=None)
+        layer = best_layer(by_layer) if config.layer is None else config.layer
+    else:
+        messages.append("No utterance has phones: only what needs no phones is answered. Some corpora read them by an option (alignments).")
+        layer = view.spec.numbers[len(view.spec.numbers) // 2] if config.layer is None else config.layer
+    view.spec.layer(layer)
+    emotions = sorted(table["emotion"].drop_nulls().unique().to_list())
+    norm, books = _codebooks(view, table, layer, units, config, bool(emotions), say)
+    languages = sorted(table["language"].unique().to_list())
+    wanted = [labels.names.index(name) for name in vowels]
+    spoken = np.array([languages.index(name) for name in table["language"].to_list()])
+    sample = FrameSample(spoken, wanted, seed=config.seed)
+    say(f"units: counting {len(books)} codebooks")
+    counted = count_units(view, books, norm, table, labels, collect=sample if vowels else None)
+    best = int(np.argmin([book.meta["inertia"] if book.size == units else np.inf for book in books]))
+    counts, codebook = counted[best], books[best]
+    tables["inventories"] = pl.DataFrame(inventories(counts, units))
+    tables["overlaps"] = _table(overlaps(counts, units, config))
+    messages.append(floor_message(counts))
+    if vowels and units < COARSE and config.units is None:
+        messages.append(
+            f"{units} units are coarse for phones; the validation says how well they do. Each one more needs {config.frames_per_unit:g} "
+            "frames of a vowel. --units 100 --option frames_per_unit=5 trades that bound, which keeps bias small, for resolution: read the "
+            "corrected similarities then."
+        )
+    if vowels:
+        say("units: questions and validation")
+        tables["corpus_floor"] = _table(corpus_floor(counts, vowels, units, config))
+        found, words = _questions(counts, codebook, vowels, emotions, languages, sample, labels, config)
+        tables |= found
+        messages += words
+        order = [best, *[number for number in range(len(books)) if number != best]]
+        _stability(tables, [(books[number], counted[number]) for number in order], vowels, emotions, config)
+    meta = {
+        "backbone": view.spec.backbone,
+        "spec_key": view.spec.key,
+        "layer": layer,
+        "units": units,
+        "languages": languages,
+        "emotions": emotions,
+        "vowels": vowels,
+        "utterances": int(view.present.sum()),
+        "speakers": table["speaker"].n_unique(),
+        "frames": int(counts["n"].sum()),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    return UnitsResult(config, codebook, counts, tables, messages, meta)
+
+
+def anchor_vowels(result: UnitsResult, one: str | None = None, other: str | None = None, top: int = 3) -> list[str]:
+    """The vowels that may anchor an adaptation from language ``one`` to ``other``, best first. No bound that they are ranked by reads an
+    emotion; where the study was told that the target is ``unlabelled``, neither did its codebook.
+
+    They are the eligible ones of the highest lower bound of the similarity. Without languages, of the only pair that there is.
+
+    Raises:
+        DataError: no such pair, or several and none is named.
+    """
+    table = result.tables.get("anchors", pl.DataFrame())
+    pairs = table.select("language_a", "language_b").unique().sort("language_a", "language_b").rows() if table.height else []
+    wanted = pairs if one is None else [pair for pair in pairs if set(pair) == {one, other}]
+    if len(wanted) != 1:
+        raise DataError("There are no anchors of one pair of languages to be given", choices=[f"{a}, {b}" for a, b in pairs] or None)
+    rows = table.filter((pl.col("language_a") == wanted[0][0]) & (pl.col("language_b") == wanted[0][1]) & pl.col("eligible"))
+    return rows.sort("bound", descending=True)["vowel"].head(top).to_list()
+
+
+def without_labels(table: pl.DataFrame, corpora: Sequence[str]) -> pl.DataFrame:
+    """The table with the emotions of these corpora taken out. Raises DataError for a corpus that is not there."""
+    if missing := sorted(set(corpora) - set(table["corpus"])):
+        raise DataError(f"There is no corpus {missing[0]!r} in this study", where="unlabelled", choices=sorted(set(table["corpus"])))
+    return table.with_columns(emotion=pl.when(pl.col("corpus").is_in(list(corpora))).then(None).otherwise(pl.col("emotion")))
+
+
+def frames_by_phone(view: FeatureView, table: pl.DataFrame, labels: PhoneFrames) -> pl.DataFrame:
+    """Frames by language, emotion and phone (null: in no known phone), from lengths and labels alone."""
+    totals: dict[tuple[str, str | None, str | None], int] = {}
+    names = [*labels.names, None]
+    lengths = view.lengths(np.arange(len(view)))
+    for row, (utterance, language, emotion) in enumerate(table.select("utterance", "language", "emotion").iter_rows()):
+        counts = np.bincount(labels.of_utterance(utterance, int(lengths[row])) % len(names), minlength=len(names))
+        for code in np.flatnonzero(counts):
+            key = (language, emotion, names[code])
+            totals[key] = totals.get(key, 0) + int(counts[code])
+    schema = {"language": pl.String, "emotion": pl.String, "phone": pl.String, "n": pl.Int64}
+    return pl.DataFrame([(*key, count) for key, count in totals.items()], schema=schema, orient="row")
+
+
+def _kept(frames: pl.DataFrame) -> pl.DataFrame:
+    """Errors of an alignment differ by emotion (shouting, whispering): what share of the frames got a phone."""
+    return (
+        frames.group_by("language", "emotion")
+        .agg(frames=pl.col("n").sum(), in_phones=pl.col("n").filter(pl.col("phone").is_not_null()).sum())
+        .with_columns(share=pl.col("in_phones") / pl.col("frames"))
+        .sort("language", "emotion", nulls_last=True)
+    )
+
+
+def _vowel_frames(frames: pl.DataFrame, vowels: Sequence[str]) -> dict[str, list[int]]:
+    part = frames.filter(pl.col("phone").is_in(list(vowels))).group_by("language", "phone").agg(pl.col("n").sum())
+    return {str(name): sorted(cell["n"].to_list(), reverse=True) for (name,), cell in part.group_by("language")}
+
+
+def _size(config: UnitsConfig, frames: pl.DataFrame, vowels: Sequence[str]) -> int:
+    """K as asked for, or the largest of the usual sizes that vowels with half of the vowel frames of every language bear."""
+    if config.units is not None:
+        return config.units
+    if not vowels:
+        bearable = [size for size in SIZES if enough(int(frames["n"].sum()), size, config.frames_per_unit)]
+        return bearable[0] if bearable else SIZES[-1]
+    for size in SIZES:
+        parts = [np.array(cells) for cells in _vowel_frames(frames, vowels).values()]
+        if all(part[enough(part, size, config.frames_per_unit)].sum() >= part.sum() / 2 for part in parts):
+            return size
+    return SIZES[-1]
+
+
+def _check_size(frames: pl.DataFrame, vowels: Sequence[str], units: int, config: UnitsConfig) -> None:
+    most = max((max(cells) for cells in _vowel_frames(frames, vowels).values()), default=0)
+    if most < config.needed(units):
+        fit = int(most / config.frames_per_unit)
+        raise DataError(
+            f"A histogram of {units} units needs {config.needed(units)} frames of a vowel, and the most frequent vowel has {most}",
+            where="units study",
+            remedy=f"Ask for at most {fit} units (--units {fit}), or give more speech." if fit >= 2 else "Give more speech with phones.",
+        )
+
+
+def _codebooks(
+    view: FeatureView, table: pl.DataFrame, layer: int, units: int, config: UnitsConfig, labelled: bool, say: Any
+) -> tuple[FrameNorm, list[Codebook]]:
+    """Codebooks of every seed, and one of half the size."""
+    corpus, language, speaker = (table[name].to_list() for name in ("corpus", "language", "speaker"))
+    norm = frame_norm(view, layer, config.norm, corpus, speaker)
+    pool = frame_pool(
+        view,
+        layer,
+        norm,
+        language=language,
+        speaker=speaker,
+        emotion=table["emotion"].to_list() if labelled else None,
+        per_language=config.per_language,
+        per_speaker=config.per_speaker,
+        seed=config.seed,
+    )
+    say(f"units: {units} units of layer {layer} from {len(pool)} frames, {config.seeds} seeds")
+    seeds = range(config.seed, config.seed + config.seeds)
+    books = [Codebook.of(one, pool) for one in kmeans(pool, units, seeds=seeds)]
+    if units >= 4:
+        books.append(Codebook.of(kmeans(pool, units // 2, seeds=[config.seed])[0], pool))
+    return norm, books
+
+
+def _questions(
+    counts: pl.DataFrame,
+    codebook: Codebook,
+    vowels: list[str],
+    emotions: list[str],
+    languages: list[str],
+    sample: FrameSample,
+    labels: PhoneFrames,
+    config: UnitsConfig,
+) -> tuple[dict[str, pl.DataFrame], list[str]]:
+    every = {name: SpeakerCounts.of(counts, name, labels.names, [], codebook.size) for name in languages}  # all phones, no emotions
+    every = {name: side for name, side in every.items() if side.speakers}
+    sides = {name: SpeakerCounts.of(counts, name, vowels, emotions, codebook.size) for name in every}
+    sides = {name: side for name, side in sides.items() if side.speakers}
+    cost, codes = ground_cost(codebook.centres), [labels.names.index(name) for name in vowels]
+    rows: dict[str, list[Row]] = {name: [] for name in ("shared_vowels", "matrix", "identification", "emotion_specific", "anchors")}
+    checks = [split_half(side, config) for side in every.values()]
+    words = []
+    for one, other in combinations(sides, 2):
+        pair = Pair(sides[one], sides[other])
+        control = sample.control(languages.index(one), languages.index(other), codes)
+        shared, matrix, found = shared_vowels(pair, config, cost)
+        for row in shared:
+            place = vowels.index(row["vowel"])
+            row |= {name: float(values[place, place]) for name, values in control.items()}
+        index = {name: place for place, name in enumerate(vowels)}
+        distances = [control["frechet"][index[row["phone_a"]], index[row["phone_b"]]] for row in matrix]
+        agreement = spearman([1 - row["similarity"] for row in matrix], distances)
+        if np.isfinite(agreement) and agreement < AGREEMENT:
+            words.append(
+                f"{one}-{other}: the ranking by units and the one by Fréchet distance of the frames disagree (Spearman {agreement:.2f})."
+            )
+        rows["identification"].append({**found, "agreement_with_frechet": agreement})
+        rows["shared_vowels"] += shared
+        rows["matrix"] += matrix
+        rows["emotion_specific"] += emotion_specific(pair, config)
+        rows["anchors"] += anchors(pair, config)
+        checks.append(across_languages(pair))
+    checks += [articulation(side, config) for side in sides.values()]
+    for name in ("shared_vowels", "emotion_specific"):
+        rows[name] = with_adjusted(rows[name], config.level)
+    rows["emotion_shifts"] = with_adjusted([row for side in sides.values() for row in emotion_shifts(side, config)], config.level)
+    rows["validation"] = checks
+    shifts = rows["emotion_shifts"]
+    if shifts and not any(np.isfinite(row["p"]) for row in shifts):
+        fit = int(max(row["frames"] for row in shifts) / config.frames_per_unit)
+        words.append(
+            f"No vowel has {config.needed(codebook.size)} frames both in an emotion and in {config.reference}, so movements with emotion "
+            f"are not measured; with {fit} units one has."
+            if fit >= 2
+            else "No vowel has frames enough to ask how it moves with emotion."
+        )
+    rows["quality"] = [{"language": name, **unit_quality(side.counts.sum((0, 2)))} for name, side in every.items()]
+    return {name: _table(part) for name, part in rows.items()}, words
+
+
+def _stability(
+    tables: dict[str, pl.DataFrame],
+    books: list[tuple[Codebook, pl.DataFrame]],
+    vowels: list[str],
+    emotions: list[str],
+    config: UnitsConfig,
+) -> None:
+    """V6, and for each anchor the share of the seeds' codebooks in which it is among the most similar vowels; in place."""
+    if not tables["anchors"].height:
+        return
+    extra: list[Row] = []
+    shares: dict[tuple[str, str, str], list[bool]] = {}
+    usable = {
+        (row["language_a"], row["language_b"], row["vowel"])
+        for row in tables["anchors"].iter_rows(named=True)
+        if np.isfinite(row["similarity"])
+    }
+    for one, other in tables["anchors"].select("language_a", "language_b").unique(maintain_order=True).rows():
+        mine = [v for v in vowels if (one, other, v) in usable]
+        if not mine:
+            continue
+        rankings: list[dict[str, float]] = []
+        for book, counts in books:
+            sides = [SpeakerCounts.of(counts, name, mine, emotions, book.size) for name in (one, other)]
+            values = matched_similarity(*(mass(side.counts.sum(2), config).sum(0) for side in sides))
+            rankings.append(dict(zip(mine, values.tolist(), strict=True)))
+            if book.size == books[0][0].size:
+                best = sorted(mine, key=lambda v: -rankings[-1][v])[:TOP]
+                for v in mine:
+                    shares.setdefault((one, other, v), []).append(v in best)
+        alike = [book.size == books[0][0].size for book, _ in books]
+        kinds = {"other seeds": rankings[1 : sum(alike)], "half of the units": rankings[sum(alike) :]}
+        extra += ranking_stability(f"{one}-{other}", rankings[0], {kind: group for kind, group in kinds.items() if group})
+    keys = tables["anchors"].select("language_a", "language_b", "vowel").rows()
+    stable = [float(np.mean(shares[key])) if key in shares else None for key in keys]
+    tables["anchors"] = tables["anchors"].with_columns(stability=pl.Series(stable, dtype=pl.Float64))
+    if extra:
+        tables["validation"] = pl.concat([tables["validation"], _table(extra)], how="diagonal")
+
+
+def _table(rows: list[Row]) -> pl.DataFrame:
+    return pl.DataFrame(rows, infer_schema_length=None)
