@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from raysere.training import quantization as maths
+from raysere.training.kmeans import kmeans
 
 _COUNT_MEMORY = 0.99  # of the units a step that each code gets
+_STARTS = 3  # of k-means, of which the best is taken
 _NOISE = 0.1  # standard deviation of what replaces a dead code (variance .01)
 
 
@@ -63,7 +65,9 @@ class Codebook(nn.Module):
         size = int(min(len(self.codes), max(2, len(units) // 8)))  # fewer than eight units a code tell nothing of it
         self.active[:] = torch.arange(len(self.codes), device=self.active.device) < size
         if not random:
-            self.codes.data[:size] = kmeans(units, size, generator)
+            seed = int(torch.randint(2**31, (1,), generator=generator))
+            starts = kmeans(lambda _: [units.float().cpu()], size, seeds=range(seed, seed + _STARTS), passes=0, lloyd=25)
+            self.codes.data[:size] = min(starts, key=lambda one: one.inertia).centres.to(self.codes)
         squared = self.distances(units)
         self.scale.fill_(float(squared.min(1).values.mean().clamp_min(1e-6)))
         nearest = maths.hard_codes(self.distances(labelled))
@@ -119,33 +123,3 @@ class Codebook(nn.Module):
             self.counts[code] = total / len(self.counts)  # as alive as any, until it shows otherwise
             self.vectors[code] = self.codes[code] * self.counts[code]
         return dead
-
-
-@torch.no_grad()
-def kmeans(units: Tensor, size: int, generator: torch.Generator, *, restarts: int = 3, rounds: int = 25) -> Tensor:
-    """Centres (size, d) of least inertia of k-means++ starts; an empty cluster takes the unit that is farthest from its centre."""
-    best: tuple[float, Tensor] | None = None
-    for _ in range(restarts):
-        centres = units[torch.randint(len(units), (1,), generator=generator)]
-        nearest = maths.distances(units, centres).squeeze(1)
-        while len(centres) < size:
-            share = nearest.cpu().double() + 1e-12
-            pick = units[torch.multinomial(share, 1, generator=generator)]
-            centres = torch.cat([centres, pick])
-            nearest = torch.minimum(nearest, maths.distances(units, pick).squeeze(1))
-        for _ in range(rounds):
-            squared = maths.distances(units, centres)
-            codes = maths.hard_codes(squared)
-            counts, _, moved = maths.ema_codebook(torch.zeros(size, device=units.device), torch.zeros_like(centres), codes, units, 0.0, 0.0)
-            empty = torch.nonzero(counts == 0).flatten()
-            if len(empty):
-                moved[empty] = units[squared.min(1).values.topk(len(empty)).indices]
-            still = bool(torch.allclose(moved, centres))
-            centres = moved
-            if still:
-                break
-        inertia = float(maths.distances(units, centres).min(1).values.sum())
-        if best is None or inertia < best[0]:
-            best = inertia, centres
-    assert best is not None
-    return best[1]

@@ -171,33 +171,15 @@ def adjusted_mutual_information(one: np.ndarray, other: np.ndarray) -> float:
     return float((mutual - expected) / (norm if abs(norm) > 1e-15 else np.copysign(1e-15, norm)))
 
 
-def cluster(features: np.ndarray, count: int, seed: int = 0, restarts: int = 4, rounds: int = 50) -> np.ndarray:
-    """k-means labels (n,) int of rows (n, d): k-means++ starts, the one of least inertia."""
-    x = features.astype(np.float64)
-    best: tuple[float, np.ndarray] | None = None
-    generator = np.random.default_rng(seed)
-    for _ in range(restarts):
-        centres = x[generator.integers(len(x))][None]
-        while len(centres) < count:
-            nearest = _squared(x, centres).min(1)
-            share = nearest / nearest.sum() if nearest.sum() > 0 else np.full(len(x), 1 / len(x))
-            centres = np.concatenate([centres, x[generator.choice(len(x), p=share)][None]])
-        label = _squared(x, centres).argmin(1)
-        for _ in range(rounds):
-            centres = np.stack([x[label == k].mean(0) if (label == k).any() else centres[k] for k in range(count)])
-            moved = _squared(x, centres).argmin(1)
-            if (moved == label).all():
-                break
-            label = moved
-        inertia = float(_squared(x, centres)[np.arange(len(x)), label].sum())
-        if best is None or inertia < best[0]:
-            best = inertia, label
-    assert best is not None
-    return best[1]
+def cluster(features: np.ndarray, count: int, seed: int = 0, restarts: int = 4) -> np.ndarray:
+    """k-means labels (n,) int of rows (n, d), of the start of least inertia."""
+    import torch
 
+    from raysere.training.kmeans import kmeans, nearest
 
-def _squared(x: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    return ((x**2).sum(1)[:, None] - 2 * x @ centres.T + (centres**2).sum(1)).clip(0)
+    x = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32))
+    found = kmeans(lambda _: [x], count, seeds=range(seed, seed + restarts), passes=0, lloyd=50)
+    return nearest(x, min(found, key=lambda one: one.inertia).centres)[0].numpy()
 
 
 def class_ami(p: np.ndarray, features: np.ndarray, seed: int = 0) -> float:

@@ -9,7 +9,7 @@ from raysere.errors import ConfigError
 from raysere.methods.quantized_codebook import QuantizedCodebook, QuantizedParams, believed, centroid_gap
 from raysere.testing.method import check_method
 from raysere.testing.toy import ToyFeed, toy_batch, toy_data, unlabelled, with_target
-from raysere.training.coding import Codebook, kmeans
+from raysere.training.coding import Codebook
 from raysere.training.loop import Trainer
 from raysere.training.method import Shapes, Step
 
@@ -78,7 +78,7 @@ def test_nothing_is_quantized_in_the_warm_up():
     z, mask = model.student.units(batch.streams)
     rows = model.coded_rows(z, mask, batch.foreign)[:, 0]
     nearest = torch.cdist(rows, model.books[0].codes).min(1).values
-    assert float(nearest.detach().max()) < 1e-3, "answers are made of codes"
+    assert float(nearest.detach().max()) < 1e-2, "answers are made of codes"
 
 
 def test_target_labels_do_not_exist_for_the_losses():
@@ -134,15 +134,6 @@ def blobs(count=240, seed=0):
     centres = 10 * torch.eye(6)
     label = torch.arange(count) % 6
     return centres[label] + 0.3 * torch.randn(count, 6, generator=draw), label
-
-
-def test_kmeans_finds_what_is_there():
-    x, label = blobs()
-    centres = kmeans(x, 6, torch.Generator().manual_seed(0))
-    found = torch.cdist(x, centres).argmin(1)
-    assert len({(int(a), int(b)) for a, b in zip(label, found, strict=True)}) == 6
-    whole = kmeans(torch.cat([x[:4].repeat(20, 1)]), 8, torch.Generator().manual_seed(0))
-    assert torch.isfinite(whole).all()
 
 
 def test_a_codebook_starts_with_the_posteriors_of_its_units():
