@@ -43,4 +43,4 @@ def test_a_fusion_method_needs_two_features():
     spec = resolve({"backbone": "hashed"})
     entry = SearchEntry(space="xattn", features="words")
     with pytest.raises(ConfigError, match="needs 2 feature streams, and this search names 1"):
-        _checked_space(entry, Task(classes=("a", "b")), {"words": spec})
+        _checked_space(entry, Task(classes=("a", "b")), {"words": spec}, "nested")
