@@ -45,8 +45,14 @@ def _mean(found: dict[str, Any], row: str, urdu: bool, rule: str = "raysere") ->
 
 
 def _means(found: dict[str, Any]) -> str:
+    trials = sorted({entry["trials"] for pair in found["pairs"].values() for entry in pair.values()})
+    budget = f"{trials[0]} trials" if len(trials) == 1 else f"{trials[0]} to {trials[-1]} trials"
     counts = [sum(name.endswith("-urdu") == urdu for name in found["pairs"]) for urdu in (False, True)]
-    lines = [f"| row | mean of {counts[0]} pairs | mean of {counts[1]} pairs to URDU |", "| --- | --- | --- |"]
+    lines = [
+        f"{budget} of each row in each outer fold.\n",
+        f"| row | mean of {counts[0]} pairs | mean of {counts[1]} pairs to URDU |",
+        "| --- | --- | --- |",
+    ]
     for row in _rows(found):
         shown = f"*{row}*" if row in BY_SPEAKER else row
         lines.append(f"| {shown} | {_mean(found, row, False)} | {_mean(found, row, True)} |")
@@ -66,7 +72,7 @@ def _against(found: dict[str, Any]) -> str:
 
 
 def _rules(found: dict[str, Any]) -> str:
-    rules = [name for name in next(iter(next(iter(found["pairs"].values())).values())) if name not in ("low", "high")]
+    rules = [name for name in next(iter(next(iter(found["pairs"].values())).values())) if name not in ("low", "high", "trials")]
     lines = [
         "Rules of choice on the same trials (mean of all pairs):\n",
         f"| row | {' | '.join(rules)} |",

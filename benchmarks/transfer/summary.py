@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def read_pair(run_folder: Path) -> dict[str, Any]:
 
 
 def figures(pair: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """UAR of each row under each rule, with its interval over target speakers for raysere's rule."""
+    """UAR of each row under each rule, with its interval over target speakers for raysere's rule, and its trials an outer fold."""
     from raysere.training.metrics import bootstrap, uar
 
     result: dict[str, dict[str, Any]] = {}
@@ -72,6 +73,9 @@ def figures(pair: dict[str, Any]) -> dict[str, dict[str, Any]]:
         if rule == "raysere":
             interval = bootstrap("uar", pair["label"], answer, pair["speaker"], classes=pair["classes"], draws=DRAWS, seed=0)
             entry |= {"low": round(float(interval.low), 4), "high": round(float(interval.high), 4)}
+    for row, entry in result.items():
+        counts = Counter(trial["outer"] for trial in pair["trials"] if trial["row"] == row)
+        entry["trials"] = min(counts.values())
     return result
 
 

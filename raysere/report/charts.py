@@ -383,29 +383,3 @@ def _runs(
         else:
             runs[-1].append((at, value, low, high))
     return [run for run in runs if run]
-
-
-def heat(values: Sequence[Sequence[float | None]], names: Sequence[str], *, title: str, css: str = "c0", width: float = 400) -> str:
-    """A square map of numbers in [0, 1] (below 0 drawn as 0): shade, and the number where cells are wide enough. First row on top."""
-    count = len(names)
-    left, top = 12 + CHAR * max(len(name) for name in names), 22
-    cell = min((width - left - 4) / count, 46.0)
-    body = [
-        text(left + cell * (at + 0.5), top - 7, name, anchor="middle", css="soft")
-        for at, name in enumerate(names)
-        if at % max(1, int(18 // cell) + (cell < 18)) == 0
-    ]
-    for i, row in enumerate(values):
-        body.append(text(left - 6, top + cell * (i + 0.5) + 4, names[i], anchor="end", css="soft"))
-        for j, value in enumerate(row):
-            x, y = left + cell * j, top + cell * i
-            box = f'x="{x + 0.5:.1f}" y="{y + 0.5:.1f}" width="{cell - 1:.1f}" height="{cell - 1:.1f}" rx="2"'
-            body.append(f'<rect {box} class="cell"/>')
-            if value is None:
-                continue
-            share = min(max(value, 0.0), 1.0)
-            body.append(f'<rect {box} class="{css}" fill-opacity="{share:.3f}"/>')
-            if cell >= 30:
-                shade = "light" if share > 0.55 else "ink"
-                body.append(text(x + cell / 2, y + cell / 2 + 4, f"{value:.2f}", anchor="middle", css=shade, size=10))
-    return svg(left + cell * count + 4, top + cell * count + 4, body, title)

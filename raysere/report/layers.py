@@ -59,7 +59,14 @@ def collect(found: Mapping[str, Any]) -> dict[str, Any]:
         "synthetic": found["synthetic"],
         "layer_names": ", ".join(f"{layer['number']} {layer['name']}" for layer in feature["layers"]),
         "maps": [
-            (name, _safe(charts.heat(corpus["cka"], labels, title=f"CKA between layers on {name}", css=f"c{at % 6}")))
+            (
+                name,
+                _safe(
+                    charts.heatmap(
+                        corpus["cka"], labels, labels, title=f"CKA between layers on {name}", low=0.0, high=1.0, css=f"c{at % 6}"
+                    )
+                ),
+            )
             for at, (name, corpus) in enumerate(found["corpora"].items())
         ],
         "relevance": _relevance(found, labels),

@@ -156,7 +156,7 @@ def test_curves_break_where_there_is_no_value_and_heat_maps_leave_it_blank():
     assert drawn.count("<polyline") == 3  # two stretches and the null
     assert drawn.count("<circle") == 3
     assert "a&lt;b" in drawn
-    assert charts.heat([[1, None], [0.5, 1]], ["0", "1"], title="map").count('fill-opacity="') == 3
+    assert charts.heatmap([[1, None], [0.5, 1]], ["0", "1"], ["0", "1"], title="map").count('fill-opacity="') == 3
 
 
 @pytest.fixture(scope="module")
