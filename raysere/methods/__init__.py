@@ -12,6 +12,7 @@ METHODS = Registry(
         "xattn": "raysere.methods.xattn:Xattn",
         "xattn_std": "raysere.methods.xattn_std:XattnStd",
         "deepser": "raysere.methods.deepser:DeepSer",
+        "discrete_units": "raysere.methods.discrete_units:DiscreteUnits",
         "adaptation": "raysere.methods.adaptation:Adaptation",
         "layer_anchoring": "raysere.methods.layer_anchoring:LayerAnchoring",
         "quantized_codebook": "raysere.methods.quantized_codebook:QuantizedCodebook",
