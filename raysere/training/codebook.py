@@ -222,9 +222,9 @@ class Codebook:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write safetensors; what is no tensor is JSON in the file's metadata."""
-        meta = {key: value for key, value in asdict(self).items() if key != "centres"}
-        with atomic_write(path) as temporary:
-            save_file({"centres": np.ascontiguousarray(self.centres)}, temporary, {"format": FORMAT, "codebook": json.dumps(meta)})
+        meta = {"format": FORMAT, **{key: value for key, value in asdict(self).items() if key != "centres"}}
+        with atomic_write(path) as temporary:  # one entry: safetensors writes several in an order of chance
+            save_file({"centres": np.ascontiguousarray(self.centres)}, temporary, {"raysere": json.dumps(meta)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Codebook:
@@ -235,10 +235,10 @@ class Codebook:
             raise MissingFileError("There is no codebook at this path", where=path)
         try:
             with safe_open(path, "numpy") as file:
-                meta = file.metadata() or {}
-                if meta.get("format") != FORMAT:
-                    raise ConfigError(f"The format of this codebook is {meta.get('format')!r}", where=path, choices=[FORMAT])
-                return cls(file.get_tensor("centres"), **json.loads(meta["codebook"]))
+                meta = json.loads((file.metadata() or {}).get("raysere", "{}"))
+                if meta.pop("format", None) != FORMAT:
+                    raise ConfigError("This file has not the format of a codebook", where=path, choices=[FORMAT])
+                return cls(file.get_tensor("centres"), **meta)
         except (SafetensorError, ValueError, TypeError) as error:
             raise ConfigError(f"This is no codebook: {error}", where=path) from error
 
