@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from raysere.ensemble.choice import near_best
 from raysere.ensemble.library import Selection
 from raysere.errors import DataError
 from raysere.training.criteria import BETTER, ranked
@@ -12,16 +13,15 @@ from raysere.training.task import Task
 
 #: The default: among trials near the best on source speakers, the best mean rank over these. [OURS]
 RULE = ("infomax", "dev", "snd", "class_ami")
-_DRAWS = 500
 
 
 def criteria_of_members(selection: Selection, task: Task) -> dict[str, dict[str, float]]:
     """By id of member: ``source_dev`` and what its trial says of the target without labels (``criterion.NAME`` in its metrics)."""
-    scores = _source_scores(selection, task)[0]
-    found = {}
-    for member, score in zip(selection.predictions.members, scores, strict=True):
+    statistic, found = statistic_of(task.metric), {}
+    sums = _source_sums(selection, task)
+    for member in selection.predictions.members:
         told = member.record.metrics if member.record is not None else {}
-        found[member.id] = {"source_dev": float(score)} | {
+        found[member.id] = {"source_dev": float(statistic(sums[member.id].sum(0)))} | {
             name.removeprefix("criterion."): value for name, value in told.items() if name.removeprefix("criterion.") in BETTER
         }
     return found
@@ -39,19 +39,10 @@ def choose_member(selection: Selection, task: Task, rule: tuple[str, ...] = RULE
     if unknown := [name for name in rule if name not in BETTER]:
         raise DataError(f"There is no criterion {unknown[0]!r}", choices=list(BETTER))
     members = selection.predictions.members
-    scores, sums = _source_scores(selection, task)
-    best = int(scores.argmax())
+    scores, close = near_best(_source_sums(selection, task), statistic_of(task.metric), 1.0, 0)
     if rule == ("source_dev",):
-        return best
-    groups = sums.shape[1]
-    draws = np.random.default_rng(0).multinomial(groups, np.full(groups, 1 / groups), size=_DRAWS).astype(np.float64)
-    statistic = statistic_of(task.metric)
-
-    def drawn(m: int) -> np.ndarray:
-        return statistic((draws @ sums[m].reshape(groups, -1)).reshape(_DRAWS, *sums.shape[2:]))
-
-    top = drawn(best)
-    near = [m for m in range(len(members)) if m == best or scores[best] - scores[m] <= np.nanstd(top - drawn(m))]
+        return int(np.argmax([scores[member.id] for member in members]))
+    near = [m for m, member in enumerate(members) if member.id in close]
     told = criteria_of_members(selection, task)
     rank = ranked({members[m].id: told[members[m].id] for m in near}, rule)
 
@@ -62,8 +53,8 @@ def choose_member(selection: Selection, task: Task, rule: tuple[str, ...] = RULE
     return min(near, key=order)
 
 
-def _source_scores(selection: Selection, task: Task) -> tuple[np.ndarray, np.ndarray]:
-    """The metric (M,) of each member on development rows, and its sums (M, G, K, K) by group."""
+def _source_sums(selection: Selection, task: Task) -> dict[str, np.ndarray]:
+    """By id of member its confusion counts (G, K, K) of development rows by group."""
     rows = selection.part(selection.label >= 0)
-    sums = np.stack([group_confusions(rows.label, logp.argmax(1), rows.group, len(task.classes)) for logp in rows.predictions.logp])
-    return np.array([float(statistic_of(task.metric)(one.sum(0))) for one in sums]), sums.astype(np.float64)
+    answers = zip(rows.predictions.members, rows.predictions.logp, strict=True)
+    return {m.id: group_confusions(rows.label, logp.argmax(1), rows.group, len(task.classes)).astype(np.float64) for m, logp in answers}

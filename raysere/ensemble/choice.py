@@ -179,7 +179,7 @@ def group_counts(label: np.ndarray, answer: np.ndarray, group: np.ndarray, group
 def first_near_best(
     sums: dict[str, np.ndarray], statistic: Callable[[np.ndarray], np.ndarray], margin: float, seed: int
 ) -> tuple[str, tuple[tuple[str, float], ...]]:
-    """The first family (simple to complex) that is within ``margin`` standard errors of the best.
+    """The first family (simple to complex) that is within ``margin`` standard errors of the best (see :func:`near_best`).
 
     The standard error is that of the paired difference to the best, by a bootstrap of speakers. The papers' rule has a margin of one; the
     best of a dozen choices on a handful of speakers is that far ahead by luck more often than not.
@@ -187,6 +187,14 @@ def first_near_best(
     Args:
         sums: family to per-speaker sums (G, ...), in order of complexity. statistic: from sums (..., ) to scores.
     """
+    scores, near = near_best(sums, statistic, margin, seed)
+    return near[0], tuple((family, round(score, 6)) for family, score in scores.items())
+
+
+def near_best(
+    sums: dict[str, np.ndarray], statistic: Callable[[np.ndarray], np.ndarray], margin: float, seed: int
+) -> tuple[dict[str, float], list[str]]:
+    """The score of each, and which are within ``margin`` standard errors of the best, both in the order of ``sums``."""
     scores = {family: float(statistic(value.sum(0))) for family, value in sums.items()}
     best = max(scores, key=lambda family: scores[family])
     groups = len(sums[best])
@@ -197,8 +205,8 @@ def first_near_best(
         return statistic((draws @ value.reshape(groups, -1)).reshape(_SE_DRAWS, *value.shape[1:]))
 
     top = drawn(best)
-    chosen = next(family for family in sums if family == best or scores[best] - scores[family] <= margin * np.nanstd(top - drawn(family)))
-    return chosen, tuple((family, round(score, 6)) for family, score in scores.items())
+    near = [family for family in sums if family == best or scores[best] - scores[family] <= margin * np.nanstd(top - drawn(family))]
+    return scores, near
 
 
 def fit_plan(rows: Selection, plan: Plan, task: Task, config: EnsembleConfig) -> ClassFit:

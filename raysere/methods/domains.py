@@ -50,32 +50,39 @@ class Trunk(nn.Module):
         return f, self.classes(f)
 
 
-class DomainModel(nn.Module):
-    """Vectors of all streams side by side, and what every source loss needs. A subclass has a :class:`Trunk`."""
+class SourceModel(nn.Module):
+    """What the class loss on the source needs: the shares of its classes, and their weights."""
 
     prior: Tensor
     weights: Tensor
 
-    def __init__(self, params: Any, shapes: Shapes, layers: Mapping[str, list[int]]) -> None:
+    def __init__(self, params: Any, shapes: Shapes) -> None:
         super().__init__()
-        self.params, self.names = params, list(shapes.streams)
-        pools = [StreamPool(shapes.streams[name], layers[name], params, params.hidden) for name in self.names]
-        self.pools = nn.ModuleList(pools)
-        self.width = sum(pool.width for pool in pools)
-        self.count = len(shapes.task.classes)
+        self.params, self.count = params, len(shapes.task.classes)
         prior = torch.tensor(shapes.train_prior or (1.0,) * self.count)
         self.register_buffer("prior", prior / prior.sum(), persistent=False)
         self.register_buffer("weights", losses.class_weights(self.prior, params.class_weight), persistent=False)
-
-    def vector(self, streams: Mapping[str, Any]) -> Tensor:
-        """h (B, ``width``)."""
-        parts = [pool(streams[name]) for name, pool in zip(self.names, self.pools, strict=True)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
     def class_loss(self, logits: Tensor, label: Tensor) -> Tensor:
         """Weighted cross-entropy of source items with smoothed labels."""
         targets = losses.smooth(losses.hard_targets(label, self.count), self.params.label_smoothing)
         return losses.cross_entropy(logits, targets, weights=self.weights)
+
+
+class DomainModel(SourceModel):
+    """Vectors of all streams side by side. A subclass has a :class:`Trunk`."""
+
+    def __init__(self, params: Any, shapes: Shapes, layers: Mapping[str, list[int]]) -> None:
+        super().__init__(params, shapes)
+        self.names = list(shapes.streams)
+        pools = [StreamPool(shapes.streams[name], layers[name], params, params.hidden) for name in self.names]
+        self.pools = nn.ModuleList(pools)
+        self.width = sum(pool.width for pool in pools)
+
+    def vector(self, streams: Mapping[str, Any]) -> Tensor:
+        """h (B, ``width``)."""
+        parts = [pool(streams[name]) for name, pool in zip(self.names, self.pools, strict=True)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
     def layer_weights(self) -> dict[str, dict[int, float]]:
         """Share of each layer by stream, where shares are learned."""

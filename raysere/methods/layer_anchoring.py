@@ -20,11 +20,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from raysere.errors import ConfigError
-from raysere.methods.domains import DomainMethod, DomainParams, Trunk, progress
+from raysere.methods.domains import DomainMethod, DomainParams, SourceModel, Trunk, progress
 from raysere.methods.streams import LayerVectors
 from raysere.training import alignment, losses, metrics
 from raysere.training.anchors import AnchorKind, choose_anchors
-from raysere.training.method import Batch, Feed, Needs, Shapes, Step
+from raysere.training.method import Batch, Feed, Shapes, Step
 from raysere.training.ridge import fit_ridge
 
 MEASURED = ("topk", "least_similar")  # kinds that always look at the training rows; group and single do without `start`
@@ -57,20 +57,16 @@ def sparsemax(scores: Tensor) -> Tensor:
     return (scores - (ordered[:size].sum() - 1) / size).clamp_min(0)
 
 
-class AnchoringModel(nn.Module):
+class AnchoringModel(SourceModel):
     """Adaptors of the anchors, their fusion, and a trunk."""
 
-    prior: Tensor
-    weights: Tensor
     chosen: Tensor
 
     def __init__(self, params: AnchoringParams, shapes: Shapes, layers: Mapping[str, list[int]]) -> None:
-        super().__init__()
-        self.params = params
+        super().__init__(params, shapes)
         self.name = next(iter(shapes.streams))
         self.numbers = layers[self.name]
         self.vectors = LayerVectors(shapes.streams[self.name], self.numbers, params.pooling)
-        self.count = len(shapes.task.classes)
         size = {"single": 1, "final": 1, "all": len(self.numbers), "learned": len(self.numbers)}.get(params.anchors, params.span)
         self.size = min(size, len(self.numbers))
         first = self.numbers.index(params.start) if params.start is not None else 0
@@ -80,9 +76,6 @@ class AnchoringModel(nn.Module):
         self.last = self._adaptor() if params.fuse == "final" else None
         self.mix = nn.Parameter(torch.zeros(self.size)) if params.fuse == "softmax" or params.anchors == "learned" else None
         self.trunk = Trunk(params.width * {"concat": self.size, "final": 2}.get(params.fuse, 1), self.count, params)
-        prior = torch.tensor(shapes.train_prior or (1.0,) * self.count)
-        self.register_buffer("prior", prior / prior.sum(), persistent=False)
-        self.register_buffer("weights", losses.class_weights(self.prior, params.class_weight), persistent=False)
         self.running: dict[str, Tensor] = {}
 
     def _adaptor(self) -> nn.Module:
@@ -142,11 +135,9 @@ class LayerAnchoring(DomainMethod):
 
     name = "layer_anchoring"
     Params = AnchoringParams
-    needs = Needs(target_domain=True)
 
     def check(self, params: AnchoringParams, shapes: Shapes) -> None:
-        if shapes.task.kind != "categorical":
-            raise ConfigError(f"The method {self.name!r} tells classes, and the task has attributes", where="task.kind")
+        super().check(params, shapes)
         if len(shapes.streams) != 1:
             raise ConfigError(
                 f"Anchors are layers of one feature, and this search names {len(shapes.streams)}", choices=list(shapes.streams)
@@ -200,8 +191,7 @@ class LayerAnchoring(DomainMethod):
         x = model.stacked(batch)
         a = model.anchored(x, batch.foreign)
         _, logits = model.answer(x, a)
-        targets = losses.smooth(losses.hard_targets(batch.label, model.count), params.label_smoothing)
-        terms = {"class": losses.cross_entropy(logits, targets, weights=model.weights)}
+        terms = {"class": model.class_loss(logits, batch.label)}
         if params.weight and batch.target is not None:
             b = model.anchored(model.stacked(batch.target), batch.target.foreign)
             gap = layer_gap(model, a, b)
