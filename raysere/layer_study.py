@@ -12,7 +12,7 @@ import polars as pl
 
 from raysere.errors import ConfigError, DataError, MissingFileError, UnknownNameError
 from raysere.experiment import Experiment
-from raysere.pipeline import own_ray
+from raysere.pipeline import extract_feature, own_ray
 from raysere.preparation import load_manifest
 from raysere.progress import Progress
 
@@ -153,17 +153,8 @@ def _pairs(names: list[str], source: str | None, target: str | None) -> list[tup
 
 
 def _extract(experiment: Experiment, manifest: Manifest, spec: FeatureSpec, progress: Progress) -> list[dict[str, Any]]:
-    from raysere.features.extract import extract
-
     with own_ray():
-        done = extract(
-            manifest,
-            spec,
-            experiment.store_folder,
-            actors=experiment.extraction.actors,
-            fail_threshold=experiment.extraction.fail_threshold,
-            progress=progress,
-        )
+        done = extract_feature(experiment, spec, manifest, progress)
     return done.quarantined.select("path", "utterance", "reason", "stage").to_dicts()
 
 

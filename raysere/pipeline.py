@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -23,6 +23,11 @@ from raysere.features.content import MISSING
 from raysere.files import atomic_write, explain_write_errors, read_json
 from raysere.preparation import REJECTED, Prepared, prepare, run_settings, write_rejected, write_run
 from raysere.progress import Progress
+
+if TYPE_CHECKING:
+    from raysere.corpora.manifest import Manifest
+    from raysere.features.extract import Extraction
+    from raysere.features.spec import FeatureSpec
 
 
 @dataclass
@@ -161,19 +166,18 @@ def price(experiment: Experiment, *, seconds: float = 10.0) -> dict[str, Any]:
     }
 
 
-def _extract(prepared: Prepared, progress: Progress) -> pl.DataFrame:
+def extract_feature(experiment: Experiment, spec: FeatureSpec, manifest: Manifest, progress: Progress | None) -> Extraction:
+    """Cache one feature of all utterances of a manifest, as the experiment says; Ray must be there (see :func:`own_ray`)."""
     from raysere.features.extract import extract
 
+    actors, threshold = experiment.extraction.actors, experiment.extraction.fail_threshold
+    return extract(manifest, spec, experiment.store_folder, actors=actors, fail_threshold=threshold, progress=progress)
+
+
+def _extract(prepared: Prepared, progress: Progress) -> pl.DataFrame:
     rejected = [prepared.rejected.select(list(REJECTED))]
     for name, (spec, manifest) in prepared.heard().items():
-        done = extract(
-            manifest,
-            spec,
-            prepared.experiment.store_folder,
-            actors=prepared.experiment.extraction.actors,
-            fail_threshold=prepared.experiment.extraction.fail_threshold,
-            progress=progress,
-        )
+        done = extract_feature(prepared.experiment, spec, manifest, progress)
         if done.quarantined.height:
             places = manifest.table.select("utterance", relative="path")
             rejected.append(

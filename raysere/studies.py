@@ -13,7 +13,7 @@ from raysere.errors import ConfigError
 from raysere.experiment import Experiment
 from raysere.features.spec import FeatureConfig, FeatureSpec, resolve
 from raysere.features.views import FeatureView
-from raysere.pipeline import own_ray
+from raysere.pipeline import extract_feature, own_ray
 from raysere.preparation import read_corpora
 from raysere.progress import Progress
 
@@ -65,21 +65,13 @@ def by_frames(config: FeatureConfig, layer: int | None) -> FeatureConfig:
 
 def extracted(experiment: Experiment, spec: FeatureSpec, manifest: Any, progress: Progress | None) -> FeatureView:
     """The features of all utterances of a manifest, extracted first where the store lacks them."""
-    from raysere.features.extract import extract
     from raysere.features.store import FeatureStore
 
     if progress and spec.frame_s:
         gigabytes = spec.row_bytes * (manifest.table["duration_s"].sum() or 0) / spec.frame_s / 1e9
         progress.say(f"frames of {len(spec.layers)} layer{'s' if len(spec.layers) > 1 else ''} take {gigabytes:.2f} GB in the store")
     with own_ray():
-        extract(
-            manifest,
-            spec,
-            experiment.store_folder,
-            actors=experiment.extraction.actors,
-            fail_threshold=experiment.extraction.fail_threshold,
-            progress=progress,
-        )
+        extract_feature(experiment, spec, manifest, progress)
     return FeatureStore(experiment.store_folder).open(spec, manifest)
 
 
