@@ -1,9 +1,8 @@
-import sys
-from pathlib import Path
-
 import numpy as np
+import polars as pl
 import pytest
 import torch
+from test_adaptation import gaussians, reached, stretched
 
 from raysere.errors import ConfigError
 from raysere.methods.quantized_codebook import QuantizedCodebook, QuantizedParams, believed, centroid_gap
@@ -190,13 +189,8 @@ def test_running_means_become_the_codes():
 
 
 def test_it_is_ahead_of_the_source_alone_where_axes_are_stretched():
-    sys.path.insert(0, str(Path(__file__).parent))
-    from test_adaptation import gaussians, reached, stretched
-
     data, label = gaussians(stretched)
     source = reached(data, label, normalise="corpus")[0]
-    import polars as pl
-
     trainer = Trainer(METHOD, {**SMALL, "hidden": 32, "codes": 32, "batch": 64, "epochs": 15, "lr": 3e-3, "warmup_epochs": 2}, data, seed=0)
     while not trainer.finished:
         trainer.epoch()
