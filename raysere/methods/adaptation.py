@@ -35,7 +35,7 @@ Kind = Literal["source_only", "coral_closed", "coral_deep", "dann", "cdan", "cda
 #: Default lam of each kind that has one (0.3); the covariances of ``coral_deep`` differ by little numbers (4.4).
 WEIGHTS = {"coral_deep": 100.0, "dann": 1.0, "cdan": 1.0, "cdan_e": 1.0, "mcc": 1.0, "entropy": 0.1, "infomax": 0.1}
 CRITICS = ("dann", "cdan", "cdan_e")
-_CRITIC_WIDTH, _OUTER, _MAPPED = 1024, 4096, 1024
+_OUTER, _MAPPED = 4096, 1024
 
 
 class AdaptationParams(DomainParams):
@@ -46,6 +46,7 @@ class AdaptationParams(DomainParams):
     weight: float = Field(1.0, ge=0, le=1e3)
     ridge: float = Field(1.0, ge=0, le=1e3)
     temperature: float = Field(2.5, gt=0, le=20)
+    critic: int = Field(1024, ge=8, le=4096, description="width of the two hidden layers of a critic")
 
 
 class AdaptationModel(DomainModel):
@@ -67,9 +68,9 @@ class AdaptationModel(DomainModel):
                 seen = _MAPPED
                 self.register_buffer("turn_features", torch.randn(params.hidden, seen), persistent=False)
                 self.register_buffer("turn_classes", torch.randn(self.count, seen), persistent=False)
-            sizes = (seen, _CRITIC_WIDTH, _CRITIC_WIDTH)
+            sizes = (seen, params.critic, params.critic)
             layers_ = [part for a, b in pairwise(sizes) for part in (nn.Linear(a, b), nn.ReLU())]
-            self.critic = nn.Sequential(*layers_, nn.Linear(_CRITIC_WIDTH, 1))
+            self.critic = nn.Sequential(*layers_, nn.Linear(params.critic, 1))
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(f, logits); source items are recoloured where the kind says so."""
