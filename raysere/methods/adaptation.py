@@ -111,6 +111,7 @@ class Adaptation(DomainMethod):
             turn, shift = alignment.recolour(source, target, model.params.ridge)
             model.turn.copy_(turn)
             model.shift.copy_(shift)
+        super().begin_epoch(model, feed, epoch, seed)
 
     def losses(self, model: Any, batch: Batch, step: Step) -> dict[str, Tensor]:
         params = model.params

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from raysere.errors import ConfigError
 from raysere.methods.heads import tempered_prior
 from raysere.methods.streams import StreamParams, StreamPool, chosen_layers, layer_weights
-from raysere.training import losses
-from raysere.training.alignment import ramp
-from raysere.training.method import Batch, Method, Needs, Prediction, Shapes, Step
+from raysere.training import alignment, losses
+from raysere.training.method import Batch, Feed, Method, Needs, Prediction, Shapes, Step
 
 
 class DomainParams(StreamParams):
@@ -29,11 +28,17 @@ class DomainParams(StreamParams):
     epochs: int = Field(30, ge=1, le=10000)
     normalise: Literal["none", "corpus", "speaker", "domain"] = "domain"
     layers: Literal["mix", "one", "top", "concat"] = "one"
-    pooling: Literal["mean", "mean_std"] = "mean_std"
+    pooling: Literal["mean", "mean_std"] = "mean"
     hidden: int = Field(256, ge=8, le=4096, description="width of the trunk")
     dropout: float = Field(0.3, ge=0, le=0.9)
     class_weight: float = Field(1.0, ge=0, le=1, description="alpha of source class weights (N / (C n_k))^alpha")
     label_smoothing: float = Field(0.1, ge=0, le=0.5)
+    balance: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="how far the target's answers are moved towards even shares of the classes; wrong where shares are uneven",
+    )
 
 
 class Trunk(nn.Module):
@@ -55,6 +60,7 @@ class SourceModel(nn.Module):
 
     prior: Tensor
     weights: Tensor
+    offset: Tensor  # (C,) of the target's logits, see ``balance``
 
     def __init__(self, params: Any, shapes: Shapes) -> None:
         super().__init__()
@@ -62,6 +68,7 @@ class SourceModel(nn.Module):
         prior = torch.tensor(shapes.train_prior or (1.0,) * self.count)
         self.register_buffer("prior", prior / prior.sum(), persistent=False)
         self.register_buffer("weights", losses.class_weights(self.prior, params.class_weight), persistent=False)
+        self.register_buffer("offset", torch.zeros(self.count))
 
     def class_loss(self, logits: Tensor, label: Tensor) -> Tensor:
         """Weighted cross-entropy of source items with smoothed labels."""
@@ -108,9 +115,23 @@ class DomainMethod(Method):
         pools = {name: StreamPool(stream, chosen[name], params, params.hidden) for name, stream in shapes.streams.items()}
         return {name: pool for name, pool in pools.items() if pool.fixed}
 
+    def begin_epoch(self, model: Any, feed: Feed, epoch: int, seed: int) -> None:
+        """Before the last epoch: what evens the target's answers."""
+        own = self.source_model(model)
+        if own.params.balance and epoch == own.params.epochs - 1:
+            logits = torch.cat([model(batch)[1] for batch in feed.target()]).float()
+            own.offset.copy_(own.params.balance * alignment.even_offset(logits))
+
+    def source_model(self, model: Any) -> SourceModel:
+        """The part of the model that knows the classes."""
+        return model
+
     def predict(self, model: Any, batch: Batch) -> Prediction:
         hidden, logits = model(batch)
-        return Prediction(logits, hidden=hidden)
+        offset = self.source_model(model).offset
+        if batch.foreign is not None:  # a clip of the source keeps its answer
+            offset = offset * batch.foreign.unsqueeze(1)
+        return Prediction(logits + offset, hidden=hidden)
 
     def effective_prior(self, params: Any, train_prior: tuple[float, ...]) -> tuple[float, ...]:
         """Proportional to ``pi^(1 - alpha)``, as class weights take away alpha; even with a balanced sampler."""
@@ -119,4 +140,4 @@ class DomainMethod(Method):
 
 def progress(step: Step) -> float:
     """Strength of adaptation, 0 at the first step and almost 1 at the last."""
-    return ramp(step.step / max(step.total - 1, 1))
+    return alignment.ramp(step.step / max(step.total - 1, 1))

@@ -34,6 +34,7 @@ _FOLDS, _STRENGTH = 5, 0.3
 class AnchoringParams(DomainParams):
     """Defaults of 4.7. ``weight: 0`` at the same anchors is the control that tells the choice of layers from their alignment."""
 
+    balance: float = Field(0.5, ge=0, le=1)
     layers: Literal["one"] = Field("one", description="chosen by `anchors`")
     layer: None = None
     anchors: Literal["group", "single", "final", "topk", "all", "learned", "cross", "random_group", "least_similar"] = "group"
@@ -173,6 +174,7 @@ class LayerAnchoring(DomainMethod):
 
     def begin_epoch(self, model: Any, feed: Feed, epoch: int, seed: int) -> None:
         """Before the first step: which layers are anchors, where the configuration leaves it open."""
+        super().begin_epoch(model, feed, epoch, seed)
         params = model.params
         measured = params.anchors in MEASURED or (params.anchors in ("group", "single", "cross") and params.start is None)
         if epoch or not (measured or params.anchors == "random_group"):

@@ -40,11 +40,14 @@ _QUOTA_START, _LEAST = 0.2, 2
 class QuantizedParams(DomainParams):
     """Defaults of 1.6. The ablations of 1.7 are values: a weight of 0, ``codebook``, ``alignment`` and ``classes`` of none."""
 
+    balance: float = Field(0.5, ge=0, le=1)
     unit: Literal["rows", "utterance"] = Field(
         "rows", description="what is quantized: rows over time as stored, or one vector an utterance"
     )
     codes: int | None = Field(None, ge=2, le=8192, description="K; default 256 for rows over time, 64 for utterances")
-    width: int = Field(64, ge=4, le=1024, description="d, of a code")
+    width: int = Field(64, ge=4, le=1024, description="d, of a unit")
+    groups: int = Field(1, ge=1, le=256, description="G: parts of d / G values, each with codes of its own")
+    projector: Literal["mlp", "linear"] = Field("mlp", description="from a row to a unit")
     codebook: Literal["parameter", "ema", "frozen", "random", "separate", "none"] = "parameter"
     tau: float = Field(0.5, gt=0, le=10, description="temperature of soft codes, in mean squared distances to the nearest code")
     commitment: float = Field(0.25, ge=0, le=4)
@@ -78,12 +81,9 @@ class Encoder(DomainModel):
             self.read = StreamLayers(shapes.streams[name], layers[name], params.layers, params.hidden)
             self.pools = nn.ModuleList()
         width = self.read.dim if self.read is not None else self.width
-        self.projector = nn.Sequential(
-            nn.Linear(width, params.width),
-            nn.GELU(),
-            nn.Linear(params.width, params.width),
-            nn.LayerNorm(params.width, elementwise_affine=False),
-        )
+        hidden = [nn.Linear(width, params.width), nn.GELU()] if params.projector == "mlp" else []
+        last = nn.Linear(params.width if hidden else width, params.width)
+        self.projector = nn.Sequential(*hidden, last, nn.LayerNorm(params.width, elementwise_affine=False))
         self.trunk = Trunk(params.width * (2 if self.rows else 1), self.count, params)
 
     def units(self, streams: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
@@ -116,8 +116,8 @@ class QuantizedModel(nn.Module):
         size = params.codes or SIZES["rows" if self.student.rows else "utterance"]
         learned = params.codebook in ("parameter", "separate")
         books = {"none": 0, "separate": 2}.get(params.codebook, 1)
-        self.books = nn.ModuleList(Codebook(size, params.width, self.classes, learned=learned) for _ in range(books))
-        self.register_buffer("use_classes", torch.zeros(2, self.classes, size), persistent=False)
+        self.books = nn.ModuleList(Codebook(size, params.width, self.classes, learned=learned, groups=params.groups) for _ in range(books))
+        self.register_buffer("use_classes", torch.zeros(2, self.classes, size * params.groups), persistent=False)
         # no part of the state: what predicts is the student
         self._teacher = [copy.deepcopy(self.student).requires_grad_(False)]
 
@@ -135,15 +135,16 @@ class QuantizedModel(nn.Module):
         return self.books[int(foreign) % len(self.books)]  # type: ignore[return-value]
 
     def quantized(self, z: Tensor, foreign: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(zq, squared distances) of units (n, d); ``foreign`` bool (n,) tells which codebook, where there are two."""
-        if len(self.books) == 1:
-            squared = self.book(False).distances(z)
-            return self.book(False).codes[maths.hard_codes(squared)], squared
-        parts = [self.book(bool(domain)).distances(z) for domain in (0, 1)]
+        """(zq (n, d), squared distances (n, G, K)) of units (n, d); ``foreign`` bool (n,) tells which codebook, where there are two."""
+        found = []
+        for book in self.books:
+            squared = book.distances(z)
+            found.append((book.values(book.nearest(squared)), squared))
+        if len(found) == 1:
+            return found[0]
         which = torch.ones(len(z), dtype=torch.bool, device=z.device) if foreign is None else foreign
-        squared = torch.where(which.unsqueeze(1), parts[1], parts[0])
-        nearest = maths.hard_codes(squared)
-        return torch.where(which.unsqueeze(1), self.book(True).codes[nearest], self.book(False).codes[nearest]), squared
+        (own, squared), (other, there) = found
+        return torch.where(which.unsqueeze(1), other, own), torch.where(which.view(-1, 1, 1), there, squared)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(f, logits) by hard codes (by z itself in warm-up)."""
@@ -187,6 +188,8 @@ class QuantizedCodebook(DomainMethod):
             raise ConfigError(
                 "Rows over time of one feature are quantized, and this search names several", where="unit", choices=["utterance"]
             )
+        if params.width % params.groups:
+            raise ConfigError(f"Units of {params.width} values cannot be cut into {params.groups} groups", where="groups")
         if params.codebook in ("none", "separate") and "code_js" in (params.alignment, params.classes):
             what = f"With codebook: {params.codebook} there are no common codes whose use could be compared"
             raise ConfigError(what, where="alignment, classes", choices=["mmd", "coral", "centroid", "none"])
@@ -197,11 +200,15 @@ class QuantizedCodebook(DomainMethod):
             return {name: one for name, one in pooled.items() if shapes.streams[name].granularity == "utterance"}
         return pooled
 
+    def source_model(self, model: Any) -> Encoder:
+        return model.student
+
     def build(self, params: QuantizedParams, shapes: Shapes) -> QuantizedModel:
         return QuantizedModel(params, shapes, self.layers(params, shapes))
 
     def begin_epoch(self, model: Any, feed: Feed, epoch: int, seed: int) -> None:
         """After the warm-up: k-means of as many units of either domain, and the teacher's start."""
+        super().begin_epoch(model, feed, epoch, seed)
         if epoch != model.params.warmup_epochs:
             return
         model.teacher.load_state_dict(model.student.state_dict())
@@ -261,7 +268,7 @@ class _Domains:
             foreign = [torch.full((len(rows),), bool(domain), device=rows.device) for domain, rows in enumerate(self.flat)]
             found = [model.quantized(rows.float(), which) for rows, which in zip(self.flat, foreign, strict=True)]
             self.codes, self.squared = tuple(one[0] for one in found), tuple(one[1] for one in found)
-            self.q = tuple(maths.soft_codes(d, self.params.tau * model.book(bool(k)).scale) for k, d in enumerate(self.squared))
+            self.q = tuple(model.book(bool(k)).soft(d, self.params.tau) for k, d in enumerate(self.squared))
             # utterances count alike, however long
             self.item = tuple(there.nonzero()[:, 0] for there in mask)
 
@@ -363,7 +370,8 @@ class _Domains:
         if not self.coded:
             return found
         for domain, name in enumerate(("source", "target")):
-            found[f"_perplexity_{name}"] = maths.perplexity(self.model.book(bool(domain)).usage[domain])
+            book = self.model.book(bool(domain))
+            found[f"_perplexity_{name}"] = maths.perplexity(book.usage[domain]) / book.groups
         z, codes = torch.cat(self.flat), torch.cat(self.codes)
         found["_error"] = (z - codes).square().sum() / z.square().sum().clamp_min(1e-12)
         if len(self.model.books) == 1:

@@ -63,16 +63,20 @@ def recolour(source: Tensor, target: Tensor, ridge: float) -> tuple[Tensor, Tens
         source, target: (n, d), (m, d), any dtype; computed in float64. Returns float64 (d, d) and (d,).
     """
     source, target = source.double(), target.double()
-    eye = ridge * torch.eye(source.shape[1], dtype=torch.float64, device=source.device)
-    turn = _power(covariance(source) + eye, -0.5) @ _power(covariance(target) + eye, 0.5)
+    turn = _covariance_power(source, ridge, -0.5) @ _covariance_power(target, ridge, 0.5)
     return turn, target.mean(0) - source.mean(0) @ turn
 
 
-def _power(matrix: Tensor, exponent: float) -> Tensor:
-    """Of a symmetric positive (semi-)definite matrix; directions without variance stay without."""
-    values, vectors = torch.linalg.eigh(matrix)
-    there = values > 1e-12 * values.max()
-    return (vectors * torch.where(there, values.clamp_min(1e-300).pow(exponent), 0.0)) @ vectors.T
+def _covariance_power(x: Tensor, ridge: float, exponent: float) -> Tensor:
+    """``(cov + ridge I)^exponent`` (d, d) of rows (n, d); without a ridge, directions without variance stay without.
+
+    By the rows' own singular vectors: with hundreds of rows of a thousand columns that is a tenth of the work of a (d, d) matrix's.
+    """
+    _, roots, turn = torch.linalg.svd((x - x.mean(0)) / max(len(x) - 1, 1) ** 0.5, full_matrices=False)
+    values = roots.square() + ridge
+    elsewhere = ridge**exponent if ridge else 0.0  # what directions get that no row has
+    raised = torch.where(values > 1e-12 * values.max(), values.clamp_min(1e-300).pow(exponent), elsewhere)
+    return elsewhere * torch.eye(x.shape[1], dtype=x.dtype, device=x.device) + (turn.T * (raised - elsewhere)) @ turn
 
 
 # ---- what target posteriors look like -----------------------------------------------------------------------------------------------
@@ -82,6 +86,17 @@ def entropy(logits: Tensor) -> Tensor:
     """Mean entropy of softmax(logits) (n, C) in nats, 0 to log C."""
     logp = torch.log_softmax(logits, dim=-1)
     return -(logp.exp() * logp).sum(-1).mean()
+
+
+def even_offset(logits: Tensor, rounds: int = 200) -> Tensor:
+    """b (C,) of mean 0 with which softmax(logits + b), logits (n, C), is even on the mean: Sinkhorn on one margin (Cuturi 2013)."""
+    offset = torch.zeros(logits.shape[1], device=logits.device)
+    for _ in range(rounds):
+        share = torch.softmax(logits + offset, dim=-1).mean(0).clamp_min(1e-6)
+        offset = offset - share.log() - math.log(logits.shape[1])
+        if float((share * logits.shape[1] - 1).abs().max()) < 1e-4:
+            break
+    return offset - offset.mean()
 
 
 def infomax(logits: Tensor) -> Tensor:

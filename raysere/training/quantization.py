@@ -15,15 +15,15 @@ PI_FLOOR = 1e-6
 
 
 def distances(z: Tensor, codebook: Tensor) -> Tensor:
-    """Squared distances (n, K), never below 0."""
+    """Squared distances (n, K), never below 0; of groups z (G, n, d) to codebooks (G, K, d) they are (G, n, K)."""
     z, codebook = (
         z.float() if z.dtype in (torch.float16, torch.bfloat16) else z,
         codebook.to(torch.promote_types(codebook.dtype, torch.float32)),
     )
     # of rows less their mean: a common offset would eat the digits of the difference of squares
-    middle = codebook.mean(0)
+    middle = codebook.mean(-2, keepdim=True)
     z, codebook = z - middle, codebook - middle
-    return (z.square().sum(-1, keepdim=True) - 2 * z @ codebook.T + codebook.square().sum(-1)).clamp_min(0)
+    return (z.square().sum(-1, keepdim=True) - 2 * z @ codebook.mT + codebook.square().sum(-1).unsqueeze(-2)).clamp_min(0)
 
 
 def hard_codes(squared: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
@@ -16,7 +17,7 @@ from raysere.training.predictions import read_predictions
 
 METHOD = Adaptation()
 KINDS = ["source_only", "coral_closed", "coral_deep", "dann", "cdan", "cdan_e", "mcc", "entropy", "infomax"]
-SMALL = {"hidden": 16, "dropout": 0.1, "epochs": 15, "batch": 16, "lr": 3e-3}
+SMALL = {"pooling": "mean_std", "hidden": 16, "dropout": 0.1, "epochs": 15, "batch": 16, "lr": 3e-3}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -60,12 +61,10 @@ def gaussians(change, seed=0, count=1200, prior=(0.25, 0.25, 0.25, 0.25)):
 
 def reached(data, label, **params):
     trainer = Trainer(
-        METHOD, {"hidden": 32, "dropout": 0.0, "epochs": 12, "batch": 64, "layers": "one", "lr": 3e-3, **params}, data, seed=0
+        METHOD, {"pooling": "mean_std", "hidden": 32, "dropout": 0.0, "epochs": 12, "batch": 64, "lr": 3e-3, **params}, data, seed=0
     )
     while not trainer.finished:
         trainer.epoch()
-    import polars as pl
-
     table = trainer.predictions().filter(pl.col("split") == "test")
     place = {name: row for row, name in enumerate(data.labels.utterances)}
     truth = label[[place[name] for name in table["utterance"]]]
@@ -161,3 +160,21 @@ def test_what_cannot_be():
         Trainer(METHOD, {**SMALL, "kind": "coral_closed", "layers": "mix"}, with_target(toy_data(granularity="utterance")), seed=0)
     with pytest.raises(ConfigError, match="classes"):
         Trainer(METHOD, SMALL, with_target(toy_data("dimensional", granularity="utterance")), seed=0)
+
+
+def test_even_answers_reach_the_target_alone():
+    data, _ = gaussians(stretched, count=300)
+    answers = {}
+    for balance in (0.0, 1.0):
+        trainer = Trainer(METHOD, {**SMALL, "hidden": 32, "epochs": 2, "normalise": "corpus", "balance": balance}, data, seed=0)
+        while not trainer.finished:
+            trainer.epoch()
+        answers[balance] = trainer.predictions()
+        offset = trainer.state()["fold0.model.offset"]
+        assert bool(offset.abs().max() > 0.05) == (balance > 0)
+    dev = pl.col("split") == "dev"
+    assert answers[0.0].filter(dev).equals(answers[1.0].filter(dev)), "clips of the source keep their answers"
+    uneven = [
+        float(np.abs(answers[balance].filter(~dev).select(pl.col("^p\\..*$")).mean().to_numpy() - 0.25).max()) for balance in (0.0, 1.0)
+    ]
+    assert uneven[1] < 0.05 < uneven[0]

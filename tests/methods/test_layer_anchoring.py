@@ -18,7 +18,7 @@ from raysere.training.alignment import coral, covariance
 from raysere.training.method import Shapes, Step
 
 METHOD = LayerAnchoring()
-SMALL = {"hidden": 16, "width": 8, "dropout": 0.0, "epochs": 20, "batch": 16, "lr": 3e-3, "span": 2, "weight": 1.0}
+SMALL = {"pooling": "mean_std", "hidden": 16, "width": 8, "dropout": 0.0, "epochs": 20, "batch": 16, "lr": 3e-3, "span": 2, "weight": 1.0}
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from raysere.errors import ConfigError
 from raysere.methods.quantized_codebook import QuantizedCodebook, QuantizedParams, believed, centroid_gap
 from raysere.testing.method import check_method
 from raysere.testing.toy import ToyFeed, toy_batch, toy_data, unlabelled, with_target
+from raysere.training import alignment
 from raysere.training.coding import Codebook
 from raysere.training.loop import Trainer
 from raysere.training.method import Shapes, Step
@@ -15,7 +16,7 @@ from raysere.training.method import Shapes, Step
 METHOD = QuantizedCodebook()
 SMALL = {
     "hidden": 16, "width": 8, "codes": 8, "dropout": 0.0, "epochs": 25, "batch": 16, "lr": 5e-3, "warmup_epochs": 0, "memory": 0.9,
-    "unit": "utterance", "teacher": 0.9,
+    "pooling": "mean_std", "unit": "utterance", "teacher": 0.9,
 }  # fmt: skip
 
 
@@ -174,15 +175,35 @@ def test_a_restart_replaces_the_dead_and_leaves_the_living():
     assert not book.restart((far, near), (posterior, posterior[:60]), torch.Generator().manual_seed(1)).any()
 
 
+def test_groups_are_codebooks_of_their_own():
+    x, label = blobs()
+    whole, generator = Codebook(5, 6, 3, learned=True, groups=2), torch.Generator().manual_seed(0)
+    whole.fill(x, x, label % 3, generator)
+    squared, mine = whole.distances(x), []
+    for group in range(2):
+        part, codes = x[:, 3 * group : 3 * group + 3], whole.codes[5 * group : 5 * group + 5]
+        nearest = torch.cdist(part, codes).argmin(1)
+        assert torch.equal(whole.nearest(squared)[:, group], nearest + 5 * group)
+        mine.append(codes[nearest])
+        share = torch.softmax(-torch.cdist(part, codes).square() / whole.scale, 1)
+        assert torch.allclose(2 * whole.soft(squared, 1.0)[:, 5 * group : 5 * group + 5], share, atol=1e-4)
+        counts = torch.stack([torch.bincount(label[nearest == code] % 3, minlength=3) for code in range(5)]) + 1 / 3
+        assert torch.allclose(whole.posteriors()[5 * group : 5 * group + 5], counts / counts.sum(1, keepdim=True), atol=1e-4)
+    assert torch.equal(whole.values(whole.nearest(squared)), torch.cat(mine, 1))
+    q = whole.soft(squared, 1.0)
+    parts = [alignment.jensen_shannon(2 * q[:9, k].mean(0), 2 * q[9:, k].mean(0)) for k in (slice(0, 5), slice(5, 10))]
+    assert torch.allclose(alignment.jensen_shannon(q[:9].mean(0), q[9:].mean(0)), torch.stack(parts).mean(), atol=1e-6)
+
+
 def test_running_means_become_the_codes():
     x, label = blobs()
     book = Codebook(6, 6, 3, learned=False)
     book.fill(x, x, label % 3, torch.Generator().manual_seed(0))
     squared = book.distances(x + 1)
-    q = torch.softmax(-squared, 1)
+    q = book.soft(squared, 1.0)
     for _ in range(60):
         book.follow(x + 1, squared, (q, q), 0.9, 0.9)
-    nearest = squared.argmin(1)
+    nearest = squared[:, 0].argmin(1)
     means = torch.stack([(x + 1)[nearest == k].mean(0) for k in range(6)])
     assert torch.allclose(book.codes, means, atol=0.05)
     assert torch.allclose(book.usage[0], q.mean(0), atol=1e-2)

@@ -183,3 +183,11 @@ def test_noise_of_the_divergence():
     ]
     assert A.jensen_shannon_noise(50, 3000, 1000) == pytest.approx(0.0082, abs=1e-4)
     assert np.mean(draws) == pytest.approx(0.0082, rel=0.05)
+
+
+def test_an_offset_makes_answers_even():
+    logits = rows(200, 4, seed=9) * 2 + torch.tensor([2.0, 0.0, -1.0, 0.0]).double()
+    offset = A.even_offset(logits)
+    assert torch.allclose(torch.softmax(logits + offset, 1).mean(0), torch.full((4,), 0.25).double(), atol=1e-4)
+    assert abs(float(offset.sum())) < 1e-9
+    assert torch.allclose(A.even_offset(logits + offset), torch.zeros(4).double(), atol=1e-3)
