@@ -137,7 +137,8 @@ class QuantizedModel(nn.Module):
     def quantized(self, z: Tensor, foreign: Tensor | None) -> tuple[Tensor, Tensor]:
         """(zq (n, d), squared distances (n, G, K)) of units (n, d); ``foreign`` bool (n,) tells which codebook, where there are two."""
         found = []
-        for book in self.books:
+        for number in range(len(self.books)):
+            book = self.book(bool(number))
             squared = book.distances(z)
             found.append((book.values(book.nearest(squared)), squared))
         if len(found) == 1:

@@ -92,9 +92,8 @@ class Codebook(nn.Module):
             own, runs = self._parts(units).float().cpu(), _STARTS if self.groups == 1 else 1
             for group in range(self.groups):
                 seed = int(torch.randint(2**31, (1,), generator=generator))
-                starts = kmeans(lambda _, g=group: [own[:, g]], size, seeds=range(seed, seed + runs), passes=0, lloyd=25)
-                best = min(starts, key=lambda one: one.inertia)
-                self.codes.data[group * self.size : group * self.size + size] = best.centres.to(self.codes)
+                centres = _best_centres(own[:, group], size, range(seed, seed + runs))
+                self.codes.data[group * self.size : group * self.size + size] = centres.to(self.codes)
         squared = self.distances(units)
         self.scale.fill_(float(squared.min(-1).values.mean().clamp_min(1e-6)))
         at = self.nearest(self.distances(labelled)).flatten()
@@ -157,3 +156,8 @@ class Codebook(nn.Module):
             self.counts[code] = total / len(self.counts)  # as alive as any, until it shows otherwise
             self.vectors[code] = self.codes[code] * self.counts[code]
         return dead
+
+
+def _best_centres(units: Tensor, size: int, seeds: range) -> Tensor:
+    """(size, d) of the best of several k-means of units (n, d)."""
+    return min(kmeans(lambda _: [units], size, seeds=seeds, passes=0, lloyd=25), key=lambda one: one.inertia).centres

@@ -16,7 +16,7 @@ from raysere.training.method import Shapes, Step
 METHOD = QuantizedCodebook()
 SMALL = {
     "hidden": 16, "width": 8, "codes": 8, "dropout": 0.0, "epochs": 25, "batch": 16, "lr": 5e-3, "warmup_epochs": 0, "memory": 0.9,
-    "pooling": "mean_std", "unit": "utterance", "teacher": 0.9,
+    "pooling": "mean_std", "unit": "utterance", "teacher": 0.9, "balance": 0.0,
 }  # fmt: skip
 
 
