@@ -279,6 +279,8 @@ def units_text(found: dict[str, Any], folder: Any) -> str:
         keys = ("check", "of", "items", "accuracy", "mrr", "chance", "correlation", "tau", "p")
         lines += ["", table([[row.get(key) for key in keys] for row in found["validation"]], keys)]
     lines += ["", *(f"Anchors of {pair}: {', '.join(vowels) or 'none is eligible'}" for pair, vowels in found["anchors"].items())]
+    if vowels := sorted({vowel for chosen in found["anchors"].values() for vowel in chosen}):
+        lines.append(f"To learn from them alone, add to a feature of the experiment: phones: [{', '.join(vowels)}]")
     lines += [
         f"{name.replace('_', ' ')}: {counts['significant']} of {counts['tested']} tests significant (FDR {found['config']['level']:g})"
         for name, counts in found["tests"].items()

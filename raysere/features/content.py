@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +35,8 @@ MAP: dict[str, Any] = {
 _ROW = ["utterance", "path", "start_s", "end_s"]
 NO_TRANSCRIPT = "no transcript"
 #: Reasons of a missing modality, which is no fault, and the stage that such an utterance is listed with.
-MISSING = {NO_TRANSCRIPT: NO_TRANSCRIPT, "no row for this utterance": "no row"}
+NO_PHONES = "none of the phones that these features are of"
+MISSING = {NO_TRANSCRIPT: NO_TRANSCRIPT, "no row for this utterance": "no row", NO_PHONES: "no phones"}
 CHARACTERS_PER_S = 15.0  # of read speech: what a text costs in seconds when nothing was heard
 
 
@@ -43,7 +44,8 @@ CHARACTERS_PER_S = 15.0  # of read speech: what a text costs in seconds when not
 class Work:
     """One content to extract.
 
-    ``seconds`` is what it is expected to cost, in seconds of speech; ``channel`` is the one that is heard (None: the spec's).
+    ``seconds`` is what it is expected to cost, in seconds of speech; ``channel`` is the one that is heard (None: the spec's). ``spans``
+    are the (start, end) in s, from the start of the utterance, that alone count; None for all.
     """
 
     content: str
@@ -55,6 +57,7 @@ class Work:
     text: str | None = None
     language: str | None = None
     channel: int | Literal["mix"] | None = None
+    spans: tuple[tuple[float, float], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Failure:
 
     @property
     def stage(self) -> str:
-        """``no transcript`` or ``no row`` (of a ready table) where there is nothing to read, a missing modality; else ``features``."""
+        """``no transcript``, ``no phones`` or ``no row`` where there is nothing to read, a missing modality; else ``features``."""
         return MISSING.get(self.reason, "features")
 
 
@@ -150,6 +153,7 @@ def contents(manifest: Manifest, spec: FeatureSpec, hashes: FileHashes, *, known
     else:
         with ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1))) as pool:  # hashing lets go of the interpreter lock
             values = dict(zip(different, pool.map(hashes.of, different), strict=True))
+    spoken = phone_spans(table, spec.phones) if spec.phones else None
     result = Contents([row["utterance"] for row in rows], [])
     for row, path in zip(rows, paths, strict=True):
         value = DataError("no audio file") if path is None else values[path]
@@ -157,14 +161,31 @@ def contents(manifest: Manifest, spec: FeatureSpec, hashes: FileHashes, *, known
             result.content.append(None)
             result.failures.append(Failure(row["utterance"], None, None if path is None else str(path), _reason(value), lasting=False))
             continue
+        spans = None if spoken is None else spoken.get(row["utterance"])
+        if spoken is not None and spans is None:
+            result.content.append(None)
+            result.failures.append(Failure(row["utterance"], None, str(path), NO_PHONES, lasting=False))
+            continue
         channel = manifest.channels.get(row["speaker"]) if spec.channel is None else spec.channel
         content = _wave_content(value, row["start_s"], row["end_s"], channel)
+        content = content if spans is None else digest(f"{content}|spans {spans!r}", 64)
         result.content.append(content)
-        result.work.setdefault(
-            content,
-            Work(content, row["utterance"], max(0.01, row["duration_s"] or 1.0), str(path), row["start_s"], row["end_s"], channel=channel),
-        )
+        seconds = max(0.01, row["duration_s"] or 1.0)
+        work = Work(content, row["utterance"], seconds, str(path), row["start_s"], row["end_s"], channel=channel, spans=spans)
+        result.work.setdefault(content, work)
     return result
+
+
+def phone_spans(table: pl.DataFrame, phones: Sequence[str]) -> dict[str, tuple[tuple[float, float], ...]]:
+    """Where the ``phones`` (IPA) lie in each utterance of a manifest's table that has any: (start, end) in s, in order of time."""
+    from raysere.corpora.ipa import ipa_phones
+
+    found: dict[str, list[tuple[float, float]]] = {}
+    for utterance, start, end in (
+        ipa_phones(table).filter(pl.col("ipa").is_in(list(phones))).select("utterance", "start_s", "end_s").iter_rows()
+    ):
+        found.setdefault(utterance, []).append((start, end))
+    return {utterance: tuple(sorted(spans)) for utterance, spans in found.items()}
 
 
 def text_contents(table: pl.DataFrame, spec: FeatureSpec) -> Contents:

@@ -18,7 +18,8 @@ import numpy as np
 from raysere.errors import ConfigError, DataError, EnvironmentFault, MissingFileError
 from raysere.features.backbone import Backbone, Item
 from raysere.features.condense import condense
-from raysere.features.content import Failure, Work
+from raysere.features.content import NO_PHONES, Failure, Work
+from raysere.features.grid import frame_centres, frame_clock, interval_of
 from raysere.features.shards import write_shard
 from raysere.features.silence import speech_frames
 from raysere.features.spec import LEVEL_RMS, FeatureSpec
@@ -205,18 +206,31 @@ class Encoder:
             return
         for (work, item), rows in zip(pairs, encoded, strict=True):
             try:
-                speech = {frames: self._speech(item, frames) for frames in {len(layer) for layer in rows}}
+                speech = {frames: self._counted(work, item, frames) for frames in {len(layer) for layer in rows}}
                 layers = zip(rows, numbers, strict=True)
                 yield work, [condense(layer, number, self.spec, speech[len(layer)]) for layer, number in layers]
             except DataError as error:
                 yield work, _failure(work, error.what)
 
-    def _speech(self, item: Item, frames: int) -> np.ndarray | None:
-        """Which frames count, where the spec leaves silence out."""
+    def _counted(self, work: Work, item: Item, frames: int) -> np.ndarray | None:
+        """Which frames count, where the spec leaves silence or all but some phones out. Raises DataError where none does."""
         spec = self.spec
-        if spec.silence_db is None or item.wave is None or frames < 2 or spec.frame_s is None or spec.sampling_rate is None:
+        if item.wave is None or spec.frame_s is None or spec.sampling_rate is None:
             return None
-        return speech_frames(item.wave, frames, spec.frame_s * spec.sampling_rate, spec.silence_db)
+        speech = None
+        if spec.silence_db is not None and frames >= 2:
+            speech = speech_frames(item.wave, frames, spec.frame_s * spec.sampling_rate, spec.silence_db)
+        if not spec.phones:
+            return speech
+        if work.spans is None:
+            raise DataError("these features are of phones, and nothing tells when this clip has which")
+        assert self.backbone is not None
+        spans = np.array(work.spans) / spec.speed
+        spoken = interval_of(frame_centres(frame_clock(self.backbone.info), frames), spans[:, 0], spans[:, 1]) >= 0
+        if not spoken.any():
+            raise DataError(NO_PHONES)
+        both = spoken if speech is None else spoken & speech
+        return both if both.any() else spoken
 
 
 def _failure(work: Work, reason: str, *, lasting: bool = True) -> Failure:

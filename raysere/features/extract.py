@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from raysere.errors import DataError
-from raysere.features.content import MISSING, NO_TRANSCRIPT, Contents, Failure, FileHashes, Work, contents, failures_table
+from raysere.features.content import MISSING, NO_PHONES, NO_TRANSCRIPT, Contents, Failure, FileHashes, Work, contents, failures_table
 from raysere.features.encoder import Encoder, Outcome
 from raysere.features.plan import check_disk, expected_bytes
 from raysere.features.quarantine import Quarantine
@@ -74,10 +74,16 @@ class _Session:
     def judge(self) -> None:
         total = len(self.found.utterances)
         # no words to read, and no row in a table, is a missing modality and not a failure; but audio that is not there is
-        absent = [failure for failure in self.found.failures if failure.stage != NO_TRANSCRIPT]
+        absent = [failure for failure in self.found.failures if failure.reason not in (NO_TRANSCRIPT, NO_PHONES)]
         missing = sum(self.counts[content] for content, failure in self.failures.items() if failure.reason in MISSING)
         failed = len(absent) + sum(self.counts[content] for content in self.failures) - missing
         nothing = total > 0 and (not self.found.work or missing == total)
+        if nothing and not absent and self.spec.phones:
+            raise DataError(
+                f"None of the {total} utterances has one of the phones {', '.join(self.spec.phones)} (IPA)",
+                where=", ".join(sorted({utterance.split("/", 1)[0] for utterance in self.found.utterances})),
+                remedy="Give the manifest a column `phones` (label, start_s, end_s), or name phones that are in it.",
+            )
         if nothing and not absent and not missing:
             raise DataError(
                 f"The corpus has no transcripts: {self.spec.backbone} reads words, and none of the {total} utterances has any",

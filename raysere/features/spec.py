@@ -35,8 +35,10 @@ class FeatureConfig(BaseModel):
     seconds and matter for ``chunk`` only. ``level`` = ``rms`` scales each clip to one root mean square before the
     backbone hears it. ``statistics`` of the frames of an utterance or chunk: mean and standard deviation, or those and the 10th, 50th
     and 90th percentile (``order``). ``silence_db`` leaves frames out of the statistics of an utterance whose level lies so many dB
-    under its loudest frame. ``speeds`` are factors at which clips are heard once more, as further material to train on: 1.1 is a tenth
-    faster and higher, as of another speaker. ``noises`` are signal-to-noise ratios in dB at which they are heard once more in pink noise.
+    under its loudest frame. ``phones`` (IPA, such as the anchors that ``raysere analyze units`` finds) keeps only the frames whose centre
+    lies in one of them; an utterance that has none has no features, like one without a transcript for a text backbone. ``speeds`` are
+    factors at which clips are heard once more, as further material to train on: 1.1 is a tenth faster and higher, as of another speaker.
+    ``noises`` are signal-to-noise ratios in dB at which they are heard once more in pink noise.
     ``channel`` is a channel number, ``mix`` for the mean of all, or None for the policy of
     :func:`raysere.features.audio.read_audio`. ``options`` are passed to the backbone.
     """
@@ -54,6 +56,7 @@ class FeatureConfig(BaseModel):
     level: Literal["none", "rms"] = "none"
     statistics: Statistics = "mean_std"
     silence_db: float | None = Field(None, gt=0, le=120)
+    phones: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     speeds: tuple[Annotated[float, Field(ge=0.5, le=2)], ...] = ()
     noises: tuple[Annotated[float, Field(ge=-20, le=80)], ...] = ()
     options: dict[str, str | int | float | bool] = Field(default_factory=dict)
@@ -128,6 +131,7 @@ class FeatureSpec(BaseModel):
     level: Literal["none", "rms"] = "none"
     statistics: Statistics = "mean_std"
     silence_db: float | None = None
+    phones: tuple[str, ...] = ()
     speed: float = 1.0
     noise_db: float | None = None
     reader: int = 0  # version of the audio reader; 0 where no audio is read
@@ -245,6 +249,10 @@ def resolve(config: FeatureConfig | dict[str, Any]) -> FeatureSpec:
         raise ConfigError(f"The rows of {info.name!r} are no steps of time in a recording, so none of them is silent", where="silence_db")
     if config.silence_db is not None and config.granularity != "utterance":
         raise ConfigError("silence_db is for the statistics of whole utterances", where="silence_db", choices=["granularity: utterance"])
+    if config.phones and (info.frame_s is None or info.sampling_rate is None):
+        raise ConfigError(f"The rows of {info.name!r} are no steps of time in a recording, so none of them lies in a phone", where="phones")
+    if config.phones and config.granularity != "utterance":
+        raise ConfigError("phones is for the statistics of whole utterances", where="phones", choices=["granularity: utterance"])
     if config.statistics != "mean_std" and config.granularity == "frame":
         raise ConfigError("Frames are stored as they are: they have no statistics", where="statistics", choices=["mean_std"])
     if (config.speeds or config.noises) and (info.sampling_rate is None or info.name.startswith("table:")):
@@ -273,6 +281,7 @@ def resolve(config: FeatureConfig | dict[str, Any]) -> FeatureSpec:
         level=config.level,
         statistics=config.statistics,
         silence_db=config.silence_db,
+        phones=tuple(sorted(set(config.phones))),
     )
     return spec.model_copy(update={"reader": READER, "channel": config.channel}) if spec.reads == "wave" else spec
 
