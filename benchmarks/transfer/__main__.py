@@ -1,8 +1,9 @@
 """``python -m benchmarks.transfer [--feature speech|acoustic ...] [--pair emodb-emovo ...] [--trials N] [--workers N] [--only page]``.
 
 Every row of every ordered pair of corpora: search without target labels, choice without target labels, answers for target speakers that no
-adaptation has heard. Needs RAYSERE_CORPORA and RAYSERE_MODELS; RAYSERE_BENCH_CACHE names the folder of what is kept. It may be stopped at
-any time: finished trials are not done again. Draws ``docs/transfer.md``.
+adaptation has heard; then the chosen configurations with three seeds, transductively, and with one part taken out. Needs
+RAYSERE_CORPORA and RAYSERE_MODELS; RAYSERE_BENCH_CACHE names the folder of what is kept. It may be stopped at any time: what is finished is
+not done again. Draws ``docs/transfer.md``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.accuracy.data import folder
 from benchmarks.accuracy.running import need_folders, run
+from benchmarks.transfer.again import run_again
 from benchmarks.transfer.systems import FEATURES, PAIRS, ROWS, experiment
 
 HERE = Path(__file__).resolve().parent.parent
@@ -25,11 +28,11 @@ def main() -> int:
     parser.add_argument("--pair", nargs="+", choices=["-".join(pair) for pair in PAIRS], default=["-".join(pair) for pair in PAIRS])
     parser.add_argument("--row", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--trials", type=int, default=20, help="of each row in each outer fold")
-    parser.add_argument("--only", choices=["page"])
+    parser.add_argument("--only", choices=["search", "again", "page"])
     asked = parser.parse_args()
     need_folders("RAYSERE_CORPORA", "RAYSERE_MODELS")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    if asked.only is None:
+    if asked.only != "page":
         from raysere.cluster import start_ray, stop_ray
 
         start_ray()  # once for all pairs
@@ -37,46 +40,45 @@ def main() -> int:
             for feature in asked.feature:
                 for pair in asked.pair:
                     source, target = pair.split("-")
-                    run(experiment(source, target, feature, asked.trials, asked.row), until="tune")
+                    settings = experiment(source, target, feature, asked.trials, asked.row)
+                    if asked.only != "again":
+                        run(settings, until="tune")
+                    if asked.only != "search" and (run_folder(pair, feature) / "leaderboard.parquet").is_file():
+                        run_again(run_folder(pair, feature), kept_again(pair, feature), asked.row)
         finally:
             stop_ray()
     _write()
     return 0
 
 
+def run_folder(pair: str, feature: str) -> Path:
+    """Of a pair's search."""
+    return folder("runs") / f"{pair}-{feature}"
+
+
+def kept_again(pair: str, feature: str) -> Path:
+    """Where the trainings of its chosen configurations stand."""
+    return folder("again") / f"{pair}-{feature}.jsonl"
+
+
 def _write() -> None:
     from benchmarks.__main__ import machine
-    from benchmarks.accuracy.data import folder
+    from benchmarks.transfer.again import read
     from benchmarks.transfer.page import draw
-    from benchmarks.transfer.summary import agreement, figures, paired, read_pair
-    from benchmarks.transfer.systems import METHODS
+    from benchmarks.transfer.summary import add_again, read_pair, whole
     from raysere.doctor import versions
     from raysere.files import write_json
 
-    result: dict[str, Any] = {"format": "raysere.transfer/1", "features": {}, "machine": {**machine(), "versions": versions()}}
+    result: dict[str, Any] = {"format": "raysere.transfer/2", "features": {}, "machine": {**machine(), "versions": versions()}}
     for feature in FEATURES:
         done = {}
         for source, target in PAIRS:
-            run_folder = folder("runs") / f"{source}-{target}-{feature}"
-            if (run_folder / "leaderboard.parquet").is_file():
-                done[source, target] = read_pair(run_folder)
-        if not done:
-            continue
-        common = [row for row in ROWS if all((row, "raysere") in pair["answers"] for pair in done.values())]
-        groups = {"seen": [p for key, p in done.items() if key[1] != "urdu"], "urdu": [p for key, p in done.items() if key[1] == "urdu"]}
-        result["features"][feature] = {
-            "pairs": {"-".join(key): figures(pair) for key, pair in done.items()},
-            "against": {
-                method: {
-                    rival: {name: paired(group, method, rival) for name, group in groups.items() if group}
-                    for rival in common
-                    if rival not in METHODS
-                }
-                for method in METHODS
-                if method in common
-            },
-            "agreement": agreement([trial for pair in done.values() for trial in pair["trials"]]),
-        }
+            pair = f"{source}-{target}"
+            if (run_folder(pair, feature) / "leaderboard.parquet").is_file():
+                done[pair] = read_pair(run_folder(pair, feature))
+                add_again(done[pair], read(kept_again(pair, feature)).values())
+        if done:
+            result["features"][feature] = whole(done)
     write_json(HERE / "results" / "transfer.json", result)
     (HERE.parent / "docs" / "transfer.md").write_text(draw(result), encoding="utf-8")
 

@@ -53,6 +53,12 @@ def choose_member(selection: Selection, task: Task, rule: tuple[str, ...] = RULE
     return min(near, key=order)
 
 
+def near_members(selection: Selection, task: Task, errors: float = 1.0) -> list[int]:
+    """Numbers of the members whose source score is within ``errors`` standard errors of the best: what a mean of them is an ensemble of."""
+    _, close = near_best(_source_sums(selection, task), statistic_of(task.metric), errors, 0)
+    return [number for number, member in enumerate(selection.predictions.members) if member.id in close]
+
+
 def _source_sums(selection: Selection, task: Task) -> dict[str, np.ndarray]:
     """By id of member its confusion counts (G, K, K) of development rows by group."""
     rows = selection.part(selection.label >= 0)
