@@ -5,7 +5,8 @@ import torch
 from test_adaptation import gaussians, reached, stretched
 
 from raysere.errors import ConfigError
-from raysere.methods.quantized_codebook import QuantizedCodebook, QuantizedParams, believed, centroid_gap
+from raysere.methods.codebook_terms import believed, centroid_gap
+from raysere.methods.quantized_codebook import QuantizedCodebook, QuantizedParams
 from raysere.testing.method import check_method
 from raysere.testing.toy import ToyFeed, toy_batch, toy_data, unlabelled, with_target
 from raysere.training import alignment
