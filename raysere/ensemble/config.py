@@ -44,6 +44,8 @@ class EnsembleConfig(BaseModel):
         ridge: strength of the pull of each temperature, in prior observations (0: maximum likelihood).
         bias_ridge: the same of the class biases, in independent observations: it is multiplied by the design effect of the rows, so
             that where one speaker's clips err together, few speakers move no bias far.
+        near: only class members whose score by themselves, on the selection rows, is within so many standard errors of the best (over
+            groups) take part; None: all. With ``family: average`` it is the ensemble for a target whose labels nobody reads.
         top: members kept for each study, by their score on the selection rows alone.
         bags: random half libraries with bootstrapped speakers (0: one greedy pass over everything).
         steps, start, patience, gain: greedy members at most, started from the best few, stopped after so many steps without
@@ -68,6 +70,7 @@ class EnsembleConfig(BaseModel):
     ridge: float = Field(1.0, ge=0)
     bias_ridge: float = Field(10.0, ge=0)
     margin: float = Field(2.0, ge=0)
+    near: float | None = Field(None, ge=0)
     top: int = Field(50, ge=1)
     bags: int = Field(20, ge=0, le=1000)
     steps: int = Field(50, ge=1, le=1000)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from raysere.ensemble.blind import near_members
 from raysere.ensemble.choice import choose, first_near_best, fit_plan
 from raysere.ensemble.classes import ClassFit
 from raysere.ensemble.config import ATTRIBUTE_FAMILIES, EnsembleConfig
@@ -93,6 +94,8 @@ def fit_classes(selection: Selection, task: Task, config: EnsembleConfig) -> Cla
     if not labelled.any():
         raise DataError("No selection row has a class label")
     rows = selection.part(labelled)
+    if config.near is not None:
+        rows = rows.take_members(near_members(rows, task, config.near))
     return fit_plan(rows, choose(rows, task, config), task, config)
 
 

@@ -5,7 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from raysere.ensemble.blind import RULE, choose_member, criteria_of_members
+from raysere.ensemble.blind import RULE, choose_member, criteria_of_members, near_members
+from raysere.ensemble.config import EnsembleConfig
+from raysere.ensemble.fit import fit_part
 from raysere.errors import DataError
 from raysere.training.task import Task
 
@@ -51,3 +53,14 @@ def test_what_is_told_of_a_trial(toy):
     assert 0.3 < found[0]["source_dev"] <= 1
     with pytest.raises(DataError, match="oracle"):
         choose_member(selection, TASK, ("oracle",))
+
+
+def test_an_ensemble_of_those_near_the_best(toy):
+    selection = toy.selection([1.5, 1.5, 0.1], items=600, speakers=12)
+    assert near_members(selection, TASK) == [0, 1]
+    assert near_members(selection, TASK, 1e9) == [0, 1, 2]
+    plain = EnsembleConfig(family="average", calibrate=False, offsets="none", recipes=())
+    ids = [member.id for member in selection.predictions.members]
+    for near, expected in ((1.0, ids[:2]), (None, ids)):
+        part = fit_part(selection, TASK, plain.model_copy(update={"near": near}))
+        assert [member.id for member in part.classes.members] == expected
