@@ -122,3 +122,11 @@ def test_page_shows_what_there_is():
     assert "### EmoDB to URDU" in text
     assert "infomax +1.00" in text
     assert "Not measured yet" in page.draw({"features": {}})
+
+
+def test_page_shows_the_speed_beside_pooled():
+    told = {"per_minute": 60.0, "worker_mb": 400.0}
+    spaces = {name: {key: [value] for key, value in told.items()} for name in ("pooled", "quantized_codebook")}
+    median = {"pooled": told, "quantized_codebook": {"per_minute": 45.0, "worker_mb": 420.0}}
+    text = page.draw({"features": {}, "speed": {"trials": 24, "pair": "emodb-emovo", "spaces": spaces, "median": median}})
+    assert "| `quantized_codebook` | 45 | 0.75 | 420 |" in text

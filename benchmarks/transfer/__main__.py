@@ -1,4 +1,4 @@
-"""``python -m benchmarks.transfer [--feature speech|acoustic ...] [--pair emodb-emovo ...] [--trials N] [--workers N] [--only page]``.
+"""``python -m benchmarks.transfer [--feature speech|acoustic ...] [--pair emodb-emovo ...] [--trials N] [--only search|again|speed|page]``.
 
 Every row of every ordered pair of corpora: search without target labels, choice without target labels, answers for target speakers that no
 adaptation has heard; then the chosen configurations with three seeds, transductively, and with one part taken out. Needs
@@ -28,11 +28,13 @@ def main() -> int:
     parser.add_argument("--pair", nargs="+", choices=["-".join(pair) for pair in PAIRS], default=["-".join(pair) for pair in PAIRS])
     parser.add_argument("--row", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--trials", type=int, default=20, help="of each row in each outer fold")
-    parser.add_argument("--only", choices=["search", "again", "page"])
+    parser.add_argument("--only", choices=["search", "again", "speed", "page"])
     asked = parser.parse_args()
     need_folders("RAYSERE_CORPORA", "RAYSERE_MODELS")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    if asked.only != "page":
+    if asked.only == "speed":
+        _measure_speed()
+    elif asked.only != "page":
         from raysere.cluster import start_ray, stop_ray
 
         start_ray()  # once for all pairs
@@ -51,6 +53,18 @@ def main() -> int:
     return 0
 
 
+def _measure_speed() -> None:
+    from benchmarks.transfer.speed import measure
+    from raysere.cluster import start_ray, stop_ray
+    from raysere.files import write_json
+
+    start_ray()
+    try:
+        write_json(HERE / "results" / "transfer_speed.json", measure())
+    finally:
+        stop_ray()
+
+
 def run_folder(pair: str, feature: str) -> Path:
     """Of a pair's search."""
     return folder("runs") / f"{pair}-{feature}"
@@ -67,9 +81,15 @@ def _write() -> None:
     from benchmarks.transfer.page import draw
     from benchmarks.transfer.summary import add_again, read_pair, whole
     from raysere.doctor import versions
-    from raysere.files import write_json
+    from raysere.files import read_json, write_json
 
-    result: dict[str, Any] = {"format": "raysere.transfer/2", "features": {}, "machine": {**machine(), "versions": versions()}}
+    speed = HERE / "results" / "transfer_speed.json"
+    result: dict[str, Any] = {
+        "format": "raysere.transfer/2",
+        "features": {},
+        "speed": read_json(speed) if speed.is_file() else None,
+        "machine": {**machine(), "versions": versions()},
+    }
     for feature in FEATURES:
         done = {}
         for source, target in PAIRS:

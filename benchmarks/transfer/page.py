@@ -30,9 +30,26 @@ def draw(result: dict[str, Any]) -> str:
     for feature, found in result["features"].items():
         title = "the encoder of Whisper base" if feature == "speech" else "acoustic functionals"
         parts += [f"## With {title}\n", _means(found), _against(found), _ablations(found), _rules(found), _pairs(found)]
+    if result.get("speed"):
+        parts.append(_speed(result["speed"]))
     if not result["features"]:
         parts.append("Not measured yet.\n")
     return "\n".join(parts)
+
+
+def _speed(told: dict[str, Any]) -> str:
+    base = told["median"]["pooled"]["per_minute"]
+    lines = [
+        "## Trials a minute\n",
+        f"Whole searches of {told['trials']} trials on shared features (EmoDB to EMOVO, the encoder of Whisper base), start included, two "
+        f"workers of one thread; medians of {len(told['spaces']['pooled']['per_minute'])} alternating rounds. Memory: the largest worker.\n",
+        "| space | trials a minute | beside `pooled` | memory of a worker, MB |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, values in told["median"].items():
+        ratio = values["per_minute"] / base
+        lines.append(f"| `{name}` | {values['per_minute']:.0f} | {ratio:.2f} | {values['worker_mb']:.0f} |")
+    return "\n".join(lines) + "\n\nWith a GPU, four trials at once (`trial: {gpu: 0.25}`): not measured.\n"
 
 
 def _figure(value: float, sign: bool = False) -> str:
