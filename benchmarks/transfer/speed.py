@@ -29,13 +29,8 @@ def measure(trials: int = TRIALS, rounds: int = ROUNDS) -> dict[str, Any]:
         for number in range(-1, rounds):  # the first round warms: files, and processes that have imported torch
             for name in SPACES:
                 fixed = {"epochs": EPOCHS, "normalise": "corpus" if name == "pooled" else "domain"}
-                search = {
-                    "name": name,
-                    "space": name,
-                    "features": "speech",
-                    "trials": trials // 2,
-                    "fixed": fixed,
-                }  # in each of two outer folds
+                # half of the trials in each of the two outer folds
+                search = {"name": name, "space": name, "features": "speech", "trials": trials // 2, "fixed": fixed}
                 one = {**settings, "name": f"{name}-{number}", "search": [search], "runs": str(Path(folder) / "runs")}
                 with Peak() as peak:
                     start = time.perf_counter()
