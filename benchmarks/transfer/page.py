@@ -42,7 +42,7 @@ def _speed(told: dict[str, Any]) -> str:
     lines = [
         "## Trials a minute\n",
         f"Whole searches of {told['trials']} trials on shared features (EmoDB to EMOVO, the encoder of Whisper base), start included, two "
-        f"workers of one thread; medians of {len(told['spaces']['pooled']['per_minute'])} alternating rounds. Memory: the largest worker.\n",
+        f"workers of one thread; medians of {len(told['spaces']['pooled']['per_minute'])} alternating rounds. Memory: largest worker.\n",
         "| space | trials a minute | beside `pooled` | memory of a worker, MB |",
         "| --- | --- | --- | --- |",
     ]
