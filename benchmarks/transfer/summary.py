@@ -16,7 +16,7 @@ DRAWS = 2000
 #: Rules of choice that are compared on the same trials; the first is raysere's own.
 RULES = {
     "raysere": None,
-    "source score": ("source_dev",),
+    "four criteria": ("infomax", "dev", "snd", "class_ami"),
     "infomax": ("infomax",),
     "dev": ("dev",),
     "snd": ("snd",),
