@@ -96,6 +96,7 @@ def layers(
     metavar="KEY=VALUE",
     help="A further setting, such as norm=speaker, seeds=3, permutations=500 or min_speakers=6. Repeatable.",
 )
+@click.option("--no-oracle", is_flag=True, help="Leave out what reads emotion labels of the language transferred to.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the answer; default: NAME-units beside the run folder.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the experiment. Repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs instead of text.")
@@ -106,6 +107,7 @@ def units(
     layer: int | None,
     units: int | None,
     options: tuple[str, ...],
+    no_oracle: bool,
     out: Path | None,
     overrides: tuple[str, ...],
     as_json: bool,
@@ -135,6 +137,8 @@ def units(
         if not equals or not key:
             raise ConfigError(f"--option takes key=value, not {option!r}", remedy="For example: --option norm=speaker")
         settings[key] = yaml.safe_load(value)
+    if no_oracle:
+        settings["oracle"] = False
     with Progress(quiet=quiet) as progress:
         folder, found = analyze_units(
             load_experiment(experiment, overrides), feature=feature, out=out, settings=settings, progress=progress

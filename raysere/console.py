@@ -278,6 +278,18 @@ def units_text(found: dict[str, Any], folder: Any) -> str:
     if found["validation"]:
         keys = ("check", "of", "items", "accuracy", "mrr", "chance", "correlation", "tau", "p")
         lines += ["", table([[row.get(key) for key in keys] for row in found["validation"]], keys)]
+    if "ORACLE" in found:
+        lines += [
+            f"ORACLE (reads the target's emotions): transfer by vowel, {row['source']} to {row['target']}: "
+            f"mean UAR {row['mean_uar']:.3f} over {row['items']} vowels (chance {row['chance']:.3f})"
+            + (
+                f", rank correlation with the similarity {row['correlation']:.2f}, p = {row['p']:.3f}"
+                if row["correlation"] is not None
+                else ""
+            )
+            for row in found["ORACLE"]["utility"]
+            if row["items"]
+        ]
     lines += ["", *(f"Anchors of {pair}: {', '.join(vowels) or 'none is eligible'}" for pair, vowels in found["anchors"].items())]
     if vowels := sorted({vowel for chosen in found["anchors"].values() for vowel in chosen}):
         lines.append(f"To learn from them alone, add to a feature of the experiment: phones: [{', '.join(vowels)}]")

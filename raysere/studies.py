@@ -94,6 +94,7 @@ def analyze_units(
     Raises:
         RaysereError: a fault of the experiment, the data or the machine.
     """
+    from raysere.analysis.formants import vowel_tokens
     from raysere.analysis.unit_subsets import subset
     from raysere.analysis.units import study_units, without_labels
     from raysere.analysis.units_config import units_config
@@ -115,7 +116,12 @@ def analyze_units(
     if table.height < len(manifest):
         manifest = manifest.with_rows(manifest.table.filter(pl.col("utterance").is_in(table["utterance"].implode())))
     view = extracted(experiment, spec, manifest, progress)
-    result = study_units(view, table, ipa_phones(manifest.table), frame_clock(spec), config, progress)
+    phones, formants = ipa_phones(manifest.table), None
+    if config.formant_tokens and phones.height:
+        if progress:
+            progress.say("units: formants of the vowels")
+        formants = vowel_tokens(manifest, phones, config.formant_tokens, config.seed)
+    result = study_units(view, table, phones, frame_clock(spec), config, progress, formants)
     about = {
         "experiment": experiment.name,
         "feature": name,

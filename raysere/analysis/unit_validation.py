@@ -1,8 +1,9 @@
-"""Whether the similarity of distributions over units measures what it should: V1, V2, V3 and V6 of section 2.5."""
+"""Whether the similarity of distributions over units measures what it should: V1 to V4 and V6 of section 2.5."""
 
 from __future__ import annotations
 
 import numpy as np
+import polars as pl
 
 from raysere.analysis.unit_counts import SpeakerCounts
 from raysere.analysis.unit_questions import NAN, Pair, Row
@@ -63,11 +64,33 @@ def articulation(side: SpeakerCounts, config: UnitsConfig) -> Row:
     return row
 
 
+def formant_geometry(side: SpeakerCounts, places: pl.DataFrame, config: UnitsConfig) -> Row:
+    """V4: rank correlation of 1 - S of pairs of monophthongs with their Euclidean distance of F1 and F2 in Bark, freed of the speakers,
+    with the p of Mantel's permutations.
+
+    Args:
+        places: of :func:`raysere.analysis.formants.vowel_places`.
+    """
+    frames = side.frames()
+    of_language = places.filter((pl.col("language") == side.language) & pl.col("f1_bark").is_finite())
+    known = {row[0]: row[1:] for row in of_language.select("vowel", "f1_bark", "f2_bark").iter_rows()}
+    taking = [place for place, name in enumerate(side.phones) if name in known and frames[place] >= FEWEST]
+    row = {"check": "V4 formants", "of": side.language, "items": len(taking), "correlation": NAN, "p": NAN}
+    if len(taking) >= 4:
+        pooled = side.counts.sum((0, 2))[taking]
+        bark = np.array([known[side.phones[place]] for place in taking])
+        distance = np.linalg.norm(bark[:, None] - bark[None], axis=-1)
+        value, p = mantel(1 - similarity(pooled, pooled), distance, min(config.permutations, 999), config.seed)
+        row |= {"correlation": value, "p": p}
+    return row
+
+
 def ranking_stability(pair: str, first: dict[str, float], others: dict[str, list[dict[str, float]]]) -> list[Row]:
     """V6: Kendall's tau of the ranking of vowels by similarity with those that other codebooks give, a row for each kind of codebook.
 
     Args:
-        first: {vowel: S(v)} of the codebook that counts. others: kind of codebook (other seeds, half of the units) to their rankings.
+        first: {vowel: S(v)} of the codebook that counts.
+        others: kind of codebook (other seeds, half of the units, another layer) to their rankings.
     """
     rows = []
     for kind, rankings in others.items():

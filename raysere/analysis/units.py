@@ -15,8 +15,10 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from torch import Tensor
 
 from raysere.analysis.distances import ground_cost
+from raysere.analysis.formants import vowel_places
 from raysere.analysis.unit_controls import FrameSample
 from raysere.analysis.unit_counts import PhoneFrames, SpeakerCounts, count_units, enough
 from raysere.analysis.unit_inventory import corpus_floor, floor_message, inventories, overlaps
@@ -24,12 +26,13 @@ from raysere.analysis.unit_layers import best_layer, layer_quality
 from raysere.analysis.unit_quality import unit_quality
 from raysere.analysis.unit_questions import Pair, Row, anchors, emotion_shifts, emotion_specific, mass, shared_vowels, with_adjusted
 from raysere.analysis.unit_statistics import matched_similarity, spearman
-from raysere.analysis.unit_validation import across_languages, articulation, ranking_stability, split_half
+from raysere.analysis.unit_utility import VowelMeans, utility
+from raysere.analysis.unit_validation import across_languages, articulation, formant_geometry, ranking_stability, split_half
 from raysere.analysis.units_config import SIZES, UnitsConfig
 from raysere.errors import DataError
 from raysere.features.views import FeatureView
 from raysere.progress import Progress
-from raysere.training.codebook import Codebook, FrameNorm, frame_norm, frame_pool
+from raysere.training.codebook import Codebook, FrameNorm, FramePool, frame_norm, frame_pool
 from raysere.training.kmeans import kmeans
 
 AGREEMENT = 0.5  # rank correlation with the controls below which the page says that they disagree
@@ -63,7 +66,10 @@ TABLES = {
     "emotion_shifts": "Q3",
     "anchors": "Q4",
     "corpus_floor": "similarity of vowels between two corpora of one language",
-    "validation": "V1, V2, V3, V6",
+    "formants": "F1 and F2 of vowels by language, in Hz (median) and in Bark, freed of the speakers",
+    "validation": "V1, V2, V3, V4, V6",
+    "ORACLE_utility": "V5, read with the emotions of both languages: Spearman of transfer and similarity over vowels, by direction",
+    "ORACLE_transfer": "V5 by vowel: UAR of emotion on the target's frames of a vowel",
 }
 
 
@@ -74,6 +80,7 @@ def study_units(
     clock: tuple[float, float],
     config: UnitsConfig,
     progress: Progress | None = None,
+    formants: pl.DataFrame | None = None,
 ) -> UnitsResult:
     """Learn universal units and answer the questions of section 2.4.
 
@@ -82,6 +89,7 @@ def study_units(
         table: utterance, corpus, language, speaker, emotion (null: none) in the order of the view.
         phones: of :func:`raysere.corpora.ipa.ipa_phones`; may be empty: then only what needs no phones is answered.
         clock: of :func:`raysere.features.grid.frame_clock`.
+        formants: of :func:`raysere.analysis.formants.vowel_tokens`; None leaves V4 out.
 
     Raises:
         DataError: no frames; or no vowel has frames enough for a histogram of so many units (the message says how many it takes).
@@ -110,8 +118,15 @@ def study_units(
     wanted = [labels.names.index(name) for name in vowels]
     spoken = np.array([languages.index(name) for name in table["language"].to_list()])
     sample = FrameSample(spoken, wanted, seed=config.seed)
+    means = VowelMeans(table, wanted, seed=config.seed) if config.oracle and len(languages) > 1 else None
+
+    def collect(owner: np.ndarray, phone: np.ndarray, values: Tensor) -> None:
+        sample(owner, phone, values)
+        if means is not None:
+            means(owner, phone, values)
+
     say(f"units: counting {len(books)} codebooks")
-    counted = count_units(view, books, norm, table, labels, collect=sample if vowels else None)
+    counted = count_units(view, books, norm, table, labels, collect=collect if vowels else None)
     best = int(np.argmin([book.meta["inertia"] if book.size == units else np.inf for book in books]))
     counts, codebook = counted[best], books[best]
     tables["inventories"] = pl.DataFrame(inventories(counts, units))
@@ -126,11 +141,15 @@ def study_units(
     if vowels:
         say("units: questions and validation")
         tables["corpus_floor"] = _table(corpus_floor(counts, vowels, units, config))
-        found, words = _questions(counts, codebook, vowels, emotions, languages, sample, labels, config)
+        places = None if formants is None else vowel_places(formants)
+        found, words = _questions(counts, codebook, vowels, emotions, languages, sample, labels, config, places)
         tables |= found
         messages += words
         order = [best, *[number for number in range(len(books)) if number != best]]
-        _stability(tables, [(books[number], counted[number]) for number in order], vowels, emotions, config)
+        others = _other_layers(view, table, labels, codebook, tables["anchors"], config, say)
+        _stability(tables, [*((books[number], counted[number]) for number in order), *others], vowels, emotions, config)
+        if means is not None:
+            tables |= _oracle(means, table, dict(zip(vowels, wanted, strict=True)), tables["shared_vowels"], config)
     meta = {
         "backbone": view.spec.backbone,
         "spec_key": view.spec.key,
@@ -230,6 +249,33 @@ def _codebooks(
     view: FeatureView, table: pl.DataFrame, layer: int, units: int, config: UnitsConfig, labelled: bool, say: Any
 ) -> tuple[FrameNorm, list[Codebook]]:
     """Codebooks of every seed, and one of half the size."""
+    norm, pool = _pool(view, table, layer, config, labelled)
+    say(f"units: {units} units of layer {layer} from {len(pool)} frames, {config.seeds} seeds")
+    seeds = range(config.seed, config.seed + config.seeds)
+    books = [Codebook.of(one, pool) for one in kmeans(pool, units, seeds=seeds)]
+    if units >= 4:
+        books.append(Codebook.of(kmeans(pool, units // 2, seeds=[config.seed])[0], pool))
+    return norm, books
+
+
+def _other_layers(
+    view: FeatureView, table: pl.DataFrame, labels: PhoneFrames, codebook: Codebook, anchors: pl.DataFrame, config: UnitsConfig, say: Any
+) -> list[tuple[Codebook, pl.DataFrame]]:
+    """A codebook of as many units for each of the nearest other layers, with its counts: none where no vowels are ranked."""
+    if not anchors.height or anchors["similarity"].is_finite().sum() < 2:
+        return []
+    numbers = sorted(set(view.spec.numbers) - {codebook.layer}, key=lambda number: (abs(number - codebook.layer), number))
+    found = []
+    for number in sorted(numbers[: config.layers_compared]):
+        say(f"units: {codebook.size} units of layer {number}, to compare")
+        norm, pool = _pool(view, table, number, config, bool(table["emotion"].drop_nulls().len()))
+        book = Codebook.of(kmeans(pool, codebook.size, seeds=[config.seed])[0], pool)
+        found.append((book, count_units(view, [book], norm, table, labels)[0]))
+    return found
+
+
+def _pool(view: FeatureView, table: pl.DataFrame, layer: int, config: UnitsConfig, labelled: bool) -> tuple[FrameNorm, FramePool]:
+    """What a codebook of a layer is learned from."""
     corpus, language, speaker = (table[name].to_list() for name in ("corpus", "language", "speaker"))
     norm = frame_norm(view, layer, config.norm, corpus, speaker)
     pool = frame_pool(
@@ -243,12 +289,7 @@ def _codebooks(
         per_speaker=config.per_speaker,
         seed=config.seed,
     )
-    say(f"units: {units} units of layer {layer} from {len(pool)} frames, {config.seeds} seeds")
-    seeds = range(config.seed, config.seed + config.seeds)
-    books = [Codebook.of(one, pool) for one in kmeans(pool, units, seeds=seeds)]
-    if units >= 4:
-        books.append(Codebook.of(kmeans(pool, units // 2, seeds=[config.seed])[0], pool))
-    return norm, books
+    return norm, pool
 
 
 def _questions(
@@ -260,6 +301,7 @@ def _questions(
     sample: FrameSample,
     labels: PhoneFrames,
     config: UnitsConfig,
+    places: pl.DataFrame | None,
 ) -> tuple[dict[str, pl.DataFrame], list[str]]:
     every = {name: SpeakerCounts.of(counts, name, labels.names, [], codebook.size) for name in languages}  # all phones, no emotions
     every = {name: side for name, side in every.items() if side.speakers}
@@ -290,6 +332,8 @@ def _questions(
         rows["anchors"] += anchors(pair, config)
         checks.append(across_languages(pair))
     checks += [articulation(side, config) for side in sides.values()]
+    if places is not None:
+        checks += [formant_geometry(side, places, config) for side in sides.values()]
     for name in ("shared_vowels", "emotion_specific"):
         rows[name] = with_adjusted(rows[name], config.level)
     rows["emotion_shifts"] = with_adjusted([row for side in sides.values() for row in emotion_shifts(side, config)], config.level)
@@ -304,7 +348,8 @@ def _questions(
             else "No vowel has frames enough to ask how it moves with emotion."
         )
     rows["quality"] = [{"language": name, **unit_quality(side.counts.sum((0, 2)))} for name, side in every.items()]
-    return {name: _table(part) for name, part in rows.items()}, words
+    tables = {name: _table(part) for name, part in rows.items()}
+    return tables if places is None else {**tables, "formants": places}, words
 
 
 def _stability(
@@ -317,7 +362,7 @@ def _stability(
     """V6, and for each anchor the share of the seeds' codebooks in which it is among the most similar vowels; in place."""
     if not tables["anchors"].height:
         return
-    extra: list[Row] = []
+    first, extra = books[0][0], []
     shares: dict[tuple[str, str, str], list[bool]] = {}
     usable = {
         (row["language_a"], row["language_b"], row["vowel"])
@@ -329,22 +374,42 @@ def _stability(
         if not mine:
             continue
         rankings: list[dict[str, float]] = []
+        kinds: dict[str, list[dict[str, float]]] = {}
         for book, counts in books:
             sides = [SpeakerCounts.of(counts, name, mine, emotions, book.size) for name in (one, other)]
             values = matched_similarity(*(mass(side.counts.sum(2), config).sum(0) for side in sides))
             rankings.append(dict(zip(mine, values.tolist(), strict=True)))
-            if book.size == books[0][0].size:
+            kind = f"layer {book.layer}" if book.layer != first.layer else "other seeds" if book.size == first.size else "half of the units"
+            if book is not first:
+                kinds.setdefault(kind, []).append(rankings[-1])
+            if (book.layer, book.size) == (first.layer, first.size):
                 best = sorted(mine, key=lambda v: -rankings[-1][v])[:TOP]
                 for v in mine:
                     shares.setdefault((one, other, v), []).append(v in best)
-        alike = [book.size == books[0][0].size for book, _ in books]
-        kinds = {"other seeds": rankings[1 : sum(alike)], "half of the units": rankings[sum(alike) :]}
-        extra += ranking_stability(f"{one}-{other}", rankings[0], {kind: group for kind, group in kinds.items() if group})
+        extra += ranking_stability(f"{one}-{other}", rankings[0], kinds)
     keys = tables["anchors"].select("language_a", "language_b", "vowel").rows()
     stable = [float(np.mean(shares[key])) if key in shares else None for key in keys]
     tables["anchors"] = tables["anchors"].with_columns(stability=pl.Series(stable, dtype=pl.Float64))
     if extra:
         tables["validation"] = pl.concat([tables["validation"], _table(extra)], how="diagonal")
+
+
+def _oracle(
+    means: VowelMeans, table: pl.DataFrame, codes: dict[str, int], shared: pl.DataFrame, config: UnitsConfig
+) -> dict[str, pl.DataFrame]:
+    """V5 for every pair of languages in both directions."""
+    answers: list[Row] = []
+    by_vowel: list[Row] = []
+    pairs = shared.select("language_a", "language_b").unique(maintain_order=True).rows() if shared.height else []
+    for one, other in pairs:
+        mine = shared.filter((pl.col("language_a") == one) & (pl.col("language_b") == other))
+        alike = dict(mine.select("vowel", "similarity").iter_rows())
+        for direction in ((one, other), (other, one)):
+            answer, rows = utility(means, table, {v: codes[v] for v in alike}, direction, alike, config)
+            if rows and rows[0]["emotions"] > 1:
+                answers.append(answer)
+                by_vowel += rows
+    return {"ORACLE_utility": _table(answers), "ORACLE_transfer": _table(by_vowel)} if answers else {}
 
 
 def _table(rows: list[Row]) -> pl.DataFrame:

@@ -30,6 +30,9 @@ class UnitsConfig(BaseModel):
         permutations, bootstraps, splits: random draws of the tests, of the bounds, and of the half-split correction.
         min_frames, min_speakers, kappa: what an anchor needs, in each cell and language.
         reference: the emotion that the others are compared with.
+        formant_tokens: vowels measured a speaker and vowel for V4; 0 leaves V4 out.
+        layers_compared: nearest other layers that V6 learns a codebook of, where there are two languages.
+        oracle: whether V5, which reads the emotions of both languages, is added; nothing else depends on it.
         level: q of Benjamini and Hochberg.
         layer_units, layer_frames: K and frames of the codebooks that layers are compared by.
     """
@@ -55,6 +58,9 @@ class UnitsConfig(BaseModel):
     min_speakers: int = Field(10, ge=2)
     kappa: float = Field(1.0, ge=0)
     reference: str = "neutral"
+    formant_tokens: int = Field(20, ge=0)
+    layers_compared: int = Field(4, ge=0)
+    oracle: bool = True
     level: float = Field(0.05, gt=0, lt=1)
     layer_units: int = Field(100, ge=2)
     layer_frames: int = Field(20_000, ge=100)

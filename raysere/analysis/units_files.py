@@ -76,6 +76,11 @@ def summary(result: UnitsResult, **about: Any) -> dict[str, Any]:
             "anchors": chosen,
             "identification": tables["identification"].to_dicts() if "identification" in tables else [],
             "validation": tables["validation"].to_dicts() if "validation" in tables else [],
+            **(
+                {"ORACLE": {"utility": tables["ORACLE_utility"].to_dicts(), "transfer": tables["ORACLE_transfer"].to_dicts()}}
+                if "ORACLE_utility" in tables
+                else {}
+            ),
             "quality": tables["quality"].to_dicts() if "quality" in tables else [],
             "layers": tables["layers"].filter(pl.col("language").is_null()).to_dicts() if "layers" in tables else [],
             "overlaps": tables["overlaps"].to_dicts() if "overlaps" in tables else [],

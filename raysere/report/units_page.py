@@ -14,6 +14,7 @@ from markupsafe import Markup
 from raysere.errors import MissingFileError
 from raysere.files import atomic_write, canonical_json, read_json
 from raysere.report import charts
+from raysere.report.vowel_chart import vowel_chart
 
 VOWEL_HEAD = (
     *("vowel", "frames_a", "frames_b", "similarity", "corrected_similarity", "margin", "rank", "p_adjusted"),
@@ -70,6 +71,8 @@ def _values(found: dict[str, Any], tables: dict[str, pl.DataFrame], figures: dic
         "inventories": tables["inventories"].to_dicts(),
         "validation": found["validation"],
         "check_head": CHECK_HEAD,
+        "vowel_charts": _vowel_charts(tables, figure),
+        "oracle": _oracle(found, figure),
         "vowel_head": VOWEL_HEAD,
         "layer": study["layer"],
         "units": study["units"],
@@ -96,7 +99,7 @@ def _values(found: dict[str, Any], tables: dict[str, pl.DataFrame], figures: dic
     }
     sections = [("findings", "Findings", True), ("units", "Units", True), ("vowels", "Shared vowels", values["pairs"])]
     sections += [("shifts", "Vowels and emotions", values["shifts"]), ("specific", "Emotion-specific", values["specific"])]
-    sections += [("validation", "Validation", values["validation"]), ("how", "How", True)]
+    sections += [("validation", "Validation", values["validation"]), ("oracle", "ORACLE", values["oracle"]), ("how", "How", True)]
     return {**values, "sections": [(key, label) for key, label, there in sections if there]}
 
 
@@ -188,6 +191,30 @@ def _pairs(tables: dict[str, pl.DataFrame], figure: Any) -> list[dict[str, Any]]
             }
         )
     return pairs
+
+
+def _vowel_charts(tables: dict[str, pl.DataFrame], figure: Any) -> list[tuple[str, Markup]]:
+    found = []
+    for (language,), part in _grouped(tables.get("formants", pl.DataFrame()), ("language",)):
+        rows = part.filter(pl.col("f1_bark").is_finite()).select("vowel", "f1_bark", "f2_bark").rows()
+        if rows:
+            found.append((str(language), figure(f"formants-{language}", vowel_chart(rows, title=f"vowels of {language} by formants"))))
+    return found
+
+
+def _oracle(found: dict[str, Any], figure: Any) -> list[dict[str, Any]]:
+    """V5 for each direction: the correlation in words, and a chart of the vowels in the order of their similarity."""
+    parts = []
+    for answer in found.get("ORACLE", {}).get("utility", []):
+        source, target = answer["source"], answer["target"]
+        mine = [row for row in found["ORACLE"]["transfer"] if (row["source"], row["target"]) == (source, target)]
+        known = sorted((row for row in mine if None not in (row["uar"], row["similarity"])), key=lambda row: -row["similarity"])
+        bars = [(f"{row['vowel']} (S {row['similarity']:.2f})", row["uar"], row["low"], row["high"], "c1") for row in known]
+        title = f"transfer of emotion by vowel, {source} to {target}"
+        chart = charts.intervals(bars, title=title, mark=answer["chance"], mark_label="chance", width=520) if bars else None
+        drawn = None if chart is None else figure(f"ORACLE-transfer-{source}-{target}", chart)
+        parts.append(answer | {"chart": drawn, "vowels": len(mine)})
+    return parts
 
 
 def _emotions(tables: dict[str, pl.DataFrame], name: str, keys: tuple[str, ...], column: str, figure: Any) -> list[tuple[str, Markup]]:

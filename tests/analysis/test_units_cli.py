@@ -85,6 +85,10 @@ def test_from_an_experiment_to_a_page(experiment: Path, tmp_path: Path) -> None:
     text = CliRunner().invoke(cli, [*arguments[: -len(options) - 2], "-q", *options], catch_exceptions=False, standalone_mode=False).stdout
     assert "4 units of layer 0 of acoustic" in text
     assert "V1 split half" in text
+    places = pl.read_parquet(tmp_path / "study" / "tables" / "formants.parquet")  # read from the clips
+    assert places["vowel"].to_list() == ["a", "i"]
+    assert [row["items"] for row in found["validation"] if row["check"].startswith("V4")] == [2]
+    assert "ORACLE" not in found  # one language: nothing to transfer to
 
 
 def test_the_feature_that_is_meant(experiment: Path) -> None:
