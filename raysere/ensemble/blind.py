@@ -14,7 +14,7 @@ from raysere.training.task import Task
 #: The default. Over trials on real speech the score on source speakers goes with the target's (docs/transfer.md); no criterion that looks
 #: at the target's clips does as well. [OURS]
 RULE: tuple[str, ...] = ("source_dev",)
-#: Of trials near the best on source speakers, the best mean rank over these: the rule as it was drawn up before anything was measured. [OURS]
+#: Of trials near the best on source speakers, the best mean rank over these: the rule drawn up before anything was measured. [OURS]
 MIXED_RULE = ("infomax", "dev", "snd", "class_ami")
 
 
