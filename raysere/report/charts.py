@@ -31,9 +31,14 @@ _LIGHT = (
 
 
 def standalone(chart: str) -> str:
-    """A chart as a file of its own: with the namespace, and the light colours that a page would give it."""
+    """A chart as a file of its own: with the namespace, its size, and the light colours that a page would give it.
+
+    Without a size an image takes the width of whatever shows it: a notebook would stretch three bars over its column.
+    """
     head, separator, rest = chart.partition(">")
-    return head.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) + f"{separator}<style>{_LIGHT}</style>{rest}\n"
+    width, height = head.partition('viewBox="0 0 ')[2].partition('"')[0].split()
+    opened = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+    return head.replace("<svg ", opened, 1) + f"{separator}<style>{_LIGHT}</style>{rest}\n"
 
 
 def text(x: float, y: float, value: str, *, anchor: str = "start", css: str = "ink", size: float = 11) -> str:
