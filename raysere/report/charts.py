@@ -22,7 +22,8 @@ def svg(width: float, height: float, body: list[str], title: str) -> str:
 
 _LIGHT = (
     "text{font:11px system-ui,sans-serif;fill:#1c2330}.soft{fill:#667085}.light{fill:#fff}.grid{stroke:#e4e7ec}"
-    ".mark{stroke:#667085;stroke-dasharray:4 3}.cell{fill:#f7f8fa;stroke:#e4e7ec}.faint{fill-opacity:.32}.dot{fill-opacity:.75}.band{fill-opacity:.16}.wash{fill-opacity:.18}"
+    ".mark{stroke:#667085;stroke-dasharray:4 3}.cell{fill:#f7f8fa;stroke:#e4e7ec}.faint{fill-opacity:.32}.dot{fill-opacity:.75}"
+    ".band{fill-opacity:.16}.wash{fill-opacity:.18}"
     + "".join(
         f".c{k}{{fill:{colour}}}.c{k}.stroke{{fill:none;stroke:{colour};stroke-width:1.8}}"
         for k, colour in enumerate(("#2f6fb3", "#d9743a", "#3a9a6a", "#8a5fb8", "#b8973a", "#7a8494"))
