@@ -23,6 +23,7 @@ def svg(width: float, height: float, body: list[str], title: str) -> str:
 _LIGHT = (
     "text{font:11px system-ui,sans-serif;fill:#1c2330}.soft{fill:#667085}.light{fill:#fff}.grid{stroke:#e4e7ec}"
     ".mark{stroke:#667085;stroke-dasharray:4 3}.cell{fill:#f7f8fa;stroke:#e4e7ec}.faint{fill-opacity:.32}.dot{fill-opacity:.75}"
+    ".band{fill-opacity:.16}.wash{fill-opacity:.18}"
     + "".join(
         f".c{k}{{fill:{colour}}}.c{k}.stroke{{fill:none;stroke:{colour};stroke-width:1.8}}"
         for k, colour in enumerate(("#2f6fb3", "#d9743a", "#3a9a6a", "#8a5fb8", "#b8973a", "#7a8494"))
@@ -31,9 +32,14 @@ _LIGHT = (
 
 
 def standalone(chart: str) -> str:
-    """A chart as a file of its own: with the namespace, and the light colours that a page would give it."""
-    head, separator, rest = chart.partition(">")
-    return head.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) + f"{separator}<style>{_LIGHT}</style>{rest}\n"
+    """A chart as a file of its own: with the namespace, its size, and the light colours that a page would give it.
+
+    Without a size an image takes the width of whatever shows it: a notebook would stretch three bars over its column.
+    """
+    head, separator, rest = str(chart).partition(">")  # of a Markup, replacing would escape what is put in
+    width, height = head.partition('viewBox="0 0 ')[2].partition('"')[0].split()
+    opened = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+    return head.replace("<svg ", opened, 1) + f"{separator}<style>{_LIGHT}</style>{rest}\n"
 
 
 def text(x: float, y: float, value: str, *, anchor: str = "start", css: str = "ink", size: float = 11) -> str:

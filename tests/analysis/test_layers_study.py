@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +12,7 @@ import polars as pl
 import pytest
 import soundfile
 import yaml
+from markupsafe import Markup
 
 from raysere.analysis.cells import Cells
 from raysere.analysis.cka import second_order
@@ -157,6 +160,25 @@ def test_curves_break_where_there_is_no_value_and_heat_maps_leave_it_blank():
     assert drawn.count("<circle") == 3
     assert "a&lt;b" in drawn
     assert charts.heatmap([[1, None], [0.5, 1]], ["0", "1"], ["0", "1"], title="map").count('fill-opacity="') == 3
+
+
+def test_a_chart_as_a_file_has_its_size_and_a_rule_for_everything_that_it_draws():
+    drawn = charts.curves(
+        [("one", [1.0, 2.0], [0.5, 1.5], [1.5, 2.5], "c0")],
+        ["0", "1"],
+        title="curves",
+        x_label="x",
+        y_label="y",
+        null=[1.0, 1.0],
+        marked=[1],
+    )
+    chart = Markup(drawn)
+    alone = charts.standalone(chart)
+    root = ElementTree.fromstring(alone)
+    assert root.get("viewBox") == f"0 0 {root.get('width')} {root.get('height')}"
+    drawn_with = {name for classes in re.findall(r'class="([^"]*)"', drawn) for name in classes.split()}
+    assert {"band", "wash"} <= drawn_with
+    assert [name for name in drawn_with if name not in ("ink", "stroke") and f".{name}{{" not in alone] == []
 
 
 @pytest.fixture(scope="module")

@@ -313,7 +313,9 @@ def test_the_folder_is_the_result(result: UnitsResult, tmp_path: Path) -> None:
     import xml.etree.ElementTree as ElementTree
 
     for path in (folder / "figures").glob("*.svg"):
-        assert ElementTree.parse(path).getroot().tag.endswith("svg")
+        root = ElementTree.parse(path).getroot()
+        assert root.tag.endswith("svg")
+        assert root.get("viewBox") == f"0 0 {root.get('width')} {root.get('height')}", "a file of its own has a size"
     with pytest.raises(MissingFileError):
         write_units_page(tmp_path)
     (folder / "units.json").write_text('{"format": "other"}')
