@@ -93,6 +93,15 @@ def test_seeds_are_averaged_and_differences_paired():
     assert found["low"] < 0.25 < found["high"]
 
 
+def test_a_pair_counts_when_all_rows_have_the_same_trials():
+    one = pair(dict.fromkeys(ROWS, 0.6))
+    assert summary.complete(one, "speech")
+    assert not summary.complete(one, "acoustic"), "it has no anchors"
+    assert not summary.complete(pair({"per domain": 0.6}), "speech")
+    one["trials"] = one["trials"][:-1]
+    assert not summary.complete(one, "speech")
+
+
 def test_a_training_that_was_cut_off_is_none(tmp_path):
     kept = tmp_path / "a.jsonl"
     kept.write_text('{"key": "a", "row": "mcc"}\n{"key": "b", "ro')

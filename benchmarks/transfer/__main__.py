@@ -79,7 +79,7 @@ def _write() -> None:
     from benchmarks.__main__ import machine
     from benchmarks.transfer.again import read
     from benchmarks.transfer.page import draw
-    from benchmarks.transfer.summary import add_again, read_pair, whole
+    from benchmarks.transfer.summary import add_again, complete, read_pair, whole
     from raysere.doctor import versions
     from raysere.files import read_json, write_json
 
@@ -95,8 +95,10 @@ def _write() -> None:
         for source, target in PAIRS:
             pair = f"{source}-{target}"
             if (run_folder(pair, feature) / "leaderboard.parquet").is_file():
-                done[pair] = read_pair(run_folder(pair, feature))
-                add_again(done[pair], read(kept_again(pair, feature)).values())
+                found = read_pair(run_folder(pair, feature))
+                if complete(found, feature):
+                    done[pair] = found
+                    add_again(found, read(kept_again(pair, feature)).values())
         if done:
             result["features"][feature] = whole(done)
     write_json(HERE / "results" / "transfer.json", result)

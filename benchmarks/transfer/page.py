@@ -73,8 +73,9 @@ def _means(found: dict[str, Any]) -> str:
     counts = [sum(name.endswith("-urdu") == urdu for name in found["again"]) for urdu in (False, True)]
     places = [f"{count} pairs{where}" for count, where in zip(counts, ("", " to URDU"), strict=True)]
     heads = [f"{kind}, {place}" for kind in ("inductive", "transductive") for place in places]
+    far = f" {len(found['pairs'])} of {len(PAIRS)} pairs are measured so far, {len(found['again'])} of them with three seeds."
     lines = [
-        f"{budget} of each row in each outer fold; three seeds of the chosen one.\n",
+        f"{budget} of each row in each outer fold; three seeds of the chosen one.{far if len(found['again']) < len(PAIRS) else ''}\n",
         f"| row | {' | '.join(heads)} | s.d. of seeds |",
         "| --- |" + " --- |" * 5,
     ]

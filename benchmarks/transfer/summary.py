@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.transfer.again import ABLATIONS
-from benchmarks.transfer.systems import METHODS, ROWS, study
+from benchmarks.transfer.systems import METHODS, ROWS, rows_of, study
 
 DRAWS = 2000
 #: Rules of choice that are compared on the same trials; the first is raysere's own.
@@ -99,6 +99,12 @@ def figures(pair: dict[str, Any]) -> dict[str, dict[str, Any]]:
         counts = Counter(trial["outer"] for trial in pair["trials"] if trial["row"] == row)
         entry["trials"] = min(counts.values())
     return result
+
+
+def complete(pair: dict[str, Any], feature: str) -> bool:
+    """Whether all rows of a pair have been searched, each with as many trials as the others."""
+    counts = {row: entry["trials"] for row, entry in figures(pair).items()}
+    return set(counts) == set(rows_of(feature)) and len(set(counts.values())) == 1
 
 
 def agreement(trials: Sequence[dict[str, Any]]) -> dict[str, float]:

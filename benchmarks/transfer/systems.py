@@ -35,23 +35,25 @@ METHODS = tuple(name for name, (space, _) in ROWS.items() if space != "adaptatio
 BY_SPEAKER = tuple(name for name, (_, fixed) in ROWS.items() if fixed["normalise"] == "speaker")
 
 
+def rows_of(feature: str) -> list[str]:
+    """The rows that a feature has; acoustic functionals are groups of different width, not layers: they have no anchors."""
+    return [row for row, (space, _) in ROWS.items() if feature != "acoustic" or space != "layer_anchoring"]
+
+
 def study(row: str) -> str:
     """The name of a row's search."""
     return row.replace(", ", "-").replace(" ", "-").replace("_", "-")
 
 
 def experiment(source: str, target: str, feature: str, trials: int, rows: list[str] | None = None) -> dict[str, Any]:
-    """All rows of a pair on one feature: inductive, four shared classes; the store is shared by all pairs.
-
-    Acoustic functionals are groups of different width, not layers: they have no anchors.
-    """
+    """All rows of a pair on one feature: inductive, four shared classes; the store is shared by all pairs."""
     corpora = Path(os.environ["RAYSERE_CORPORA"])
     features: dict[str, Any] = {"acoustic": {"backbone": "acoustic"}} if feature == "acoustic" else {"speech": encoder("clip")}
     searches = []
-    for name in rows or list(ROWS):
-        space, fixed = ROWS[name]
-        if feature == "acoustic" and space == "layer_anchoring":
+    for name in rows_of(feature):
+        if rows and name not in rows:
             continue
+        space, fixed = ROWS[name]
         searches.append({"name": study(name), "space": space, "features": feature, "trials": trials, "fixed": {"epochs": EPOCHS, **fixed}})
     return {
         "name": f"{source}-{target}-{feature}",

@@ -176,8 +176,11 @@ def jensen_shannon(p: Tensor, q: Tensor, weight: float = 0.5) -> Tensor:
 
 
 def _relative(p: Tensor, q: Tensor) -> Tensor:
-    """KL(p | q) along the last axis, where q > 0 wherever p is; no gradient of log at 0."""
-    there = p > 0
+    """KL(p | q) along the last axis, where q > 0 wherever p is; no gradient of log at 0.
+
+    Half of the smallest number there is is 0, so that a mixture may be 0 where a part of it is not.
+    """
+    there = (p > 0) & (q > 0)
     ratio = torch.where(there, p, 1.0).log() - torch.where(there, q, 1.0).log()
     return (p * ratio).sum(-1)
 

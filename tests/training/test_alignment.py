@@ -191,3 +191,12 @@ def test_an_offset_makes_answers_even():
     assert torch.allclose(torch.softmax(logits + offset, 1).mean(0), torch.full((4,), 0.25).double(), atol=1e-4)
     assert abs(float(offset.sum())) < 1e-9
     assert torch.allclose(A.even_offset(logits + offset), torch.zeros(4).double(), atol=1e-3)
+
+
+def test_divergence_of_shares_that_underflow_is_finite():
+    smallest = torch.tensor([1e-45, 0.4, 0.6], requires_grad=True)
+    other = torch.tensor([0.0, 0.5, 0.5])
+    assert float(smallest.detach()[0]) > 0 == float(0.5 * smallest.detach()[0])
+    value = A.jensen_shannon(smallest, other)
+    assert float(value.detach()) == pytest.approx(float(A.jensen_shannon(torch.tensor([0.4, 0.6]), other[1:])), abs=1e-7)
+    assert torch.isfinite(torch.autograd.grad(value, smallest)[0]).all()
