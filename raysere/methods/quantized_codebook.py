@@ -14,6 +14,7 @@ codes and divergences are float32.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -44,7 +45,9 @@ class QuantizedParams(DomainParams):
     )
     codes: int | None = Field(None, ge=2, le=8192, description="K; default 256 for rows over time, 64 for utterances")
     width: int = Field(64, ge=4, le=1024, description="d, of a unit")
-    groups: int = Field(1, ge=1, le=256, description="G: parts of d / G values, each with codes of its own")
+    groups: int = Field(
+        1, ge=1, le=256, description="G: parts of d / G values, each with codes of its own; at most the divisor that it shares with d"
+    )
     projector: Literal["mlp", "linear"] = Field("mlp", description="from a row to a unit")
     codebook: Literal["parameter", "ema", "frozen", "random", "separate", "none"] = "parameter"
     tau: float = Field(0.5, gt=0, le=10, description="temperature of soft codes, in mean squared distances to the nearest code")
@@ -114,8 +117,9 @@ class QuantizedModel(nn.Module):
         size = params.codes or SIZES["rows" if self.student.rows else "utterance"]
         learned = params.codebook in ("parameter", "separate")
         books = {"none": 0, "separate": 2}.get(params.codebook, 1)
-        self.books = nn.ModuleList(Codebook(size, params.width, self.classes, learned=learned, groups=params.groups) for _ in range(books))
-        self.register_buffer("use_classes", torch.zeros(2, self.classes, size * params.groups), persistent=False)
+        groups = math.gcd(params.groups, params.width)
+        self.books = nn.ModuleList(Codebook(size, params.width, self.classes, learned=learned, groups=groups) for _ in range(books))
+        self.register_buffer("use_classes", torch.zeros(2, self.classes, size * groups), persistent=False)
         # no part of the state: what predicts is the student
         self._teacher = [copy.deepcopy(self.student).requires_grad_(False)]
 
@@ -187,8 +191,6 @@ class QuantizedCodebook(DomainMethod):
             raise ConfigError(
                 "Rows over time of one feature are quantized, and this search names several", where="unit", choices=["utterance"]
             )
-        if params.width % params.groups:
-            raise ConfigError(f"Units of {params.width} values cannot be cut into {params.groups} groups", where="groups")
         if params.codebook in ("none", "separate") and "code_js" in (params.alignment, params.classes):
             what = f"With codebook: {params.codebook} there are no common codes whose use could be compared"
             raise ConfigError(what, where="alignment, classes", choices=["mmd", "coral", "centroid", "none"])

@@ -196,6 +196,14 @@ def test_groups_are_codebooks_of_their_own():
     assert torch.allclose(alignment.jensen_shannon(q[:9].mean(0), q[9:].mean(0)), torch.stack(parts).mean(), atol=1e-6)
 
 
+@pytest.mark.parametrize(("width", "groups", "expected"), [(8, 32, 8), (12, 8, 4), (7, 4, 1), (64, 16, 16)])
+def test_units_are_cut_into_as_many_groups_as_they_can(width, groups, expected):
+    shapes = Trainer(METHOD, SMALL, with_target(toy_data(granularity="utterance")), seed=0).shapes
+    params = QuantizedParams(**{**SMALL, "width": width, "groups": groups})
+    METHOD.check(params, shapes)
+    assert METHOD.build(params, Shapes(shapes.task, shapes.streams, (1.0, 1.0, 1.0))).book(False).groups == expected
+
+
 def test_running_means_become_the_codes():
     x, label = blobs()
     book = Codebook(6, 6, 3, learned=False)
