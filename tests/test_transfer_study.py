@@ -98,7 +98,7 @@ def test_a_pair_counts_when_all_rows_have_the_same_trials():
     assert summary.complete(one, "speech")
     assert not summary.complete(one, "acoustic"), "it has no anchors"
     assert not summary.complete(pair({"per domain": 0.6}), "speech")
-    one["trials"] = one["trials"][:-1]
+    one["trials"] = one["trials"][:-2]
     assert not summary.complete(one, "speech")
 
 
