@@ -104,8 +104,8 @@ def test_a_pair_counts_when_all_rows_have_the_same_trials():
 
 def test_a_training_that_was_cut_off_is_none(tmp_path):
     kept = tmp_path / "a.jsonl"
-    kept.write_text('{"key": "a", "row": "mcc"}\n{"key": "b", "ro')
-    assert list(again.read(kept)) == ["a"]
+    kept.write_text('{"key": "a", "variant": "chosen"}\n{"key": "a", "variant": "without InfoLoss"}\n{"key": "b", "vari')
+    assert list(again.read(kept)) == [("a", "chosen"), ("a", "without InfoLoss")], "a change that changes nothing hides nothing"
     assert again.read(tmp_path / "none.jsonl") == {}
 
 

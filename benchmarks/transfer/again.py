@@ -110,7 +110,7 @@ def run_again(run_folder: Path, kept: Path, rows: list[str] | None = None, worke
     import ray
 
     done = set(read(kept))
-    waiting = [(name, job) for job in jobs(run_folder, rows or list(ROWS)) if (name := key(job)) not in done]
+    waiting = [(name, job) for job in jobs(run_folder, rows or list(ROWS)) if ((name := key(job)), job["variant"]) not in done]
     remote = ray.remote(num_cpus=1)(train)
     running: dict[Any, tuple[str, dict[str, Any]]] = {}
     kept.parent.mkdir(parents=True, exist_ok=True)
@@ -128,13 +128,13 @@ def run_again(run_folder: Path, kept: Path, rows: list[str] | None = None, worke
             out.flush()
 
 
-def read(kept: Path) -> dict[str, dict[str, Any]]:
-    """Finished trainings by key; a line that was cut off is none."""
+def read(kept: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """Finished trainings by key and variant, as a change may change nothing; a line that was cut off is none."""
     found = {}
     for line in kept.read_text(encoding="utf-8").splitlines() if kept.is_file() else []:
         try:
             entry = json.loads(line)
         except json.JSONDecodeError:
             continue
-        found[entry["key"]] = entry
+        found[entry["key"], entry["variant"]] = entry
     return found
