@@ -11,12 +11,13 @@ import numpy as np
 
 from benchmarks.transfer.again import ABLATIONS
 from benchmarks.transfer.systems import METHODS, ROWS, rows_of, study
+from raysere.ensemble.blind import MIXED_RULE
 
 DRAWS = 2000
 #: Rules of choice that are compared on the same trials; the first is raysere's own.
 RULES = {
     "raysere": None,
-    "four criteria": ("infomax", "dev", "snd", "class_ami"),
+    "four criteria": MIXED_RULE,
     "infomax": ("infomax",),
     "dev": ("dev",),
     "snd": ("snd",),

@@ -17,8 +17,8 @@ FEATURES = ("speech", "acoustic")
 
 _CRITICS = ("dann", "cdan", "cdan_e")
 _KINDS = ("coral_closed", "coral_deep", *_CRITICS, "mcc", "entropy", "infomax")
-EPOCHS = 12  # of every row; with 30 the baselines are the same to .006 on the mean of all pairs
-_CRITIC = 256  # of 1024: an eighth of the work; with two hundred clips the width is not what a critic lacks
+EPOCHS = 12  # of every row, so that a pair takes minutes
+_CRITIC = 256  # of 1024, for less work; what the wider one would give is not measured
 #: Row to space and what is held. Those above the methods are the baselines; all have the same budget.
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "source only": ("adaptation", {"kind": "source_only", "normalise": "corpus"}),

@@ -43,6 +43,7 @@ class Codebook(nn.Module):
     def __init__(self, size: int, width: int, classes: int, *, learned: bool, groups: int = 1) -> None:
         super().__init__()
         self.groups, self.size = groups, size
+        self._unscaled = False  # counts are those of a whole start, not of a step
         total = groups * size
         self.codes = nn.Parameter(torch.randn(total, width // groups), requires_grad=learned)
         self.register_buffer("active", torch.ones(total, dtype=torch.bool))
@@ -118,7 +119,7 @@ class Codebook(nn.Module):
         self.scale.mul_(0.99).add_(0.01 * squared.min(-1).values.mean())
         for domain, soft in enumerate(q):
             self.usage[domain].mul_(memory).add_((1 - memory) * soft.mean(0))
-        if getattr(self, "_unscaled", False):  # counts of the start are those of all units, not of a step
+        if self._unscaled:
             share = len(z) * self.groups / self.counts.sum().clamp_min(1)
             self.counts *= share
             self.vectors *= share
