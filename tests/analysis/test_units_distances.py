@@ -205,6 +205,7 @@ def test_quality_of_units() -> None:
         }
     )
     finer = unit_quality(np.array([[2, 1, 1], [1, 3, 2]]))  # merging the last two units cannot tell more
+    assert (finer["phone_purity"], finer["cluster_purity"]) == pytest.approx((0.7, 0.5))
     assert finer["pnmi"] >= unit_quality(np.array([[2, 2], [1, 5]]))["pnmi"]
     assert np.isnan(unit_quality(np.zeros((2, 3)))["pnmi"])
     assert np.isnan(unit_quality(np.array([[3, 1]]))["pnmi"])

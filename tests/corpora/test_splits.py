@@ -614,3 +614,8 @@ def test_a_trial_holds_no_label_of_the_target():
     assert (labels.label >= 0).all(), "what was given stays as it was"
     both = trial_data(labels, splits, 0, {}, Task(classes=("a", "b")), transductive=True)
     assert set(both.adapt) == set(data.adapt) | set(data.test)
+    one = labels.utterances[data.test[0]]  # one clip of a tested speaker among those that are adapted to
+    torn = splits.with_columns(role=pl.when(pl.col("utterance") == one).then(pl.lit("adapt")).otherwise("role"))
+    with pytest.raises(DataError, match="on both sides"):
+        trial_data(labels, torn, 0, {}, Task(classes=("a", "b")))
+    assert len(trial_data(labels, torn, 0, {}, Task(classes=("a", "b")), transductive=True).test) == len(data.test) - 1

@@ -336,6 +336,21 @@ def test_synthetic_speech_missing_rows_and_few_speakers_are_told(tmp_path, toy):
     assert "no prediction of any member" in text
 
 
+def test_a_class_that_no_held_out_clip_has_is_told_and_not_counted(tmp_path, toy):
+    run = toy.run(tmp_path / "run", skills=[("text", 1.0), ("text", 1.1)])
+    toy.features(run.folder, ["text"])
+    path, test = run.folder / "manifest.parquet", run.splits.filter(pl.col("role") == "test")["utterance"].to_list()
+    manifest = Manifest.read(path)
+    lost = pl.col("utterance").is_in(test) & (pl.col("emotion") == "sadness")
+    table = manifest.table.with_columns(emotion=pl.when(lost).then(pl.lit("anger")).otherwise("emotion"))
+    Manifest.checked(table, roots=manifest.roots, scales=manifest.scales).write(path)
+    result = evaluate(run.folder)
+    recalls = [entry["recall"] for name, entry in result["by_class"].items() if name != "sadness"]
+    assert (result["by_class"]["sadness"]["n"], result["by_class"]["sadness"]["recall"]) == (0, None)
+    assert result["ensemble"]["value"] == pytest.approx(np.mean(recalls))
+    assert "No held-out utterance is of the class sadness." in result["notes"]
+
+
 def test_one_speaker_only_is_refused(toy):
     selection = toy.selection([1.0, 1.0], speakers=1)
     with pytest.raises(DataError, match="One speaker"):

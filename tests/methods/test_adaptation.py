@@ -11,6 +11,7 @@ from raysere.errors import ConfigError
 from raysere.methods.adaptation import Adaptation, AdaptationParams
 from raysere.testing.method import check_method
 from raysere.testing.toy import toy_batch, toy_data, unlabelled, with_target
+from raysere.training import alignment
 from raysere.training.loop import Trainer, load_predictor
 from raysere.training.method import Step
 from raysere.training.predictions import read_predictions
@@ -117,6 +118,28 @@ def test_target_labels_change_no_byte_and_the_last_epoch_is_kept():
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
+def test_items_of_the_target_come_without_any_label():
+    data, seen = with_target(toy_data(granularity="utterance")), []
+
+    class Watched(Adaptation):
+        def begin_epoch(self, model, feed, epoch, seed):
+            seen.extend(feed.target())
+            super().begin_epoch(model, feed, epoch, seed)
+
+        def losses(self, model, batch, step):
+            seen.append(batch.target)
+            return super().losses(model, batch, step)
+
+    Trainer(Watched(), {**SMALL, "kind": "mcc"}, data, seed=0).epoch()
+    assert (data.labels.label[data.adapt] >= 0).all(), "they are there to be read"
+    assert len(seen) > 2
+    for batch in seen:
+        assert set(batch.rows.tolist()) <= set(data.adapt.tolist())
+        assert set(batch.label.tolist()) == {-1}
+        assert batch.soft is batch.attributes is batch.votes is None
+        assert batch.foreign.all()
+
+
 def test_new_clips_of_the_target_are_normalised_as_it_was():
     data, label = gaussians(stretched, count=300)
     _, trainer = reached(data, label, normalise="domain")
@@ -151,6 +174,42 @@ def test_a_wide_product_of_features_and_classes_is_mapped_at_random():
     narrow, wide = (METHOD.build(AdaptationParams(kind="cdan", hidden=hidden), shapes) for hidden in (64, 2048))
     assert narrow.critic[0].in_features == 64 * 3
     assert wide.critic[0].in_features == 1024
+
+
+def critic_of(kind):
+    data = with_target(toy_data(granularity="utterance"))
+    shapes = Trainer(METHOD, SMALL, data, seed=0).shapes
+    params = AdaptationParams(**{**SMALL, "kind": kind, "critic": 8})
+    torch.manual_seed(0)
+    model = METHOD.build(params, shapes).eval()
+    layers = METHOD.layers(params, shapes)
+    batch = toy_batch(data, data.folds[0].train[:24], layers)
+    batch.target = unlabelled(toy_batch(data, data.adapt, layers))
+    return model, batch
+
+
+def test_a_critic_reads_answers_that_it_does_not_teach():
+    model, batch = critic_of("cdan")
+    f, logits = (x.detach().requires_grad_() for x in model(batch))
+    model.domain_logits(f, logits, 0.7).sum().backward()
+    plain = f.detach().clone().requires_grad_()
+    model.critic(alignment.outer_map(plain, torch.softmax(logits.detach(), 1))).sum().backward()
+    assert logits.grad is None
+    assert torch.allclose(f.grad, -0.7 * plain.grad, atol=1e-7)
+    assert float(plain.grad.abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["cdan", "cdan_e"])
+def test_sure_items_weigh_more_where_the_kind_says_so(kind):
+    model, batch = critic_of(kind)
+    found = METHOD.losses(model, batch, Step(5, 11, 0, torch.Generator()))[kind]
+    parts = []
+    for items, sign in ((batch, -1), (batch.target, 1)):
+        f, logits = model(items)
+        p = torch.softmax(logits, 1)
+        w = 1 + torch.exp((p * p.log()).sum(1)) if kind == "cdan_e" else torch.ones(len(p))
+        parts.append((w / w.mean() * torch.nn.functional.softplus(sign * model.domain_logits(f, logits, 1.0))).mean())
+    assert float(found.detach()) == pytest.approx(float((parts[0] + parts[1]).detach()) / 2, abs=1e-6)
 
 
 def test_what_cannot_be():

@@ -38,6 +38,7 @@ def test_density_at_its_two_traps_and_its_guard():
 def test_density_leaves_an_item_itself_out():
     p = np.array([[1, 0], [0.0, 1]])
     assert C.snd(p) == pytest.approx(0), "each has one neighbour only"
+    assert C.snd(one_hot(1200, 3)) == pytest.approx(np.log(399), abs=1e-6), "the items of a second block, too"
 
 
 def test_weighted_risks_of_a_constant_and_without_weights():

@@ -25,6 +25,14 @@ def test_a_class_without_items_does_not_count_in_uar_but_false_alarms_do_in_f1()
     assert metrics.macro_f1([0, 1], [0, 1], 5) == 1
 
 
+def test_uar_does_not_hear_how_frequent_a_class_is():
+    kept = LABELS >= 0
+    times = np.array([1, 7, 3])[LABELS[kept]]
+    assert metrics.uar(np.repeat(LABELS[kept], times), np.repeat(PREDICTED[kept], times)) == pytest.approx(metrics.uar(LABELS, PREDICTED))
+    for constant in range(3):
+        assert metrics.uar(LABELS, np.full(len(LABELS), constant), 3) == pytest.approx(1 / 3)
+
+
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40))
 @settings(max_examples=50, deadline=None)
 def test_equals_scikit_learn(pairs):

@@ -152,6 +152,10 @@ def test_averages_remember():
     counts, sums, book = C.ema_codebook(counts, sums, torch.tensor([0, 1, 1]), torch.tensor([[1.0], [5.0], [7.0]]), 0.5, 0.0)
     assert counts.tolist() == [2.5, 1.0]
     assert book.flatten().tolist() == pytest.approx([4.5 / 2.5, 6.0])
+    _, _, smoothed = C.ema_codebook(
+        torch.zeros(3), torch.zeros(3, 1), torch.tensor([0, 0, 1]), torch.tensor([[1.0], [3.0], [8.0]]), 0.0, 0.5
+    )
+    assert smoothed.flatten().tolist() == pytest.approx([4 / (5 / 3), 8, 0]), "N' is (2.5, 1.5, .5) / 4.5 * 3"
 
 
 def test_perplexity_and_dead_codes():
@@ -171,6 +175,7 @@ def test_soft_codes_between_hard_and_none():
     assert torch.equal(C.hard_codes(C.distances(z + 1000.0, book + 1000.0)), C.hard_codes(squared))
     far = C.distances((z + 1000.0).float(), (book + 1000.0).float())
     assert (C.hard_codes(far) == C.hard_codes(squared)).float().mean() > 0.95, "float32 keeps its digits far from 0"
+    assert float(C.distances(100 * z.float(), 100 * z.float()).min()) >= 0, "what rounding takes below 0 comes back"
     twins = torch.stack([book[2], book[2]])
     assert C.hard_codes(C.distances(z, twins)).max() == 0
     assert math.isclose(float(C.distances(z, z).diagonal().max()), 0, abs_tol=1e-12)
