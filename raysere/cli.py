@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from raysere.cli_analyze import analyze
+from raysere.cli_serve import serve
 from raysere.errors import RaysereError
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -44,6 +45,7 @@ def cli() -> None:
 
 
 cli.add_command(analyze)
+cli.add_command(serve)
 
 
 def main() -> None:

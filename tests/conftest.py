@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,3 +33,11 @@ def corpora_root() -> Path:
 def models_root() -> Path:
     """Folder of real pretrained encoders (``whisper-base-encoder``, ``glove-static-48d``)."""
     return _folder("RAYSERE_MODELS", "models", "pretrained models")
+
+
+@pytest.fixture(scope="session")
+def real_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A small run with a saved ensemble (see ``real_run.py``). Tests copy what they change."""
+    from real_run import make_run
+
+    return make_run(tmp_path_factory.mktemp("real"))

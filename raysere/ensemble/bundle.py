@@ -1,4 +1,4 @@
-"""The saved ensemble: ``ensemble.yaml`` and ``members/*.safetensors``. No pickle; hashes checked; the folder appears whole.
+"""The saved ensemble: ``ensemble.yaml``, ``card.md`` and ``members/*.safetensors``. No pickle; hashes checked; the folder appears whole.
 
 Everything that prediction needs is in the folder, backbones excepted: those are named, with the hash of their weights and
 code, in the feature specs.
@@ -18,6 +18,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from raysere.ensemble.calibration import Calibration
+from raysere.ensemble.card import write_card
 from raysere.ensemble.classes import POOL_NAMES, ClassFit
 from raysere.ensemble.config import EnsembleConfig
 from raysere.ensemble.description import FORMATS, describe, file_hash
@@ -45,6 +46,7 @@ class Bundle:
         specs: feature key to spec.
         weights: member id to the checked path of its tensors.
         record: ensemble.yaml as read.
+        fingerprint: hash of ensemble.yaml, which holds the hashes of all else: it names this ensemble in answers and logs.
     """
 
     folder: Path
@@ -54,6 +56,7 @@ class Bundle:
     specs: dict[str, FeatureSpec]
     weights: dict[str, Path]
     record: dict[str, Any]
+    fingerprint: str = ""
 
 
 def save_ensemble(runs: Sequence[Run], fitted: Fitted, config: EnsembleConfig, folder: Path, evaluation: dict[str, Any]) -> None:
@@ -66,7 +69,9 @@ def save_ensemble(runs: Sequence[Run], fitted: Fitted, config: EnsembleConfig, f
     try:
         with atomic_folder(staged) as temporary:
             (temporary / "members").mkdir()
-            write_yaml(temporary / "ensemble.yaml", describe(runs, fitted, config, temporary, evaluation))
+            record = describe(runs, fitted, config, temporary, evaluation)
+            (temporary / "card.md").write_text(write_card(record, evaluation), encoding="utf-8")
+            write_yaml(temporary / "ensemble.yaml", {**record, "card": {"file": "card.md", "sha256": file_hash(temporary / "card.md")}})
             write_json(temporary / "evaluation.json", evaluation)
         with explain_write_errors(folder):
             _replace(folder, staged)
@@ -106,6 +111,7 @@ def load_ensemble(folder: str | os.PathLike[str]) -> Bundle:
             where=folder,
             remedy="Name a folder that `raysere run` or `raysere ensemble` wrote, such as runs/NAME/ensemble.",
         )
+    fingerprint = file_hash(folder / "ensemble.yaml")[:16]
     record = read_yaml(folder / "ensemble.yaml")
     if not isinstance(record, dict) or record.get("format") not in FORMATS:
         found = record.get("format") if isinstance(record, dict) else None
@@ -120,7 +126,9 @@ def load_ensemble(folder: str | os.PathLike[str]) -> Bundle:
         if list(task.classes) != list(record["classes"]):
             raise DataError("The class order of this ensemble contradicts itself", where=folder / "ensemble.yaml")
         members = {entry["id"]: entry for entry in record["members"]}
-        weights = {name: checked_path(folder, entry["weights"], entry["sha256"]) for name, entry in members.items()}
+        weights = {name: checked_path(folder, entry["weights"], entry["sha256"], (".safetensors",)) for name, entry in members.items()}
+        if "card" in record:
+            checked_path(folder, record["card"]["file"], record["card"]["sha256"], (".md",))
         specs = {key: FeatureSpec.from_json(entry["spec"], where=f"features.{key}") for key, entry in record["features"].items()}
         for entry in record["members"]:
             _check_member(entry, specs)
@@ -133,24 +141,26 @@ def load_ensemble(folder: str | os.PathLike[str]) -> Bundle:
         raise DataError(f"This ensemble.yaml is damaged: {type(error).__name__} {error}", where=folder / "ensemble.yaml") from error
     if not parts:
         raise DataError("This ensemble has no parts", where=folder / "ensemble.yaml")
-    return Bundle(folder, task, parts, members, specs, weights, record)
+    if file_hash(folder / "ensemble.yaml")[:16] != fingerprint:
+        raise DataError("This ensemble was replaced while it was read", where=folder, remedy="Read it again.")
+    return Bundle(folder, task, parts, members, specs, weights, record, fingerprint)
 
 
-def checked_path(folder: Path, name: str, sha256: str) -> Path:
+def checked_path(folder: Path, name: str, sha256: str, suffixes: tuple[str, ...]) -> Path:
     """The file ``name`` inside ``folder``. Raises DataError when it lies outside or was changed, MissingFileError when it is gone."""
     root = folder.resolve()
     path = (root / str(name)).resolve()
-    if not path.is_relative_to(root) or path.suffix != ".safetensors":
+    if not path.is_relative_to(root) or path.suffix not in suffixes:
         raise DataError(
             f"The ensemble names a file outside its folder: {name}",
             where=folder / "ensemble.yaml",
             remedy="Do not use this ensemble: it was tampered with.",
         )
     if not path.is_file():
-        raise MissingFileError(f"A member of the ensemble is missing: {name}", where=folder)
+        raise MissingFileError(f"A file of the ensemble is missing: {name}", where=folder)
     if file_hash(path) != sha256:
         raise DataError(
-            f"A member of the ensemble was changed since it was saved: {name}",
+            f"A file of the ensemble was changed since it was saved: {name}",
             where=folder,
             remedy="Save the ensemble again: `raysere evaluate RUN`.",
         )

@@ -15,8 +15,12 @@ from raysere.ensemble.fit import mixture
 from raysere.ensemble.library import MemberInfo, Predictions
 from raysere.ensemble.members import contributions_of
 from raysere.errors import ConfigError, DataError, RaysereError
+from raysere.features.backbone import Backbone, Item
+from raysere.files import canonical_json
 
 if TYPE_CHECKING:
+    from raysere.features.content import Work
+    from raysere.features.spec import FeatureSpec
     from raysere.features.views import FeatureView
 
 
@@ -34,12 +38,27 @@ class Ensemble:
     def __init__(self, bundle: Bundle, device: str = "cpu") -> None:
         self.bundle, self.task, self.device = bundle, bundle.task, device
         self._predictors: dict[str, Any] = {}
-        self._backbones: dict[str, Any] = {}
+        self._backbones: dict[str, Any] = {}  # by name and options: one copy, however many features and members read it
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], *, device: str = "cpu") -> Ensemble:
         """Open a saved ensemble; hashes are checked. Raises MissingFileError or DataError (see ``load_ensemble``)."""
         return cls(load_ensemble(folder), device)
+
+    def open(self) -> Ensemble:
+        """Open all members and backbones now rather than on first use, so that what does not fit is known before anybody asks.
+
+        Raises ConfigError for a backbone whose weights or code are others than the ensemble was made with, MissingFileError or
+        EnvironmentFault where one is not on this machine, DataError for a member that does not fit its method.
+        """
+        from raysere.features.encoder import Encoder
+
+        for spec in self.bundle.specs.values():
+            if spec.reads != "id":
+                Encoder(spec, None, device=self.device, backbone=self._backbone(spec)).open()
+        for name in self.bundle.members:
+            self._predictor(name)
+        return self
 
     @property
     def modalities(self) -> list[str]:
@@ -47,21 +66,25 @@ class Ensemble:
 
     def predict(
         self,
-        files: Sequence[str | os.PathLike[str]] | None = None,
+        files: Sequence[str | os.PathLike[str] | None] | None = None,
         texts: Sequence[str | None] | None = None,
         speakers: Sequence[str | None] | None = None,
         *,
         corpora: Sequence[str | None] | None = None,
+        languages: Sequence[str | None] | None = None,
+        segments: Sequence[tuple[float, float] | None] | None = None,
         contributions: bool = False,
     ) -> pl.DataFrame:
         """Predict audio files with or without their transcripts, or texts alone.
 
         Args:
-            files: audio files; None for text only.
+            files: audio files; None (for all or for some) for text only.
             texts: a transcript for each file ('' or None: none), or the texts themselves.
             speakers: who speaks, for members that normalise by speaker: their clips are normalised together. None: every clip by itself.
             corpora: names of the training corpora that the inputs are like, for members that normalise by corpus and were trained
                 on several. None, or a name that is none of theirs: the statistics of all training rows.
+            languages: BCP 47 codes, for backbones that want to know. None: not told.
+            segments: (start, end) in seconds of the part of each file that is meant. None: the whole file.
             contributions: add a column of each member's share and probabilities.
 
         Returns:
@@ -73,13 +96,14 @@ class Ensemble:
         count = len(files) if files is not None else len(texts or [])
         if count == 0:
             raise ConfigError("Nothing to predict", remedy="Give audio files or texts.")
-        for what, given in (("texts", texts), ("speakers", speakers), ("corpora", corpora)):
+        asked = {"texts": texts, "speakers": speakers, "corpora": corpora, "languages": languages, "segments": segments}
+        for what, given in asked.items():
             if given is not None and len(given) != count:
                 raise ConfigError(f"{len(given)} {what} for {count} inputs", remedy="Give one each, in the same order.")
-        paths: list[str | None] = [None if files is None else str(files[n]) for n in range(count)]
+        paths = [None if files is None or files[n] is None else str(files[n]) for n in range(count)]
         words: list[str | None] = [text if text and text.strip() else None for text in (texts or [None] * count)]
         people = [f"#{n}" if speakers is None or speakers[n] is None else str(speakers[n]) for n in range(count)]
-        views, failures = self._features(paths, words)
+        views, failures = self._features(paths, words, languages or [None] * count, segments or [None] * count)
         predictions = self.member_predictions(views, count, people, corpora)
         unnamed = np.array([speakers is None or speakers[n] is None for n in range(count)])
         return self._frame(predictions, paths, words, failures, unnamed & self._without_own_statistics(views, predictions), contributions)
@@ -136,13 +160,27 @@ class Ensemble:
 
     # ---- parts ------------------------------------------------------------------------------------------------------------------
 
-    def _features(self, paths: list[str | None], words: list[str | None]) -> tuple[dict[str, FeatureView], list[dict[str, str]]]:
+    def _features(
+        self,
+        paths: list[str | None],
+        words: list[str | None],
+        languages: Sequence[str | None],
+        segments: Sequence[tuple[float, float] | None],
+    ) -> tuple[dict[str, FeatureView], list[dict[str, str]]]:
         """One backbone run for each distinct feature spec: views by key, and for each item the reasons by key why it has none."""
         from raysere.features.extract import encode_view, item
 
+        def work(n: int, spec: FeatureSpec) -> Work:
+            if spec.reads != "wave":
+                return item(str(n), text=words[n], language=languages[n])
+            start_s, end_s = segments[n] or (None, None)
+            return item(str(n), path=paths[n], language=languages[n], start_s=start_s, end_s=end_s)
+
         views: dict[str, FeatureView] = {}
         failures: list[dict[str, str]] = [{} for _ in paths]
-        for key in sorted({key for entry in self.bundle.members.values() for key in entry["features"].values()}):
+        shared: dict[str, EncodeOnce] = {}
+        used = sorted({key for entry in self.bundle.members.values() for key in entry["features"].values()})
+        for key in used:
             spec = self.bundle.specs[key]
             if spec.reads == "id":
                 for reasons in failures:
@@ -155,8 +193,11 @@ class Ensemble:
                     failures[n][key] = "no audio" if spec.reads == "wave" else "no text"
             if not usable:
                 continue
-            works = [item(str(n), path=paths[n]) if spec.reads == "wave" else item(str(n), text=words[n]) for n in usable]
-            view, failed = encode_view(spec, works, device=self.device, backbone=self._backbone(key))
+            heard = _heard(spec)
+            if heard not in shared:
+                alike = [self.bundle.specs[other] for other in used if _heard(self.bundle.specs[other]) == heard]
+                shared[heard] = EncodeOnce(self._backbone(spec), sorted({number for one in alike for number in one.numbers}))
+            view, failed = encode_view(spec, [work(n, spec) for n in usable], device=self.device, backbone=shared[heard])
             for utterance, reason in failed.select("utterance", "reason").iter_rows():
                 failures[int(utterance)][key] = reason
             views[key] = _spread(view, usable, len(paths))
@@ -182,11 +223,11 @@ class Ensemble:
         spec = self.bundle.specs[key]
         return FeatureView.from_arrays(spec, [str(n) for n in range(count)], {number: [None] * count for number in spec.numbers})
 
-    def _backbone(self, key: str) -> Any:
+    def _backbone(self, spec: FeatureSpec) -> Any:
+        key = canonical_json([spec.backbone, spec.options])
         if key not in self._backbones:
             from raysere.features.backbones import open_backbone
 
-            spec = self.bundle.specs[key]
             self._backbones[key] = open_backbone(spec.backbone, device=self.device, **spec.options)
         return self._backbones[key]
 
@@ -283,6 +324,26 @@ class Ensemble:
             ]
             for n in range(len(predictions.utterances))
         ]
+
+
+class EncodeOnce(Backbone):
+    """A backbone that encodes each item once for all feature specs that give it the same audio or text; made for one call."""
+
+    def __init__(self, backbone: Backbone, numbers: list[int]) -> None:
+        self.info, self._backbone, self._numbers = backbone.info, backbone, numbers
+        self._rows: dict[str, dict[int, np.ndarray]] = {}
+
+    def encode(self, items: Sequence[Item], layers: Sequence[int]) -> list[list[np.ndarray]]:
+        fresh = [item for item in items if item.utterance not in self._rows]
+        if fresh:
+            for item, rows in zip(fresh, self._backbone.encode(fresh, self._numbers), strict=True):
+                self._rows[item.utterance] = dict(zip(self._numbers, rows, strict=True))
+        return [[self._rows[item.utterance][layer] for layer in layers] for item in items]
+
+
+def _heard(spec: FeatureSpec) -> str:
+    """What a backbone is given for an item, and which backbone: specs that agree in it differ only in what they keep of the rows."""
+    return canonical_json([spec.backbone, spec.options, spec.reads, spec.channel, spec.level, spec.speed, spec.noise_db])
 
 
 def _reasons(reasons: Any) -> str:

@@ -66,7 +66,7 @@ def read_audio(
         raise DataError(f"too short: {seconds:.3g} s, needs at least {min_s:g} s", where=path)
     if seconds > max_s:
         raise DataError(f"too long: {seconds:.1f} s, at most {max_s:g} s", where=path)
-    samples = _decode(path, first, last - first)
+    samples = read_channels(path, first, last - first)
     wave = pick_channel(samples, channel, where=path)
     if not np.isfinite(wave).all():
         raise DataError(f"not finite: {int((~np.isfinite(wave)).sum())} samples are NaN or infinite", where=path)
@@ -170,8 +170,11 @@ def _segment(frames: int, rate: int, start_s: float | None, end_s: float | None,
     return first, min(last, frames)
 
 
-def _decode(path: Path, first: int, count: int) -> np.ndarray:
-    """float32 (count, channels). By descriptor: given a name, soundfile and libsndfile would believe its extension."""
+def read_channels(path: Path, first: int, count: int) -> np.ndarray:
+    """Samples of all channels, float32 (count, channels), from frame ``first`` on, at the file's own rate.
+
+    Raises DataError: truncated or damaged. By descriptor: given a name, soundfile and libsndfile would believe its extension.
+    """
     try:
         with path.open("rb") as file, soundfile.SoundFile(os.dup(file.fileno()), closefd=True) as sound:
             slack = _MP3_SLACK if sound.format == "MP3" else 0

@@ -1,0 +1,225 @@
+"""The ensemble as a Ray Serve application: ``raysere serve`` runs it, and a ``RayService`` imports :func:`build`."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import ipaddress
+import logging
+import os
+import secrets
+import signal
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from raysere.cluster import start_ray, stop_ray
+from raysere.ensemble.bundle import load_ensemble
+from raysere.errors import ConfigError, EnvironmentFault
+from raysere.serving.limits import Limits, read_limits
+
+APP = "raysere"
+TOKEN_VARIABLE = "RAYSERE_TOKEN"
+_MOST_AT_ONCE = 4096  # requests that a replica holds; its own limits refuse long before
+
+
+class Options(BaseModel):
+    """What :func:`build` takes, as JSON.
+
+    Attributes:
+        ensemble: folder of a saved ensemble that every node of the cluster can read.
+        replicas: processes that answer, each with one copy of every backbone.
+        cpus, gpus: of the cluster, for each replica; with ``gpus`` the backbones run on ``cuda``.
+        threads: of torch in each replica; None: as many as its cpus.
+        token_sha256: hex SHA-256 of the token to ask for. Where it is None and RAYSERE_TOKEN is set in the replica, its hash is taken.
+        limits: see :class:`~raysere.serving.limits.Limits`.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    ensemble: str
+    replicas: int = Field(1, ge=1)
+    cpus: float = Field(1, gt=0)
+    gpus: float = Field(0, ge=0)
+    threads: int | None = Field(None, ge=1)
+    token_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    limits: dict[str, Any] = Field(default_factory=dict)
+
+
+def build(options: dict[str, Any]) -> Any:
+    """The Serve application for ``Options``. Raises ConfigError for a limit that cannot be."""
+    from ray import serve
+
+    asked = Options.model_validate(options)
+    limits = read_limits(asked.limits)
+    measures = str(Path(tempfile.gettempdir()) / f"raysere-measures-{secrets.token_hex(8)}")
+
+    def make_app() -> Any:
+        from raysere.serving.app import create_app
+
+        logging.getLogger("raysere").setLevel(logging.INFO)
+        return create_app(
+            Path(asked.ensemble),
+            limits,
+            measures=Path(measures),
+            token_sha256=asked.token_sha256 or token_hash(os.environ.get(TOKEN_VARIABLE)),
+            device="cuda" if asked.gpus else "cpu",
+            threads=asked.threads or max(1, int(asked.cpus)),
+        )
+
+    class Replica:
+        async def check_health(self) -> None:
+            self.app.state.engine.check()  # type: ignore[attr-defined]
+
+    deployment: Any = serve.deployment(
+        serve.ingress(make_app)(Replica),
+        name="ensemble",
+        num_replicas=asked.replicas,
+        max_ongoing_requests=_MOST_AT_ONCE,
+        ray_actor_options={"num_cpus": asked.cpus, "num_gpus": asked.gpus},
+        health_check_period_s=2,
+        health_check_timeout_s=10,
+        graceful_shutdown_wait_loop_s=0.2,
+        graceful_shutdown_timeout_s=limits.request_s + 5,
+    )
+    return deployment.bind()
+
+
+def token_hash(token: str | None) -> str | None:
+    return hashlib.sha256(token.encode()).hexdigest() if token else None
+
+
+def read_token(file: Path | None, host: str) -> str | None:
+    """The bearer token from ``file`` or RAYSERE_TOKEN. Raises ConfigError where there is none and ``host`` is not loopback."""
+    token = file.read_text(encoding="utf-8").strip() if file is not None else os.environ.get(TOKEN_VARIABLE, "").strip()
+    if file is not None and not token:
+        raise ConfigError("The token file is empty", where=file)
+    if not token and not on_loopback(host):
+        raise ConfigError(
+            f"Without a token the server answers this machine alone, not {host}",
+            where="--host",
+            remedy=f"Put a token into a file (`openssl rand -hex 32 > token`) and give --token-file, or set {TOKEN_VARIABLE}.",
+        )
+    return token or None
+
+
+def on_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def free_port(host: str) -> int:
+    """A port that nobody listens on now."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as found:
+        found.bind((host, 0))
+        return int(found.getsockname()[1])
+
+
+@dataclass
+class Server:
+    """A running server: where it listens, and which ensemble answered first."""
+
+    url: str
+    fingerprint: str
+
+
+@contextlib.contextmanager
+def serving(options: Options, *, host: str = "127.0.0.1", port: int = 8000, ready_s: float = 120) -> Iterator[Server]:
+    """Serve an ensemble for the length of the block; on leaving it what was accepted is answered first.
+
+    Args:
+        options: see :class:`Options`.
+        host, port: where to listen; port 0 takes a free one.
+        ready_s: seconds within which all replicas must be ready.
+
+    Raises:
+        MissingFileError, DataError: no sound ensemble there. EnvironmentFault: the port is taken, or the replicas do not start.
+    """
+    options = options.model_copy(update={"ensemble": str(Path(options.ensemble).resolve())})
+    limits: Limits = read_limits(options.limits)
+    fingerprint = load_ensemble(options.ensemble).fingerprint
+    port = port or free_port(host)
+    _check_port(host, port)
+    started = start_ray(object_store_gb=0.25, cpus=None if os.environ.get("RAY_ADDRESS") else _cores(options))
+    try:
+        from ray import serve
+        from ray.serve.config import HTTPOptions
+
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        serve.start(http_options=HTTPOptions(host=host, port=port, request_timeout_s=limits.request_s + limits.decode_s + 5))
+        try:
+            serve.run(build(options.model_dump()), name=APP, route_prefix="/", blocking=False)
+            _await_ready(ready_s)
+            yield Server(f"http://{'[' + host + ']' if ':' in host else host}:{port}", fingerprint)
+        finally:
+            serve.delete(APP, _blocking=True)  # replicas answer what they accepted
+            if os.environ.get("RAY_ADDRESS"):
+                serve.shutdown()  # elsewhere it ends with Ray
+    finally:
+        if started:
+            stop_ray()
+
+
+def _cores(options: Options) -> int:
+    """Cores that a local Ray is told of: what the replicas ask for, also where the machine has fewer (they share then)."""
+    from raysere.cluster import available_cores
+
+    return max(available_cores(), -(-int(options.cpus * options.replicas * 1000) // 1000)) + 1
+
+
+def _await_ready(ready_s: float) -> None:
+    from ray import serve
+
+    deadline = time.monotonic() + ready_s
+    while True:
+        status = serve.status().applications[APP]
+        if status.status == "RUNNING":
+            return
+        message = " ".join(str(status.message).split())
+        if status.status in ("DEPLOY_FAILED", "UNHEALTHY") or time.monotonic() > deadline:
+            raise EnvironmentFault(f"The replicas do not start: {message[-600:]}", where=f"serve application {APP}, {status.status}")
+        time.sleep(0.2)
+
+
+def _check_port(host: str, port: int) -> None:
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as found:
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            found.bind((host, port))
+    except OSError as error:
+        raise EnvironmentFault(
+            f"Nothing can listen on {host} port {port}: {error.strerror or error}",
+            where="--host, --port",
+            remedy="--port 0 takes a free one.",
+        ) from error
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[Callable[[], str]]:
+    """Within the block SIGINT and SIGTERM raise nothing: the function that is given waits for one and names it.
+
+    To be entered once Ray runs, which puts handlers of its own in their place (its SIGTERM ends the process with a trace).
+    """
+    came: list[int] = []
+    before = {number: signal.signal(number, lambda got, frame: came.append(got)) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def wait() -> str:
+        while not came:
+            time.sleep(0.2)
+        return signal.Signals(came[0]).name
+
+    try:
+        yield wait
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
