@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import uvicorn
 from starlette.testclient import TestClient
 
 from raysere.serving.app import create_app
+from raysere.serving.deployment import free_port
 from raysere.serving.limits import Limits
 
 
@@ -18,3 +22,21 @@ def running(folder: Path, scratch: Path, token: str | None = None, **limits: Any
     app = create_app(folder, Limits(**limits), measures=scratch / "measures", token_sha256=token, threads=1)
     with TestClient(app) as client:
         yield client
+
+
+@contextlib.contextmanager
+def listening(app: Any) -> Iterator[str]:
+    """The application on a free loopback port; the URL."""
+    port = free_port("127.0.0.1")
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 60
+    while not server.started and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert server.started
+    try:
+        yield f"http://127.0.0.1:{port}/"
+    finally:
+        server.should_exit = True
+        thread.join(30)

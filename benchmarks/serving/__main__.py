@@ -1,0 +1,292 @@
+"""``python -m benchmarks.serving ENSEMBLE --clips FOLDER [--only load|overload|kill|soak|fuzz ...]``: the server under load, on loopback.
+
+Beside ``raysere serve`` stands the same ensemble behind a plain FastAPI application, in the same run, with the same clips. Every part is
+bounded. Writes ``benchmarks/results/serving.json``.
+
+Predicted before the first run (two cores, demo ensemble of 27 members): a batch of 16 takes a third of the time of 16 calls, so three times
+the plain application's requests a second at 16 clients, less what Serve's proxy costs on the same two cores; no gain at 1 client.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.__main__ import machine
+from benchmarks.serving.client import Tally, closed, opened
+from raysere.files import read_json, write_json
+from raysere.serving.deployment import free_port
+
+HERE = Path(__file__).resolve().parent.parent
+RESULT = HERE / "results" / "serving.json"
+PARTS = ("load", "overload", "kill", "soak", "fuzz")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=__doc__)
+    parser.add_argument("ensemble", type=Path)
+    parser.add_argument("--clips", type=Path, required=True, help="folder of audio files; up to 256 of them are sent in turn")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--seconds", type=float, default=15, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=3, help="of load: servers take turns; medians are reported")
+    parser.add_argument("--uploads", type=int, default=20_000, help="of fuzz")
+    parser.add_argument("--requests", type=int, default=20_000, help="of soak")
+    asked = parser.parse_args()
+    clips = [path.read_bytes() for path in sorted(asked.clips.rglob("*")) if path.suffix in (".wav", ".flac")][:256]
+    found = read_json(RESULT) if RESULT.is_file() else {}
+    for part in asked.only:
+        print(f"== {part}", flush=True)
+        found[part] = {**globals()[f"_{part}"](asked, clips), "machine": machine()}
+        write_json(RESULT, found)
+    return 0
+
+
+@contextlib.contextmanager
+def _server(command: list[str], **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """A server process that prints a line when it is ready; ended by its own signal, and by force where it does not heed it."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**kept, **environment})
+    try:
+        assert process.stdout is not None
+        if not process.stdout.readline():
+            raise SystemExit(f"{command} does not start")
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+@contextlib.contextmanager
+def _ours(ensemble: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    port = free_port("127.0.0.1")
+    command = [sys.executable, "-c", "from raysere.cli import main; main()", "serve", str(ensemble), "--port", str(port), *options]
+    with _server(command) as process:
+        yield f"http://127.0.0.1:{port}", process
+
+
+@contextlib.contextmanager
+def _plain(ensemble: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    port = free_port("127.0.0.1")
+    with _server([sys.executable, "-m", "benchmarks.serving.plain", str(ensemble), str(port)]) as process:
+        for _ in range(100):
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5):
+                break
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}", process
+
+
+def _measured(url: str, clips: list[bytes], clients: int, seconds: float) -> dict[str, Any]:
+    tally, wall = asyncio.run(closed(url, clips, clients, seconds))
+    return tally.summary(wall)
+
+
+def _load(asked: argparse.Namespace, clips: list[bytes]) -> dict[str, Any]:
+    contenders = {
+        "plain": lambda: _plain(asked.ensemble),
+        "raysere, 1 replica": lambda: _ours(asked.ensemble),
+        "raysere, 2 replicas": lambda: _ours(asked.ensemble, "--replicas", "2"),
+    }
+    rounds: dict[str, dict[int, list[dict[str, Any]]]] = {name: {} for name in contenders}
+    for _ in range(asked.rounds):
+        for name, start in contenders.items():
+            with start() as (url, _process):
+                _measured(url, clips, 4, 3)  # warm
+                for clients in (1, 4, 16, 64):
+                    row = _measured(url, clips, clients, asked.seconds)
+                    rounds[name].setdefault(clients, []).append(row)
+                    print(name, clients, row, flush=True)
+    medians = {
+        name: {
+            str(clients): {key: float(np.median([row[key] for row in rows])) for key in ("per_s", "p50_ms", "p99_ms")}
+            for clients, rows in of.items()
+        }
+        for name, of in rounds.items()
+    }
+    ratios = {
+        name: {
+            clients: {
+                "throughput": row["per_s"] / medians["plain"][clients]["per_s"],
+                "p99": row["p99_ms"] / medians["plain"][clients]["p99_ms"],
+            }
+            for clients, row in of.items()
+        }
+        for name, of in medians.items()
+    }
+    return {"medians": medians, "ratios": ratios, "rounds": {name: {str(k): v for k, v in of.items()} for name, of in rounds.items()}}
+
+
+def _overload(asked: argparse.Namespace, clips: list[bytes]) -> dict[str, Any]:
+    """Twice what it can answer: refusals are quick and say when to come back, accepted requests keep their p99."""
+    with _ours(asked.ensemble) as (url, _process):
+        _measured(url, clips, 16, 3)
+        capacity = _measured(url, clips, 16, asked.seconds)["per_s"]
+        result: dict[str, Any] = {"capacity_per_s": capacity}
+        for name, factor in (("at 0.8", 0.8), ("at 2", 2.0)):
+            tally, wall = asyncio.run(opened(url, clips, factor * capacity, 2 * asked.seconds))
+            refused = [seconds for seconds, status in zip(tally.seconds, tally.status) if status in (429, 503)]
+            told = [retry for retry, status in zip(tally.retry, tally.status) if status in (429, 503)]
+            result[name] = {
+                **tally.summary(wall),
+                "refused": len(refused),
+                "refusal_p50_ms": round(1000 * float(np.quantile(refused, 0.5)), 1) if refused else None,
+                "refusal_p99_ms": round(1000 * float(np.quantile(refused, 0.99)), 1) if refused else None,
+                "refusals_with_retry_after": sum(bool(retry) for retry in told),
+            }
+            print(name, result[name], flush=True)
+    return result
+
+
+def _replicas(process: subprocess.Popen[str]) -> list[int]:
+    """Processes of Serve replicas that belong to this server's Ray: those with its session in their environment's folder."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                title = (entry / "cmdline").read_bytes().decode(errors="replace")
+                if "ServeReplica:raysere:ensemble" in title and _descends(int(entry.name), process.pid):
+                    found.append(int(entry.name))
+    return found
+
+
+def _descends(child: int, ancestor: int) -> bool:
+    while child > 1:
+        if child == ancestor:
+            return True
+        try:
+            child = int(Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            return False
+    return False
+
+
+def _kill(asked: argparse.Namespace, clips: list[bytes]) -> dict[str, Any]:
+    """SIGKILL one of two replicas under load: who fails, and when all is well again."""
+    with _ours(asked.ensemble, "--replicas", "2") as (url, process):
+        _measured(url, clips, 8, 3)
+
+        async def both() -> tuple[Tally, float, float]:
+            load = asyncio.create_task(closed(url, clips, 8, 30))
+            await asyncio.sleep(8)
+            victims = _replicas(process)
+            assert len(victims) == 2, victims
+            os.kill(victims[0], signal.SIGKILL)
+            killed = 8.0
+            tally, wall = await load
+            return tally, wall, killed
+
+        tally, wall, killed = asyncio.run(both())
+        failed = [sent for sent, status in zip(tally.sent, tally.status) if status != 200]
+        ended = [sent + took for sent, took, status in zip(tally.sent, tally.seconds, tally.status) if status != 200]
+        after = 0.0
+        for _ in range(100):
+            after = time.perf_counter()
+            if len(_replicas(process)) == 2:
+                break
+            time.sleep(0.2)
+        return {
+            **tally.summary(wall),
+            "clients": 8,
+            "failed": len(failed),
+            "sent_after_the_kill_and_failed": sum(sent > killed + 0.05 for sent in failed),
+            "last_failure_s_after_the_kill": round(max(ended) - killed, 2) if ended else 0.0,
+            "two_replicas_again": len(_replicas(process)) == 2 and after > 0,
+        }
+
+
+def _rss_mb(pid: int) -> float:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
+
+
+def _descriptors(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def _children(pid: int) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != pid and _descends(int(entry.name), pid):
+            found.append(int(entry.name))
+    return found
+
+
+def _held(process: subprocess.Popen[str]) -> dict[str, float]:
+    """Memory and descriptors of the replica with its decoder, and of the proxy."""
+    (replica,) = _replicas(process)
+    family = [replica, *_children(replica)]
+    return {"rss_mb": round(sum(map(_rss_mb, family)), 1), "descriptors": sum(map(_descriptors, family))}
+
+
+def _soak(asked: argparse.Namespace, clips: list[bytes]) -> dict[str, Any]:
+    """As many requests as two hours bring at about three a second, as fast as they are answered: memory and descriptors over time."""
+    rows = []
+    with _ours(asked.ensemble) as (url, process):
+        done, statuses, began = 0, {}, time.perf_counter()
+        while done < asked.requests and time.perf_counter() - began < 1500:
+            tally, _ = asyncio.run(closed(url, clips, 16, 20))
+            done += len(tally.status)
+            for status in tally.status:
+                statuses[str(status)] = statuses.get(str(status), 0) + 1
+            rows.append({"requests": done, **_held(process)})
+            print(rows[-1], flush=True)
+    return {
+        "requests": done,
+        "by_status": statuses,
+        "over_time": rows,
+        "growth_mb": round(rows[-1]["rss_mb"] - rows[len(rows) // 4]["rss_mb"], 1),
+    }
+
+
+def _fuzz(asked: argparse.Namespace, clips: list[bytes]) -> dict[str, Any]:
+    """Mutated uploads of all formats: no crash, no 5xx, memory flat."""
+    sys.path.insert(0, str(HERE.parent / "tests" / "serving"))
+    from test_hostile import mutated, seeds
+
+    draw, originals = random.Random(1), list(seeds().values())
+    rows, statuses = [], {}
+    with _ours(asked.ensemble) as (url, process):
+        (replica,) = _replicas(process)
+        began, done = time.perf_counter(), 0
+        while done < asked.uploads and time.perf_counter() - began < 3000:
+            batch = [mutated(draw.choice(originals), draw) for _ in range(1000)]
+            tally = Tally()
+
+            async def send(batch: list[bytes] = batch, tally: Tally = tally) -> None:
+                from benchmarks.serving.client import _one, _session
+
+                waiting = iter(batch)
+
+                async def loop() -> None:
+                    for data in waiting:
+                        await _one(session, url, data, tally, 0.0)
+
+                async with _session() as session:
+                    await asyncio.gather(*(loop() for _ in range(8)))
+
+            asyncio.run(send())
+            done += len(batch)
+            for status in tally.status:
+                statuses[str(status)] = statuses.get(str(status), 0) + 1
+            rows.append({"uploads": done, **_held(process)})
+            print(rows[-1], statuses, flush=True)
+        survived = _replicas(process) == [replica]
+    return {"uploads": done, "by_status": statuses, "the_same_replica_to_the_end": survived, "over_time": rows}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
