@@ -240,3 +240,42 @@ def test_only_what_nobody_could_answer_is_null(tmp_path, toy, monkeypatch):
     assert found["arousal"].is_null().to_list() == [False, False, True]
     assert found["note"][1].endswith("; no member could answer the classes")
     assert found["error"].to_list() == [None, None, "no audio; no text"]
+
+
+def test_a_segment_is_answered_as_a_file_of_its_own(run, tmp_path):
+    _, files, _ = _test_items(run)
+    waves = [soundfile.read(file, dtype="int16")[0] for file in files[:2]]
+    soundfile.write(tmp_path / "both.wav", np.concatenate(waves), 16000, subtype="PCM_16")
+    ensemble = Ensemble.load(run["folder"] / "ensemble")
+    parts = ensemble.predict([tmp_path / "both.wav"] * 2, segments=[(0.0, 0.6), (0.6, 1.2)], languages=["en", None])
+    whole = ensemble.predict(files[:2])
+    assert np.abs(parts.select("p.high", "p.low").to_numpy() - whole.select("p.high", "p.low").to_numpy()).max() < 1e-6
+    mixed = ensemble.predict([files[0], None], texts=[None, "lost again"])
+    assert mixed["members"].to_list() == [2, 1]
+    with pytest.raises(ConfigError, match="1 segments for 2 inputs"):
+        ensemble.predict(files[:2], segments=[(0.0, 0.1)])
+
+
+def _count_items(backbone, monkeypatch):
+    heard, encode = [], backbone.encode
+    monkeypatch.setattr(backbone, "encode", lambda items, layers: heard.extend(items) or encode(items, layers))
+    return heard
+
+
+def test_a_backbone_runs_once_for_all_features_that_hear_the_same(run, monkeypatch):
+    _, files, _ = _test_items(run)
+    ensemble = Ensemble.load(run["folder"] / "ensemble").open()
+    plain = ensemble.predict(files[:3])
+    entry = next(entry for entry in ensemble.bundle.members.values() if entry["modality"] == "audio")
+    spec = ensemble.bundle.specs[entry["features"]["acoustic"]]
+    for change, runs in (({"dtype": "float16"}, 1), ({"channel": 0}, 2)):  # the second hears something else, for all one can tell
+        other = spec.model_copy(update=change)
+        ensemble.bundle.specs[other.key] = other
+        monkeypatch.setitem(entry, "features", {"acoustic": other.key})
+        (backbone,) = [one for key, one in ensemble._backbones.items() if "acoustic" in key]
+        heard = _count_items(backbone, monkeypatch)
+        found = ensemble.predict(files[:3])
+        assert len(heard) == runs * 3
+        assert np.abs(found["p.high"].to_numpy() - plain["p.high"].to_numpy()).max() < 0.01
+        monkeypatch.undo()
+        assert len(ensemble._backbones) == 2
