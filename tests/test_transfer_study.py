@@ -128,7 +128,7 @@ def test_page_shows_what_there_is():
     assert "| layer anchoring | random group | .250 | -.500 [" in text
     assert "| per domain | .500 [" in text
     assert "6 trials of each row" in text
-    assert "### EmoDB to URDU" in text
+    assert "### From EmoDB\n\n| row | to EMOVO | to URDU |" in text
     assert "infomax +1.00" in text
     assert "Not measured yet" in page.draw({"features": {}})
 

@@ -87,22 +87,18 @@ def train(run_folder: str, job: dict[str, Any]) -> list[int]:
     import torch
 
     from raysere.methods import METHODS as REGISTRY
-    from raysere.search.trial import WORKSHOP, Workshop
+    from raysere.search.trial import WORKSHOP
     from raysere.training.loop import Trainer
 
     torch.set_num_threads(1)
     folder = Path(run_folder)
     spec = WORKSHOP.study(folder, job["study"], "")
-    shop = _TRANSDUCTIVE.setdefault("shop", Workshop()) if job["transductive"] else WORKSHOP
-    data = shop.data(folder, spec.model_copy(update={"transductive": job["transductive"]}), job["outer"])
+    data = WORKSHOP.data(folder, spec.model_copy(update={"transductive": job["transductive"]}), job["outer"])
     trainer = Trainer(REGISTRY.get(job["method"])(), job["params"], data, seed=job["seed"], threads=1)
     while not trainer.finished:
         trainer.epoch()
     table = trainer.predictions().filter(pl.col("split") == "test").sort("utterance")
     return table.select([f"p.{name}" for name in data.task.classes]).to_numpy().argmax(1).tolist()
-
-
-_TRANSDUCTIVE: dict[str, Any] = {}  # of a worker process: views and folds, as WORKSHOP keeps them
 
 
 def run_again(run_folder: Path, kept: Path, rows: list[str] | None = None, workers: int = 2) -> None:

@@ -39,17 +39,20 @@ def draw(result: dict[str, Any]) -> str:
 
 def _speed(told: dict[str, Any]) -> str:
     base = told["median"]["pooled"]["per_minute"]
-    lines = [
-        "## Trials a minute\n",
-        f"Whole searches of {told['trials']} trials on shared features (EmoDB to EMOVO, the encoder of Whisper base), start included, two "
-        f"workers of one thread; medians of {len(told['spaces']['pooled']['per_minute'])} alternating rounds. Memory: largest worker.\n",
-        "| space | trials a minute | beside `pooled` | memory of a worker, MB |",
-        "| --- | --- | --- | --- |",
+    rows = [
+        [f"`{name}`", f"{values['per_minute']:.0f}", f"{values['per_minute'] / base:.2f}", f"{values['worker_mb']:.0f}"]
+        for name, values in told["median"].items()
     ]
-    for name, values in told["median"].items():
-        ratio = values["per_minute"] / base
-        lines.append(f"| `{name}` | {values['per_minute']:.0f} | {ratio:.2f} | {values['worker_mb']:.0f} |")
-    return "\n".join(lines) + "\n\nWith a GPU, four trials at once (`trial: {gpu: 0.25}`): not measured.\n"
+    return (
+        f"## Trials a minute\n\nWhole searches of {told['trials']} trials on shared features (EmoDB to EMOVO, encoder of Whisper base), "
+        f"start included, two workers of one thread; medians of {len(told['spaces']['pooled']['per_minute'])} alternating rounds. "
+        f"Memory: largest worker.\n\n{_table(['space', 'trials a minute', 'beside `pooled`', 'memory of a worker, MB'], rows)}\n\n"
+        "With a GPU, four trials at once (`trial: {gpu: 0.25}`): not measured.\n"
+    )
+
+
+def _table(heads: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [heads, ["---"] * len(heads), *rows])
 
 
 def _figure(value: float, sign: bool = False) -> str:
@@ -74,75 +77,54 @@ def _means(found: dict[str, Any]) -> str:
     places = [f"{count} pairs{where}" for count, where in zip(counts, ("", " to URDU"), strict=True)]
     heads = [f"{kind}, {place}" for kind in ("inductive", "transductive") for place in places]
     far = f" {len(found['pairs'])} of {len(PAIRS)} pairs are measured so far, {len(found['again'])} of them with three seeds."
-    lines = [
-        f"{budget} of each row in each outer fold; three seeds of the chosen one.{far if len(found['again']) < len(PAIRS) else ''}\n",
-        f"| row | {' | '.join(heads)} | s.d. of seeds |",
-        "| --- |" + " --- |" * 5,
-    ]
+    rows = []
     for row, kinds in found["rows"].items():
-        shown = f"*{row}*" if row in BY_SPEAKER else row
         values = [_interval(kinds[kind].get(group)) for kind in ("inductive", "transductive") for group in ("seen", "urdu")]
         spread = kinds["inductive"].get("seen", {}).get("seeds")
-        lines.append(f"| {shown} | {' | '.join(values)} | {'-' if spread is None else _figure(spread)} |")
-    return "\n".join(lines) + "\n"
+        rows.append([f"*{row}*" if row in BY_SPEAKER else row, *values, "-" if spread is None else _figure(spread)])
+    intro = f"{budget} of each row in each outer fold; three seeds of the chosen one.{far if len(found['again']) < len(PAIRS) else ''}"
+    return f"{intro}\n\n{_table(['row', *heads, 's.d. of seeds'], rows)}\n"
 
 
 def _against(found: dict[str, Any]) -> str:
-    lines = [
-        "Differences, inductive, paired over target speakers:\n",
-        "| method | minus | mean of the pairs | to URDU |",
-        "| --- | --- | --- | --- |",
+    rows = [
+        [method, rival, _interval(groups.get("seen"), True), _interval(groups.get("urdu"), True)]
+        for method, rivals in found["against"].items()
+        for rival, groups in rivals.items()
     ]
-    for method, rivals in found["against"].items():
-        for rival, groups in rivals.items():
-            lines.append(f"| {method} | {rival} | {_interval(groups.get('seen'), True)} | {_interval(groups.get('urdu'), True)} |")
-    return "\n".join(lines) + "\n"
+    heads = ["method", "minus", "mean of the pairs", "to URDU"]
+    return f"Differences, inductive, paired over target speakers:\n\n{_table(heads, rows)}\n"
 
 
 def _ablations(found: dict[str, Any]) -> str:
-    lines = [
-        "One part of the chosen configuration taken out, and what that changes (inductive, three seeds):\n",
-        "| method | change | UAR | difference | to URDU | difference |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    rows = []
     for method, changes in found["ablations"].items():
         for title, told in changes.items():
-            cells = [
-                cell
-                for group in ("seen", "urdu")
-                for cell in (
-                    _figure(told["mean"][group]["value"]) if group in told["mean"] else "-",
-                    _interval(told["loss"].get(group), True),
-                )
-            ]
-            lines.append(f"| {method} | {title} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+            means = [_figure(told["mean"][group]["value"]) if group in told["mean"] else "-" for group in ("seen", "urdu")]
+            losses = [_interval(told["loss"].get(group), True) for group in ("seen", "urdu")]
+            rows.append([method, title, means[0], losses[0], means[1], losses[1]])
+    heads = ["method", "change", "UAR", "difference", "to URDU", "difference"]
+    return f"One part of the chosen configuration taken out, and what that changes (inductive, three seeds):\n\n{_table(heads, rows)}\n"
 
 
 def _rules(found: dict[str, Any]) -> str:
     rules = [name for name in next(iter(next(iter(found["pairs"].values())).values())) if name not in ("low", "high", "trials")]
-    lines = [
-        "Rules of choice on the same trials, one seed (mean of all pairs); the last is an ensemble and not a trial:\n",
-        f"| row | {' | '.join(rules)} |",
-        "| --- |" + " --- |" * len(rules),
-    ]
-    for row in _rows(found):
-        values = [sum(pair[row][rule] for pair in found["pairs"].values()) / len(found["pairs"]) for rule in rules]
-        lines.append(f"| {row} | {' | '.join(map(_figure, values))} |")
+    pairs = found["pairs"].values()
+    rows = [[row, *(_figure(sum(pair[row][rule] for pair in pairs) / len(pairs)) for rule in rules)] for row in _rows(found)]
     told = ", ".join(f"{name} {value:+.2f}" for name, value in found["agreement"].items())
     return (
-        "\n".join(lines)
-        + f"\n\nSpearman correlation with the target's UAR over the trials of a row (an analysis, read by no choice): {told}.\n"
+        "Rules of choice on the same trials, one seed (mean of all pairs); the last is an ensemble and not a trial:\n\n"
+        f"{_table(['row', *rules], rows)}\n\n"
+        f"Spearman correlation with the target's UAR over the trials of a row (an analysis, read by no choice): {told}.\n"
     )
 
 
 def _pairs(found: dict[str, Any]) -> str:
-    names = ["-".join(pair) for pair in PAIRS if "-".join(pair) in found["pairs"]]
-    lines = []
-    for name in names:
-        source, target = name.split("-")
-        lines += [f"### {TITLES[source]} to {TITLES[target]}\n", "| row | UAR |", "| --- | --- |"]
-        for row, entry in found["pairs"][name].items():
-            lines.append(f"| {row} | {_figure(entry['raysere'])} [{_figure(entry['low'])}, {_figure(entry['high'])}] |")
-        lines.append("")
-    return "\n".join(lines)
+    parts = ["Pair by pair, inductive, the chosen trial as it was searched (one seed):\n"]
+    for source in dict.fromkeys(source for source, _ in PAIRS):
+        targets = [target for one, target in PAIRS if one == source and f"{source}-{target}" in found["pairs"]]
+        measured = {TITLES[target]: found["pairs"][f"{source}-{target}"] for target in targets}
+        if measured:
+            rows = [[row, *(_interval({**pair[row], "value": pair[row]["raysere"]}) for pair in measured.values())] for row in _rows(found)]
+            parts += [f"### From {TITLES[source]}\n", _table(["row", *(f"to {title}" for title in measured)], rows) + "\n"]
+    return "\n".join(parts)

@@ -99,7 +99,7 @@ class Workshop:
             return add_copies(here, altered) if altered else here
 
         streams = tuple((feature.name, feature.spec_key, *feature.copies.values()) for feature in study.features)
-        return self._keep(("data", run_dir, rules, outer, streams), data)
+        return self._keep(("data", run_dir, rules, outer, study.transductive, streams), data)
 
     def places(self, labels: Any) -> dict[str, int]:
         """Row of the labels by utterance."""

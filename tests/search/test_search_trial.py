@@ -216,6 +216,8 @@ def test_the_workshop_reads_once(run_dir: Path, monkeypatch: pytest.MonkeyPatch)
     assert data[0] is data[2]
     assert data[0] is not data[1]
     assert data[0].features["words"] is data[1].features["words"]
+    other = workshop.data(run_dir, study.model_copy(update={"transductive": not study.transductive}), 0)
+    assert other is not data[0], "another protocol, other rows"
 
 
 def test_plain_values_are_json() -> None:
