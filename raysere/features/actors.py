@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from raysere.features.shards import read_index
 from raysere.features.spec import FeatureSpec
 
 DEATHS = 3  # of a worker, alone with one file, until the file is held to be the cause
+_LOOK_S, _SAY_S = 2.0, 30.0  # how often it is seen whether nodes have joined; after how long a wait is told
 _BARREN = 20  # deaths in a row without one finished task: the machine is at fault
 
 
@@ -98,7 +100,12 @@ def run_actors(
     total = ray.cluster_resources()
     device = ("cuda" if total.get("GPU", 0) >= 1 else "cpu") if device == "auto" else device
     on_gpu = device.startswith("cuda")
-    count = min(actors or max(1, int(total.get("GPU" if on_gpu else "CPU", 1))), len(works))
+
+    def places() -> int:
+        """Workers that the cluster has room for now: nodes may join."""
+        return min(actors or max(1, int(ray.cluster_resources().get("GPU" if on_gpu else "CPU", 1))), len(works))
+
+    count = places()
     remote: Any = ray.remote(num_cpus=1, num_gpus=1 if on_gpu else 0, max_restarts=0, scheduling_strategy="SPREAD")(Encoder)
 
     opening: dict[Any, Any] = {}
@@ -106,6 +113,7 @@ def run_actors(
     idle: list[Any] = []
     tasks = Tasks(works, count)
     barren = 0
+    looked, silent = time.monotonic(), 0.0
 
     def hire() -> None:
         actor = remote.remote(spec, folder.resolve(), device=device, threads=None if on_gpu else 1, batch_s=batch_s)
@@ -121,8 +129,14 @@ def run_actors(
                 running[actor.run.remote(task)] = (actor, task)
             if not running and not tasks:
                 break
-            ready, _ = ray.wait([*running, *opening], num_returns=1, timeout=30)
-            if not ready and not running and say:
+            if tasks and time.monotonic() - looked > _LOOK_S:
+                looked = time.monotonic()
+                for _ in range(places() - len(idle) - len(running) - len(opening)):
+                    hire()
+            ready, _ = ray.wait([*running, *opening], num_returns=1, timeout=min(30.0, _LOOK_S))
+            silent = 0.0 if ready else silent + _LOOK_S
+            if silent >= _SAY_S and not running and say:
+                silent = 0.0
                 say(f"extract {spec.backbone}: waiting for a free {'GPU' if on_gpu else 'core'} in the Ray cluster")
             for reference in ready:
                 actor, task = running.pop(reference, None) or (opening.pop(reference), None)

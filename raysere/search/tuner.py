@@ -54,7 +54,7 @@ def run_search(
         run_dir: a folder that all workers reach under this path.
         studies: their lanes share the workers; lanes advance side by side.
         resources: of one trial, ``{"cpu": 1, "gpu": 0.25}``.
-        max_concurrent: trials at once; default: as many as the cluster holds now.
+        max_concurrent: trials at once; default: as many as the machine holds, on a cluster as many as it holds at any time.
         retry_errors: run trials again that ended with an unexpected error.
 
     Raises:
@@ -70,6 +70,7 @@ def run_search(
     if not studies:
         raise ConfigError("There is no study to search")
     slots = capacity(trial) if max_concurrent is None else max_concurrent
+    growing = max_concurrent is None and bool(os.environ.get("RAY_ADDRESS"))
     if slots < 1:
         raise EnvironmentFault(
             f"No machine here can hold one trial ({trial['cpu']:g} CPU, {trial['gpu']:g} GPU)",
@@ -94,7 +95,7 @@ def run_search(
         if board.unfinished:
             for restart in range(_RESTARTS + 1):
                 try:
-                    _tune(board, trial, min(slots, board.unfinished))
+                    _tune(board, trial, min(slots, board.unfinished), growing=growing)
                     break
                 except Exception:
                     if board.failure is not None or restart == _RESTARTS:
@@ -141,8 +142,13 @@ def _machines() -> str:
     )
 
 
-def _tune(board: Board, trial: Mapping[str, float], slots: int) -> None:
-    """One run of Tune over what is still to do."""
+def _tune(board: Board, trial: Mapping[str, float], slots: int, *, growing: bool = False) -> None:
+    """One run of Tune over what is still to do.
+
+    Where the cluster may grow, as many trials as it holds now are proposed ahead and wait for a place: nodes that join find work, and
+    an autoscaler sees that there is some. Tune gives a waiting trial to whichever worker is free first, so a node that joins is used
+    where trials take longer than the start of a worker (some seconds).
+    """
     with _quiet(), _signals_restored(), _environment({**_SWITCHES, "TUNE_MAX_PENDING_TRIALS_PG": str(slots)}), _idle_workers_taken():
         from ray import tune
         from ray.tune import TuneConfig, Tuner
@@ -161,7 +167,7 @@ def _tune(board: Board, trial: Mapping[str, float], slots: int) -> None:
                 scheduler=LaneHalving(searcher),
                 num_samples=-1,
                 reuse_actors=True,
-                max_concurrent_trials=slots,
+                max_concurrent_trials=None if growing else slots,
                 trial_name_creator=_trial_name,
                 trial_dirname_creator=_trial_folder,
             ),
