@@ -200,13 +200,13 @@ def leaderboard(run: Path, as_json: bool, top: int) -> int:
 @RUN
 @JSON
 def status(run: Path, as_json: bool) -> int:
-    """Say how far a RUN is, also while it runs.
+    """Say how far a RUN is, also from another shell while it runs: the stage, the time left, the trials of each study.
 
     \b
     Example: raysere status runs/emodb
     """
     from raysere.console import status_text
-    from raysere.pipeline import run_status
+    from raysere.status import run_status
 
     found = run_status(run)
     _print_json(found) if as_json else click.echo(status_text(found))
