@@ -18,6 +18,7 @@ FILE = "progress.json"
 FORMAT = "raysere.progress/1"
 _GROWTH = 0.05  # plain lines come further apart the longer a stage takes: a day of search should not be 8,640 lines
 _KEPT_EVERY_S = 1.0
+_KEPT = ("total", "done", "first", "at_once", "started", "since", "note")
 
 
 @dataclass
@@ -25,8 +26,9 @@ class Stage:
     """How far a stage is.
 
     Attributes:
-        total, done: items. first: of these done before this start.
-        at_once: items under way side by side. started: wall clock in seconds. elapsed: seconds since then.
+        total, done: items. at_once: of them under way side by side.
+        started: wall clock in seconds. elapsed: seconds since then.
+        first, since: items done, and seconds elapsed, when the first item came to its end: models and data are loaded then.
     """
 
     name: str
@@ -35,14 +37,15 @@ class Stage:
     first: int
     at_once: int
     started: float
+    since: float | None = None
     elapsed: float = 0.0
     note: str = ""
 
     @property
     def left_s(self) -> float | None:
-        """Seconds to the end at the speed so far; None before there is one."""
-        fresh = self.done - self.first
-        return self.elapsed / fresh * (self.total - self.done) if fresh > 0 and self.total > self.done else None
+        """Seconds to the end at the speed since the first item; None before there is one."""
+        fresh, left = self.done - self.first, self.total - self.done
+        return (self.elapsed - self.since) / fresh * left if self.since is not None and fresh > 0 and left > 0 else None
 
     def line(self) -> str:
         """``search: 12 of 40 (30 %), 2 min, about 5 min left, best 0.61``."""
@@ -124,6 +127,8 @@ class Progress:
     def advance(self, stage: str, count: int = 1, note: str = "") -> None:
         state = self._stages[stage]
         state.done, state.note, state.elapsed = state.done + count, note, max(0.0, time.time() - state.started)
+        if state.since is None:
+            state.first, state.since = state.done, state.elapsed
         ended = state.done >= state.total
         self._keep(state, always=ended)
         if self.quiet:
@@ -150,10 +155,10 @@ class Progress:
         if self._file is None or (not always and now - self._kept < _KEPT_EVERY_S):
             return
         self._kept = now
-        fields = {"stage": stage.name, **{key: getattr(stage, key) for key in ("total", "done", "first", "at_once", "started")}}
+        fields = {"stage": stage.name, **{key: getattr(stage, key) for key in _KEPT}}
         with contextlib.suppress(OSError):  # a display ends no run; and it need not survive a power cut, so nothing is flushed
             temporary = self._file.with_name(f".{FILE}.{os.getpid()}.tmp")
-            temporary.write_text(json.dumps({"format": FORMAT, **fields, "note": stage.note}), encoding="utf-8")
+            temporary.write_text(json.dumps({"format": FORMAT, **fields}), encoding="utf-8")
             os.replace(temporary, self._file)
 
 

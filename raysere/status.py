@@ -61,7 +61,8 @@ def _stage(folder: Path, trials: Mapping[str, Sequence[Record]], planned: Mappin
         return None
     left = stage.left_s
     if stage.name == STAGE:
-        fresh = [record.seconds for records in trials.values() for record in records if _ended(record) >= stage.started]
+        first = stage.started + (stage.since or 0.0)
+        fresh = [record.seconds for records in trials.values() for record in records if _ended(record) > first]
         seconds = {study: [record.seconds for record in records] for study, records in trials.items()}
         left = search_left_s(seconds, planned, stage, fresh)
     return {
@@ -83,10 +84,10 @@ def search_left_s(seconds: Mapping[str, Sequence[float]], planned: Mapping[str, 
 
     Args:
         seconds: of each finished trial, by study; a study without one is taken to be like the mean of all.
-        planned: trials by study. fresh: seconds of the trials that ended since the stage began.
+        planned: trials by study. fresh: seconds of the trials that ended after the first one of this start.
 
-    Side by side is measured once every place has had two trials: ``sum(fresh) / elapsed``, which also knows what the driver and the
-    sampler cost; before that it is ``stage.at_once``. None where nothing is left, or no trial has taken any time yet.
+    Side by side is measured once every place has had two trials: the sum of ``fresh`` by the time in which they ended, which also knows
+    what the driver and the sampler cost; before that it is ``stage.at_once``. None where nothing is left, or no trial took any time yet.
     """
     known = [value for values in seconds.values() for value in values]
     if not sum(known):
@@ -98,5 +99,6 @@ def search_left_s(seconds: Mapping[str, Sequence[float]], planned: Mapping[str, 
         work += max(0, count - len(mine)) * (sum(mine) / len(mine) if mine else overall)
     if not work:
         return None
-    measured = sum(fresh) / stage.elapsed if stage.elapsed > 0 and len(fresh) >= 2 * stage.at_once else 0.0
+    elapsed = stage.elapsed - (stage.since or 0.0)
+    measured = sum(fresh) / elapsed if elapsed > 0 and len(fresh) >= 2 * stage.at_once else 0.0
     return work / (min(measured, stage.at_once) or stage.at_once)

@@ -65,7 +65,7 @@ def experiment(studies: Sequence[StudySpec]) -> Any:
     metrics = [
         MetricInfo(name=MetricName(tag=tag), display_name=shown, description=about, dataset_type=kind)
         for tag, shown, about, kind in [
-            *((f"best/{name.replace('.', '/')}", f"best {name}", _BEST, DatasetType.DATASET_VALIDATION) for name in _metrics(studies)),
+            *((tag, title, _BEST, DatasetType.DATASET_VALIDATION) for tag, title in _metrics(studies)),
             ("resources/seconds", "seconds", "training time of the trial", DatasetType.DATASET_UNKNOWN),
             ("resources/resident_memory_mb", "MB of the worker", "most memory while the trial ran", DatasetType.DATASET_UNKNOWN),
         ]
@@ -77,14 +77,16 @@ def experiment(studies: Sequence[StudySpec]) -> Any:
 _BEST = "development rows of the best epoch"
 
 
-def _metrics(studies: Sequence[StudySpec]) -> list[str]:
-    """``score``, then the metrics by the names that records have."""
+def _metrics(studies: Sequence[StudySpec]) -> list[tuple[str, str]]:
+    """Tag and title: the score, by the metric that it is, then the other metrics by the names that records have."""
 
     def of(task: Task) -> list[str]:
         attributes = ["ccc", *(f"ccc.{name}" for name in task.attributes)] if task.dimensional else []
         return [*(CATEGORICAL if task.categorical else []), *attributes]
 
-    return list(dict.fromkeys(["score", *(name for study in studies for name in of(study.task))]))
+    scores = {study.task.metric for study in studies}
+    others = dict.fromkeys(name for study in studies for name in of(study.task) if scores != {name})
+    return [("best/score", f"best {' or '.join(sorted(scores))}"), *((f"best/{name.replace('.', '/')}", f"best {name}") for name in others)]
 
 
 def _info(name: str, values: Sequence[Any], *, interval: bool) -> Any:
