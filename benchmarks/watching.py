@@ -19,7 +19,7 @@ from benchmarks.start import TRIALS, fill
 
 TITLE = "Watching a search"
 NAMES = ("train.class", "loss", "dev_loss", "score", "uar", "macro_f1", "accuracy")
-LIMIT_S, LIMIT_BYTES, EPOCHS, LAYERS = 5.0, 20_000, 20, 25
+LIMIT_S, LIMIT_BYTES, EPOCHS, LAYERS = 10.0, 20_000, 20, 25
 
 
 def opened(folder: Path) -> float:
