@@ -121,7 +121,7 @@ def shown(value: Any) -> float | bool | str:
 
 def _layout_value(studies: Sequence[StudySpec]) -> Any:
     """Custom Scalars: the score, the losses, the weights of the layers, the search; tags are regular expressions."""
-    from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, Summary
+    from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.compat.proto.tensor_pb2 import TensorProto
     from tensorboard.compat.proto.types_pb2 import DT_STRING
     from tensorboard.plugins.custom_scalar import layout_pb2, metadata
@@ -139,10 +139,8 @@ def _layout_value(studies: Sequence[StudySpec]) -> Any:
             for title, parts in charts.items()
         ]
     )
-    about = metadata.create_summary_metadata()
-    about.data_class = DATA_CLASS_TENSOR
     text = TensorProto(dtype=DT_STRING, string_val=[layout.SerializeToString()])
-    return Summary.Value(tag=metadata.CONFIG_SUMMARY_TAG, metadata=about, tensor=text)
+    return Summary.Value(tag=metadata.CONFIG_SUMMARY_TAG, metadata=metadata.create_summary_metadata(), tensor=text)
 
 
 class SearchEvents:

@@ -84,8 +84,9 @@ def test_images(url: str) -> None:
     for tag in tags["toy/toy-0000"]:
         found = ask(f"{url}data/plugin/images/images?{urlencode({'run': 'toy/toy-0000', 'tag': tag, 'sample': 0})}")[0]
         with urllib.request.urlopen(f"{url}data/plugin/images/individualImage?{found['query']}", timeout=60) as answer:
-            image = np.asarray(Image.open(io.BytesIO(answer.read())).convert("L"))
-        assert image.min() < 110 < 250 < image.max()  # dark cells on paper
+            image = np.asarray(Image.open(io.BytesIO(answer.read())).convert("RGB")).astype(int)
+        assert (image[..., 2] - image[..., 0]).max() > 80  # a dark blue cell
+        assert (image.sum(-1) > 3 * 250).any()  # on paper
 
 
 def test_hparams_have_the_columns_of_the_spaces(url: str) -> None:
