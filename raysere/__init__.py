@@ -24,7 +24,7 @@ _PUBLIC = {
     "load_experiment": "raysere.experiment:load_experiment",
     "report": "raysere.report.page:write_report",
     "run": "raysere.pipeline:run",
-    "status": "raysere.pipeline:run_status",
+    "status": "raysere.status:run_status",
     "RaysereError": "raysere.errors:RaysereError",
 }
 __all__ = ["__version__", *_PUBLIC]

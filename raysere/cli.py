@@ -200,13 +200,13 @@ def leaderboard(run: Path, as_json: bool, top: int) -> int:
 @RUN
 @JSON
 def status(run: Path, as_json: bool) -> int:
-    """Say how far a RUN is, also while it runs.
+    """Say how far a RUN is, also from another shell while it runs: the stage, the time left, the trials of each study.
 
     \b
     Example: raysere status runs/emodb
     """
     from raysere.console import status_text
-    from raysere.pipeline import run_status
+    from raysere.status import run_status
 
     found = run_status(run)
     _print_json(found) if as_json else click.echo(status_text(found))
@@ -258,21 +258,21 @@ def report(run: Path) -> int:
 
 @cli.command()
 @RUN
-@click.option("--port", default=6006, show_default=True)
+@click.option("--port", default=6006, show_default=True, help="0 takes a free one; TensorBoard says which.")
 @click.option("--host", default="127.0.0.1", show_default=True)
 def tensorboard(run: Path, port: int, host: str) -> int:
-    """Watch the trials of a RUN in TensorBoard: scalars, hparams, confusion matrices.
+    """Watch the trials of a RUN in TensorBoard, also while it runs: scalars, hparams, confusion matrices, weights of layers, resources.
 
     \b
     Example: raysere tensorboard runs/emodb --port 6007
     """
-    import subprocess
+    import os
 
     from raysere.pipeline import open_run
 
-    return subprocess.call(
-        [sys.executable, "-m", "tensorboard.main", "--logdir", str(open_run(run) / "search"), "--host", host, "--port", str(port)]
-    )
+    # this process becomes TensorBoard: Ctrl-C and a job's signals reach it, and nothing is left behind
+    logs = str(open_run(run) / "search")
+    os.execv(sys.executable, [sys.executable, "-m", "tensorboard.main", "--logdir", logs, "--host", host, "--port", str(port)])
 
 
 @cli.command()

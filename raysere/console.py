@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 
 from raysere.ensemble.claims import LABELS
+from raysere.progress import duration
 
 
 def table(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> str:
@@ -38,12 +39,6 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return ""
-
-
-def duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def interval(entry: dict[str, Any]) -> str:
@@ -192,22 +187,37 @@ def leaderboard_text(board: pl.DataFrame, top: int) -> str:
 
 
 def status_text(status: dict[str, Any]) -> str:
-    lines = [f"{status['run']}: {'running' if status['running'] else 'not running'}"]
+    """The state in one line, then what is left, the studies, and what is written."""
+    lines = [f"{status['run']}: {_state(status)}"]
     rows = []
     for name, study in status["studies"].items():
-        counts = study["status"]
-        rows.append(
-            [
-                name,
-                sum(counts.values()),
-                study["planned"],
-                ", ".join(f"{count} {key}" for key, count in sorted(counts.items())),
-                study["best"],
-            ]
-        )
-    lines.append(table(rows, ["study", "trials", "planned", "status", "best"]))
+        finished = ", ".join(f"{count} {key}" for key, count in sorted(study["status"].items()))
+        seconds = "-" if study["mean_seconds"] is None else duration(study["mean_seconds"])
+        rows.append([name, sum(study["status"].values()), study["planned"], finished or "-", seconds, study["best"]])
+    if rows:
+        lines.append(table(rows, ["study", "finished", "planned", "of these", "a trial takes", "best"]))
     lines.append(f"report: {status['report']}" if status["report"] else ("evaluated" if status["evaluated"] else "not evaluated yet"))
     return "\n".join(lines)
+
+
+def _state(status: dict[str, Any]) -> str:
+    """What is under way and how long it will take; of a run at which nobody works, what is missing."""
+    finished, planned = status["finished"], status["planned"]
+    if not status["running"]:
+        if finished < planned or not planned:
+            return f"stopped, {finished} of {planned} trials are finished; the command that started it goes on where it was"
+        return "finished" if status["report"] else "all trials are finished; nobody works on it"
+    stage = status["stage"]
+    if stage is None:
+        return "running"
+    parts = [f"running, {stage['name']}"]
+    if stage["total"]:
+        parts[0] += f" {stage['done']} of {stage['total']}"
+        parts[0] += f" ({stage['at_once']} at once)" if stage["at_once"] > 1 else ""
+    parts.append(f"for {duration(stage['seconds'])}")
+    if stage["left_s"] is not None:
+        parts.append(f"about {duration(stage['left_s'])} left")
+    return ", ".join(parts)
 
 
 def prediction_text(rows: list[dict[str, Any]]) -> str:

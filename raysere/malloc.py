@@ -1,8 +1,10 @@
-"""What the C library does with memory that a worker frees."""
+"""Memory of a worker process: what the C library does with what it frees, and how much there was at most."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+from pathlib import Path
 
 
 def keep_memory() -> bool:
@@ -17,3 +19,18 @@ def keep_memory() -> bool:
     except (AttributeError, OSError, TypeError):  # another C library
         return False
     return bool(mallopt(mmap_threshold, 1 << 30)) and bool(mallopt(trim_threshold, (1 << 31) - 1))
+
+
+def forget_peak() -> None:
+    """Let :func:`peak_bytes` count from now on, where the kernel can be told so."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak_bytes() -> int | None:
+    """The most that this process has had in memory (its resident set, shared pages included); None where the system does not say."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration, ValueError):
+        return None

@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from raysere.corpora.manifest import Manifest
     from raysere.features.extract import Extraction
     from raysere.features.spec import FeatureSpec
+
+_LOCK_TRIES = 3
 
 
 @dataclass
@@ -55,19 +58,34 @@ def only_driver(folder: Path) -> Iterator[None]:
     with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         handle = (folder / ".driver.lock").open("w")
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    for _ in range(_LOCK_TRIES):
+        with suppress(BlockingIOError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        time.sleep(0.1)  # `raysere status` may be looking
+    else:
         handle.close()
         raise ConfigError(
             "Another raysere works on this run already",
             where=folder,
             remedy="Wait for it (`raysere status` says how far it is), or give this run another name.",
-        ) from None
+        )
     try:
         yield
     finally:
         handle.close()
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a living process holds the run."""
+    try:
+        with (folder / ".driver.lock").open("r") as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
 
 
 def _sweep(folder: Path) -> None:
@@ -104,6 +122,7 @@ def _run_stages(experiment: Experiment, until: str, progress: Progress, retry_er
     with only_driver(experiment.run_folder):
         _sweep(experiment.run_folder)
         folder = write_run(prepared)
+        progress.keep_in(folder)
         outcome = Outcome(folder, until, notes=list(prepared.manifest.notes))
         rejected = _extract(prepared, progress)
         write_rejected(folder, rejected)
@@ -217,7 +236,7 @@ def _evaluate(folder: Path, progress: Progress) -> dict[str, Any]:
 
     if evaluation_is_current(folder):
         return read_json(folder / "evaluation.json")
-    progress.say("ensemble: calibrating and choosing members")
+    progress.say("ensemble: calibrating and choosing members", stage="ensemble")
     return evaluate(folder)
 
 
@@ -287,41 +306,3 @@ def write_demo(folder: Path, *, seed: int = 0, progress: Progress | None = None)
     with atomic_write(folder / "experiment.yaml") as temporary:
         temporary.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
     return folder / "experiment.yaml"
-
-
-def run_status(run: str | os.PathLike[str]) -> dict[str, Any]:
-    """How far a run is, read from its files alone (so also from another shell while it runs)."""
-    from raysere.search.ledger import Ledger
-    from raysere.search.study import read_study
-
-    folder = open_run(run)
-    ledger = Ledger(folder)
-    studies: dict[str, dict[str, Any]] = {}
-    specs = [read_study(folder, path.parent.name) for path in sorted(folder.glob("search/*/study.json"))]
-    planned = {spec.name: spec.trials * len(spec.lanes) for spec in specs}
-    for trial in ledger.trials():
-        study = studies.setdefault(trial.study, {"planned": planned.get(trial.study, 0), "status": {}, "best": None})
-        study["status"][trial.status] = study["status"].get(trial.status, 0) + 1
-        if trial.score is not None and (study["best"] is None or trial.score > study["best"]):
-            study["best"] = trial.score
-    for name, count in planned.items():
-        studies.setdefault(name, {"planned": count, "status": {}, "best": None})
-    return {
-        "format": "raysere.status/1",
-        "run": str(folder),
-        "running": _is_running(folder),
-        "studies": studies,
-        "evaluated": (folder / "evaluation.json").is_file(),
-        "report": str(folder / "report.html") if (folder / "report.html").is_file() else None,
-    }
-
-
-def _is_running(folder: Path) -> bool:
-    try:
-        with (folder / ".driver.lock").open("r") as handle:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return False
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True

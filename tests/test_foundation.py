@@ -125,7 +125,7 @@ def test_progress_prints_plain_lines_where_there_is_no_terminal(capsys):
     with Progress(every_s=0) as progress:
         progress.start("extract", total=2, done=1)
         progress.advance("extract", note="note")
-    assert capsys.readouterr().err.splitlines() == ["extract: 1 of 2 done at the start", "extract: 2 of 2, 0 s, note"]
+    assert capsys.readouterr().err.splitlines() == ["extract: 1 of 2 done at the start", "extract: 2 of 2 (100 %), 0 s, note"]
 
 
 def test_importing_raysere_loads_neither_torch_nor_ray():

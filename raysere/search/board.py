@@ -20,6 +20,7 @@ from raysere.errors import ConfigError, RaysereError
 from raysere.files import read_json, read_yaml
 from raysere.progress import Progress
 from raysere.search.ledger import Ledger, Record, make_record
+from raysere.search.overview import SearchEvents, write_overview
 from raysere.search.study import StudySpec
 from raysere.search.tensorboard import TrialEvents
 from raysere.search.trial import OUTCOME, attempt_name, head
@@ -74,8 +75,9 @@ class Board:
         self.started = time.monotonic()
         self.reload()
         self._events = TrialEvents(self.run_dir)
+        self._search_events = SearchEvents(self.run_dir, self.stamp[:8])  # catch_up() tells it what is finished
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="ledger")  # neither the disk nor drawing holds up the next trial
-        self._written: list[Future[None]] = []  # TensorBoard events
+        self._written: list[Future[Any]] = []  # TensorBoard events
         self.rebuild()
 
     def reload(self) -> None:
@@ -214,17 +216,24 @@ class Board:
         self.records[record.trial] = record
         if record.scored and (self.best is None or record.value(-1.0) > self.best):
             self.best = record.value(-1.0)
+        self._show(self._search_events.finished, record, time.time())
         self.progress.advance(STAGE, note="" if self.best is None else f"best {self.best:.4f}")
 
     def _write_events(self, record: Record, study: StudySpec, *events: Any) -> None:
-        self._written.append(self._later(self._events.write, record, study, *events))
+        self._show(self._events.write, record, study, *events)
+
+    def _show(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Write something for TensorBoard in the writer's thread; what fails is said at the end."""
+        self._written.append(self._later(function, *arguments))
 
     def _later(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
         """Do it in the writer's thread, in the order of the calls."""
         return self._writer.submit(function, *arguments)
 
     def catch_up(self) -> None:
-        """Write the TensorBoard events of finished trials that a kill left without."""
+        """Write what TensorBoard shows of the studies, and the events of finished trials that a kill left without."""
+        self._search_events = SearchEvents(self.run_dir, self.stamp[:8], self._mine())
+        self._show(write_overview, self.run_dir, self.studies)
         studies = {study.name: study for study in self.studies}
         for record in self._mine():
             if not self._events.has(record):
@@ -232,9 +241,10 @@ class Board:
 
     def close(self) -> list[str]:
         """Wait for the ledger and for the TensorBoard events; a fault of the latter is said, and costs no trial."""
+        self._later(self._search_events.close)
         self._writer.shutdown(wait=True)
         faults = [str(future.exception()) for future in self._written if future.exception() is not None]
-        return [f"TensorBoard events of {len(faults)} trials could not be written: {faults[0]}"] if faults else []
+        return [f"{len(faults)} TensorBoard events could not be written: {faults[0]}"] if faults else []
 
     def check_studies(self) -> None:
         """Raise RaysereError where every trial of a study failed: the commonest reason is said."""

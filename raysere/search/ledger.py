@@ -32,6 +32,7 @@ TRIAL_FORMAT = "raysere.trial/1"
 STATUSES = ("done", "stopped", "infeasible", "error")
 SCORED = ("done", "stopped")
 _STAGED = ".partial"
+_OPTIONAL = ("epoch", "epochs", "seconds", "memory", "error", "metrics", "describe", "twin_of")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Record:
             ``Params``, defaults included (empty where they could not be built).
         status: ``done`` (trained to its end), ``stopped`` (by successive halving), ``infeasible`` or ``error``.
         score: development score of the best epoch; None without one. epoch: that epoch. epochs: how many were trained.
+        seconds: of training. memory: bytes at its peak, ``resident`` of the worker and ``gpu`` (empty where nobody looked).
         twin_of: the finished trial of the same configuration from which this one was copied.
     """
 
@@ -65,6 +67,7 @@ class Record:
     epoch: int | None = None
     epochs: int = 0
     seconds: float = 0.0
+    memory: dict[str, int] = field(default_factory=dict)
     error: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     describe: dict[str, Any] = field(default_factory=dict)
@@ -79,7 +82,7 @@ class Record:
         return self.score if self.scored and self.score is not None else penalty
 
     def rows(self) -> pl.DataFrame:
-        """``metrics.parquet``: a row an epoch, with ``epoch`` (from 0), ``score`` and what the loop logs."""
+        """``metrics.parquet``: a row an epoch, with ``epoch`` (from 0), ``score`` and what the loop logs (:meth:`Trainer.epoch`)."""
         return pl.read_parquet(self.folder / "metrics.parquet")
 
     def predictions(self) -> pl.DataFrame:
@@ -206,7 +209,9 @@ def make_record(folder: Path, head: dict[str, Any], done: dict[str, Any]) -> Rec
             resolved=head.get("resolved") or {},
             status=done["status"],
             score=done["score"],
-            **{key: done[key] for key in ("epoch", "epochs", "seconds", "error", "metrics", "describe", "twin_of") if key in done},
+            **{
+                key: done[key] for key in ("epoch", "epochs", "seconds", "memory", "error", "metrics", "describe", "twin_of") if key in done
+            },
         )
     except (KeyError, TypeError) as error:
         raise DataError(

@@ -1,11 +1,11 @@
-"""TensorBoard events of finished trials: scalars per epoch, hparams, and the confusion matrix of the best epoch.
+"""TensorBoard events of finished trials: scalars by epoch, hparams, resources, weights of layers, the confusion matrix of the best epoch.
 
-Written by the driver with TensorBoard's own writer (no torch). ``tensorboard --logdir RUN/search`` shows one run a trial.
+Written by the driver (no torch). ``raysere tensorboard RUN`` shows one run a trial; :mod:`raysere.search.overview` writes what is about the
+search as a whole.
 """
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 import threading
@@ -19,11 +19,12 @@ import numpy as np
 import polars as pl
 
 from raysere.files import canonical_json, explain_write_errors
+from raysere.search.event_file import EventFile, hparams_value
 from raysere.search.ledger import Record
+from raysere.search.overview import shown
+from raysere.search.pictures import Picture, confusion_image, weights_image
 from raysere.search.study import StudySpec
 from raysere.training import metrics
-
-_INK, _PAPER, _HUE = (32, 33, 36), (255, 255, 255), (23, 94, 150)
 
 
 class TrialEvents:
@@ -97,55 +98,52 @@ def write_events(
     folder: Path, record: Record, rows: Sequence[Mapping[str, Any]], confusion: np.ndarray | None, classes: Sequence[str]
 ) -> None:
     """Write one event file into ``folder``; ``rows`` are those of ``metrics.parquet``, one an epoch."""
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.plugins.hparams import metadata
     from tensorboard.plugins.hparams.api_pb2 import STATUS_FAILURE, STATUS_SUCCESS
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
-    from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-    now = time.time()
-    writer = EventFileWriter(str(folder))
-
-    def add(step: int, summary: Summary) -> None:
-        writer.add_event(Event(wall_time=now, step=step, summary=summary))
-
-    try:
-        start = SessionStartInfo(group_name=record.trial, start_time_secs=now - record.seconds)
-        for name, value in hparams(record).items():
-            if isinstance(value, bool):  # before number: a truth value is one
-                start.hparams[name].bool_value = value
-            elif isinstance(value, str):
-                start.hparams[name].string_value = value
-            else:
-                start.hparams[name].number_value = value
-        add(0, _hparams_summary("_hparams_/session_start_info", HParamsPluginData(session_start_info=start)))
+    now, at = time.time(), record.epoch or 0
+    start = SessionStartInfo(group_name=record.trial, start_time_secs=now - record.seconds)
+    for name, value in hparams(record).items():
+        if isinstance(value, bool):  # before number: a truth value is one
+            start.hparams[name].bool_value = value
+        elif isinstance(value, str):
+            start.hparams[name].string_value = value
+        else:
+            start.hparams[name].number_value = value
+    end = SessionEndInfo(status=STATUS_SUCCESS if record.scored else STATUS_FAILURE, end_time_secs=now)
+    with EventFile(folder / f"events.out.tfevents.{now:.0f}.trial") as file:
+        file.add(0, [hparams_value(metadata.SESSION_START_INFO_TAG, HParamsPluginData(session_start_info=start))])
         for row in rows:
-            values = [
-                Summary.Value(tag=tag(name), simple_value=float(value))
-                for name, value in row.items()
-                if name != "epoch" and value is not None
-            ]
-            if values:
-                add(int(row["epoch"]), Summary(value=values))
-        if record.score is not None:
-            add(record.epoch or 0, Summary(value=[Summary.Value(tag="best/score", simple_value=float(record.score))]))
+            file.scalars(
+                int(row["epoch"]), {tag(name): value for name, value in row.items() if name != "epoch" and isinstance(value, int | float)}
+            )
+        file.scalars(at, outcome(record))
+        for stream, weights in (record.describe.get("layer_weights") or {}).items():
+            for layer, weight in weights.items():  # a profile: the layer where the other charts have the epoch
+                file.scalars(int(layer), {f"layer_weights/{stream}": weight})
+            by_epoch = [row[f"layer_weights.{stream}"] for row in rows if row.get(f"layer_weights.{stream}")]
+            if by_epoch:
+                file.add(at, [_picture(f"layer_weights/{stream}/by_epoch", weights_image(np.array(by_epoch), list(weights)))])
         if confusion is not None:
-            png, (height, width) = confusion_image(confusion, classes, title=f"{record.trial}: development, epoch {record.epoch}")
-            image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png)
-            add(record.epoch or 0, Summary(value=[Summary.Value(tag="confusion", image=image)]))
-        end = SessionEndInfo(status=STATUS_SUCCESS if record.scored else STATUS_FAILURE, end_time_secs=now)
-        add(0, _hparams_summary("_hparams_/session_end_info", HParamsPluginData(session_end_info=end)))
-        writer.flush()
-    finally:
-        writer.close()
+            file.add(at, [_picture("confusion", confusion_image(confusion, classes))])
+        file.add(0, [hparams_value(metadata.SESSION_END_INFO_TAG, HParamsPluginData(session_end_info=end))])
 
 
-def _hparams_summary(name: str, data: Any) -> Any:
-    """What ``tensorboard.plugins.hparams.summary`` makes; that module wants TensorFlow."""
-    from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+def outcome(record: Record) -> dict[str, float]:
+    """What a trial came to, by tag: its best epoch, and what it took (seconds, MB of memory)."""
+    found = {"resources/seconds": record.seconds}
+    found |= {f"resources/{kind}_memory_mb": count / 1e6 for kind, count in record.memory.items()}
+    if record.score is not None:
+        found |= {"best/score": float(record.score), **{f"best/{name.replace('.', '/')}": value for name, value in record.metrics.items()}}
+    return found
 
-    plugin = SummaryMetadata.PluginData(plugin_name="hparams", content=data.SerializeToString())
-    return Summary(value=[Summary.Value(tag=name, metadata=SummaryMetadata(plugin_data=plugin))])
+
+def _picture(name: str, picture: Picture) -> Any:
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    image = Summary.Image(height=picture.height, width=picture.width, colorspace=3, encoded_image_string=picture.png)
+    return Summary.Value(tag=name, image=image)
 
 
 def tag(name: str) -> str:
@@ -159,47 +157,5 @@ def hparams(record: Record) -> dict[str, float | bool | str]:
     for name, value in record.params.items():
         if value is None:
             continue
-        result[name] = value if isinstance(value, bool | str) else float(value) if isinstance(value, int | float) else canonical_json(value)
+        result[name] = shown(value)
     return result
-
-
-def confusion_image(matrix: np.ndarray, classes: Sequence[str], *, title: str = "") -> tuple[bytes, tuple[int, int]]:
-    """PNG of a confusion matrix and its (height, width): rows are true classes, shade is the share of the row, numbers are counts."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    font, small = ImageFont.load_default(size=15), ImageFont.load_default(size=13)
-    cell = 56
-    left = 40 + max(int(font.getlength(name)) for name in classes)
-    top = 74
-    names = [name if font.getlength(name) <= cell - 6 else _shortened(name, font, cell - 6) for name in classes]
-    width = max(left + cell * len(classes) + 16, int(small.getlength(title)) + 24)
-    height = top + cell * len(classes) + 16
-    image = Image.new("RGB", (width, height), _PAPER)
-    draw = ImageDraw.Draw(image)
-    draw.text((12, 8), title, fill=_INK, font=small)
-    draw.text((left, 28), "predicted", fill=_INK, font=small)
-    draw.text((12, top - 22), "true", fill=_INK, font=small)
-    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    for i, name in enumerate(classes):
-        middle = top + cell * i + cell // 2
-        draw.text((left - 10, middle), name, fill=_INK, font=font, anchor="rm")
-        draw.text((left + cell * i + cell // 2, top - 14), names[i], fill=_INK, font=font, anchor="mm")
-        for j in range(len(classes)):
-            share = float(shares[i, j])
-            shade = tuple(round(paper + (hue - paper) * share) for paper, hue in zip(_PAPER, _HUE, strict=True))
-            box = (left + cell * j, top + cell * i, left + cell * (j + 1) - 2, top + cell * (i + 1) - 2)
-            draw.rectangle(box, fill=shade, outline=(218, 220, 224))
-            ink = _PAPER if share > 0.55 else _INK
-            centre = (left + cell * j + cell // 2 - 1, middle - 1)
-            draw.text((centre[0], centre[1] - 9), f"{100 * share:.0f} %", fill=ink, font=font, anchor="mm")
-            draw.text((centre[0], centre[1] + 11), str(int(matrix[i, j])), fill=ink, font=small, anchor="mm")
-    buffer = io.BytesIO()
-    # a palette: a third of the bytes and a tenth of the time of full colour; thousands of these are written while trials want the cores
-    image.quantize(64, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(buffer, "PNG")
-    return buffer.getvalue(), (height, width)
-
-
-def _shortened(name: str, font: Any, room: int) -> str:
-    while len(name) > 1 and font.getlength(name + ".") > room:
-        name = name[:-1]
-    return name + "."

@@ -18,6 +18,7 @@ from typing import Any
 
 from raysere.errors import ConfigError, EnvironmentFault, InfeasibleTrial, RaysereError
 from raysere.files import atomic_folder, digest
+from raysere.malloc import forget_peak, peak_bytes
 from raysere.search.ledger import TRIAL_FORMAT, Ledger, empty_rows, json_head, write_head
 from raysere.search.study import StudyFeature, StudySpec, read_study
 
@@ -173,6 +174,9 @@ class TrialRun:
         try:
             self.study = study = self.workshop.study(self.run_dir, job["study"], job["stamp"])
             torch.set_num_threads(study.threads or max(1, int(job["cpu"])))
+            forget_peak()
+            if study.device.startswith("cuda") and torch.cuda.is_available():
+                torch.cuda.reset_peak_memory_stats(study.device)
             if study.device.startswith("cuda") and 0 < job["gpu"] < 1:
                 torch.cuda.set_per_process_memory_fraction(float(job["gpu"]))
             method = METHODS.get(study.method)()
@@ -238,6 +242,7 @@ class TrialRun:
                 "epoch": None if best is None else int(best["epoch"]),
                 "epochs": self.epochs,
                 "seconds": round(self.seconds, 3),
+                "memory": self._memory(),
                 "error": error,
                 "metrics": {},
                 "describe": {},
@@ -301,6 +306,15 @@ class TrialRun:
             }
         return {"score": 0.0, "epoch": self.epochs, "status": "fatal", "staged": "", "error": json.dumps(parts)}
 
+    def _memory(self) -> dict[str, int]:
+        """Bytes at the peak since the trial began: ``resident`` of this process, mapped features included, and ``gpu`` of its tensors."""
+        peaks = {"resident": peak_bytes()}
+        if self.study is not None and self.study.device.startswith("cuda"):
+            import torch
+
+            peaks["gpu"] = torch.cuda.max_memory_allocated(self.study.device)
+        return {name: count for name, count in peaks.items() if count is not None}
+
     def _free(self, status: str) -> None:
         if status in ("infeasible", "fatal", "error"):
             self.trainer = None
@@ -349,23 +363,23 @@ def _classify(fault: BaseException) -> tuple[str, str]:
 
 
 def _rows_frame(rows: list[dict[str, Any]]) -> Any:
-    """Epoch rows as a frame: ``epoch`` int64, every other column float64; a column that some epochs lack has nulls there."""
+    """Epoch rows as a frame: ``epoch`` int64, other columns float64, or lists of it; a column that some epochs lack has nulls there."""
     import polars as pl
 
     if not rows:
         return empty_rows()
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    frame = pl.DataFrame(
-        {
-            key: pl.Series(
-                key,
-                [None if row.get(key) is None else (int if key == "epoch" else float)(row[key]) for row in rows],
-                dtype=pl.Int64 if key == "epoch" else pl.Float64,
-            )
-            for key in columns
-        }
-    )
-    return frame
+    columns = dict.fromkeys(key for row in rows for key in row)
+    return pl.DataFrame([_column(key, [row.get(key) for row in rows]) for key in columns])
+
+
+def _column(name: str, values: list[Any]) -> Any:
+    import polars as pl
+
+    if name == "epoch":
+        return pl.Series(name, [int(value) for value in values], dtype=pl.Int64)
+    if any(isinstance(value, list) for value in values):
+        return pl.Series(name, values, dtype=pl.List(pl.Float64))
+    return pl.Series(name, [None if value is None else float(value) for value in values], dtype=pl.Float64)
 
 
 def plain(value: Any) -> Any:

@@ -88,7 +88,7 @@ def run_search(
         board.reload()
         board.rebuild()
     total = sum(study.trials * len(study.lanes) for study in studies)
-    progress.start(STAGE, total=total, done=total - board.unfinished)
+    progress.start(STAGE, total=total, done=total - board.unfinished, at_once=max(1, min(slots, board.unfinished)))
     notes: list[str] = []
     try:
         board.catch_up()

@@ -76,7 +76,7 @@ class Trainer:
             torch.set_num_threads(threads)
         self.method, self.data, self.task, self.device = method, data, data.task, torch.device(device)
         self.params = method.Params(**params) if isinstance(params, dict) else params
-        self.rows: list[dict[str, float]] = []
+        self.rows: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {}
         self._stale = 0
         self._tests: Prediction | None = None
@@ -127,11 +127,12 @@ class Trainer:
         """Whether the epochs are used up, or the score has not risen for ``patience`` epochs."""
         return len(self.rows) >= self.params.epochs or self._stale >= self.params.patience
 
-    def epoch(self) -> dict[str, float]:
+    def epoch(self) -> dict[str, Any]:
         """One epoch of every fold, then the development score over all folds at once; the row that it appends to ``rows``.
 
         ``epoch`` counts from 0. ``train.TERM`` are mean loss terms, ``loss`` their sum, ``dev_loss`` the negative log
-        likelihood and/or squared error on development rows, ``score`` the task's metric, the others by their names.
+        likelihood and/or squared error on development rows, ``score`` the task's metric, the others by their names;
+        ``layer_weights.STREAM`` is a list in the order of the layers, mean over the folds, where such weights are learned.
         """
         number = len(self.rows)
         with infeasible_when_full():
@@ -146,7 +147,10 @@ class Trainer:
         loss, values = self._development(predictions)
         trained = {f"train.{name.lstrip('_')}": value for name, value in means.items()}
         total = sum(value for name, value in means.items() if not name.startswith("_"))
-        row = {"epoch": number, **trained, "loss": total, "dev_loss": loss, "score": values[self.task.metric], **values}
+        row: dict[str, Any] = {"epoch": number, **trained, "loss": total, "dev_loss": loss, "score": values[self.task.metric], **values}
+        if self._learns_layers:
+            shares = _mean_shares([fold.model.layer_weights() for fold in self.folds])  # type: ignore[operator]
+            row |= {f"layer_weights.{name}": list(weights.values()) for name, weights in shares.items()}
         self.rows.append(row)
         # the source's score says little of when a target is adapted to: there the last epoch is kept
         risen = not self.best or row["score"] > self.best["score"] or self.method.needs.target_domain
@@ -263,17 +267,25 @@ class Trainer:
                 params = params.model_copy(update={"sampler": "natural"})  # the kept weights never saw a balanced epoch
             priors = np.array([self.method.effective_prior(params, fold.prior) for fold in self.folds])
             result["effective_prior"] = dict(zip(self.task.classes, priors.mean(0).tolist()))
-        if hasattr(self.folds[0].model, "layer_weights"):
-            shares = [weights for group in self.groups for weights in group.best_layer_weights()]
-            result["layer_weights"] = {
-                name: {str(layer): float(np.mean([share[name][layer] for share in shares])) for layer in weights}
-                for name, weights in shares[0].items()
-            }
+        if self._learns_layers:
+            result["layer_weights"] = _mean_shares([weights for group in self.groups for weights in group.best_layer_weights()])
         return result
+
+    @property
+    def _learns_layers(self) -> bool:
+        return hasattr(self.folds[0].model, "layer_weights")
 
     def _need_epoch(self) -> None:
         if not self.best:
             raise DataError("Nothing is trained yet", remedy="Call epoch() first.")
+
+
+def _mean_shares(shares: list[dict[str, dict[int, float]]]) -> dict[str, dict[str, float]]:
+    """Mean over the folds of the share of each layer, by stream and layer."""
+    return {
+        name: {str(layer): float(np.mean([share[name][layer] for share in shares])) for layer in weights}
+        for name, weights in shares[0].items()
+    }
 
 
 def _array(values: Tensor | None) -> np.ndarray:

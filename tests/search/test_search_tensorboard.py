@@ -139,7 +139,7 @@ def test_hparams_are_plain_scalars(run_dir: Path) -> None:
 
 
 def test_the_shade_of_a_cell_is_the_share_of_its_row() -> None:
-    png, (height, width) = confusion_image(np.array([[10, 0], [5, 5]]), ["a", "b"], title="t")
+    png, height, width = confusion_image(np.array([[10, 0], [5, 5]]), ["a", "b"])
     pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
     assert pixels.shape == (height, width, 3)
     left, top, cell = width - 16 - 2 * 56, height - 16 - 2 * 56, 56
@@ -149,7 +149,7 @@ def test_the_shade_of_a_cell_is_the_share_of_its_row() -> None:
 
 def test_long_class_names_and_many_classes_fit() -> None:
     names = [f"very long emotion {number}" for number in range(8)]
-    png, (height, width) = confusion_image(np.eye(8, dtype=int) * 100, names, title="x" * 20)
+    png, height, width = confusion_image(np.eye(8, dtype=int) * 100, names)
     assert Image.open(io.BytesIO(png)).size == (width, height)
     assert width < 1000
 

@@ -100,6 +100,10 @@ def test_it_stops_at_each_rung_and_stages_everything(run_dir: Path) -> None:
     assert done["metrics"]["uar"] == done["score"]
     assert done["describe"]["folds"] == 2
     assert done["seconds"] > 0
+    assert done["memory"]["resident"] > 50e6  # torch alone takes more
+    rows = pl.read_parquet(last / "metrics.parquet")
+    assert rows.schema["layer_weights.words"] == pl.List(pl.Float64)
+    assert rows["layer_weights.words"].list.sum().to_list() == pytest.approx([1.0] * 6, abs=1e-5)
 
 
 def test_the_same_trial_twice_is_the_same_to_the_last_bit(run_dir: Path) -> None:

@@ -188,6 +188,19 @@ def test_little_memory_changes_nothing(granularity, normaliser):
     assert np.allclose(*results, atol=1e-4)
 
 
+def test_weights_of_layers_are_logged_by_epoch():
+    trainer = trained(toy_data(), lr=0.05, stop=4, patience=20)
+    logged = [row["layer_weights.audio"] for row in trainer.rows]
+    kept = trainer.describe()["layer_weights"]["audio"]
+    assert logged[trainer.best["epoch"]] == pytest.approx(list(kept.values()), abs=1e-6)
+    assert all(sum(weights) == pytest.approx(1, abs=1e-5) for weights in logged)
+    assert max(abs(logged[3][0] - logged[0][0]), abs(logged[1][0] - logged[0][0])) > 1e-3  # they move
+    now = [fold.model.layer_weights()["audio"].values() for fold in trainer.folds]
+    assert logged[-1] == pytest.approx(np.mean([list(weights) for weights in now], axis=0), abs=1e-6)
+    single = trained(toy_data(), layers="one", stop=1)
+    assert not any(name.startswith("layer_weights") for name in single.rows[0])
+
+
 def test_description():
     data = toy_data()
     description = trained(data, normalise="speaker", class_weight=0, stop=1).describe()

@@ -1,0 +1,142 @@
+"""Progress in a file and in plain lines, the estimate of the time left, and the status of a run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from test_search_ledger import put
+from toy import toy_run, toy_study
+
+from raysere import progress as progress_module
+from raysere.cli import cli
+from raysere.files import write_yaml
+from raysere.pipeline import only_driver
+from raysere.preparation import RUN_FORMAT
+from raysere.progress import Progress, Stage, duration, read_stage
+from raysere.search.ledger import Ledger
+from raysere.search.study import save_study
+from raysere.status import run_status, search_left_s
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds that pass only when a test says so."""
+    now = [1000.0]
+    monkeypatch.setattr(progress_module.time, "time", lambda: now[0])
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_the_estimate_leaves_out_what_the_first_item_waited_for(clock: list[float], tmp_path: Path) -> None:
+    progress = Progress(quiet=True)
+    progress.keep_in(tmp_path)
+    progress.start("extract", total=20, done=5)
+    clock[0] += 100  # models are loaded
+    progress.advance("extract")
+    assert read_stage(tmp_path).left_s is None
+    clock[0] += 8
+    progress.advance("extract", 4)
+    stage = read_stage(tmp_path)
+    assert (stage.name, stage.done, stage.total, stage.elapsed) == ("extract", 10, 20, 108)
+    assert stage.left_s == pytest.approx(20)  # 10 items of 2 s
+    clock[0] += 1
+    progress.advance("extract", 10)
+    assert read_stage(tmp_path).left_s is None
+
+
+def test_plain_lines_come_further_apart(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress() as progress:
+        progress.start("search", total=4000)
+        for _ in range(3999):
+            clock[0] += 10
+            progress.advance("search")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[1] == "search: 1 of 4000 (0 %), 10 s"
+    assert lines[2] == "search: 2 of 4000 (0 %), 20 s, about 11.1 h left"
+    assert 60 < len(lines) < 150
+
+
+def test_durations() -> None:
+    assert [duration(value) for value in (4, 600, 9000, 260_000)] == ["4 s", "10 min", "2.5 h", "3.0 days"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": "other/1"}', '{"format": "raysere.progress/1"}'])
+def test_a_file_of_progress_that_cannot_be_read_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / progress_module.FILE).write_text(text)
+    assert read_stage(tmp_path) is None
+
+
+def test_time_left_of_a_search() -> None:
+    stage = Stage("search", total=20, done=5, first=0, at_once=2, started=0.0, since=10.0, elapsed=30.0)
+    seconds = {"slow": [10.0, 20.0], "fast": [1.0, 2.0, 3.0]}
+    planned = {"slow": 4, "fast": 10, "unseen": 6}
+    work = 2 * 15 + 7 * 2 + 6 * 36 / 5
+    assert search_left_s(seconds, planned, stage, [10.0, 1.0, 2.0]) == pytest.approx(work / 2)  # too few to measure
+    assert search_left_s(seconds, planned, stage, [10.0, 1.0, 2.0, 15.0]) == pytest.approx(work / 1.4)  # 28 s of trials in 20 s
+    assert search_left_s(seconds, planned, stage, [50.0] * 4) == pytest.approx(work / 2)  # never more than there are places
+    assert search_left_s({"slow": [1.0] * 4}, {"slow": 4}, stage, []) is None
+    assert search_left_s({}, planned, stage, []) is None
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Two finished trials of twelve."""
+    folder, study = toy_run(tmp_path / "run"), toy_study(trials=12)
+    write_yaml(folder / "experiment.yaml", {"format": RUN_FORMAT, "name": "toy"})
+    save_study(folder, study)
+    for number in range(2):
+        put(Ledger(folder), study, number, {"lr": 0.1 * (1 + number)})
+    return folder
+
+
+def test_status_of_a_run_that_goes_on(run: Path) -> None:
+    progress = Progress(quiet=True)
+    progress.keep_in(run)
+    with only_driver(run):
+        progress.start("search", total=12, done=2, at_once=2)
+        status = run_status(run)
+        assert status["running"]
+        assert status["stage"]["name"] == "search"
+        assert (status["stage"]["done"], status["stage"]["total"], status["stage"]["at_once"]) == (2, 12, 2)
+        assert status["stage"]["left_s"] == pytest.approx(10 * 2.0 / 2)
+        shown = CliRunner().invoke(cli, ["status", str(run)], catch_exceptions=False).output
+        assert "running, search 2 of 12 (2 at once), for 0 s, about 10 s left" in shown
+        assert json.loads(CliRunner().invoke(cli, ["status", str(run), "--json"]).output)["planned"] == status["planned"]
+
+
+def test_a_run_whose_driver_was_killed_does_not_run(run: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from raysere.pipeline import only_driver; from raysere.progress import Progress\n"
+        "folder = Path(sys.argv[1]); progress = Progress(quiet=True); progress.keep_in(folder)\n"
+        "with only_driver(folder):\n    progress.start('search', total=12); print('held', flush=True); time.sleep(600)"
+    )
+    driver = subprocess.Popen([sys.executable, "-c", code, str(run)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert driver.stdout is not None
+        assert driver.stdout.readline() == "held\n"
+        assert run_status(run)["running"]
+    finally:
+        driver.kill()
+        driver.wait()
+    status = run_status(run)
+    assert (status["running"], status["stage"]) == (False, None)
+    assert status["finished"] < status["planned"]
+    shown = CliRunner().invoke(cli, ["status", str(run)], catch_exceptions=False).output
+    assert f"stopped, {status['finished']} of {status['planned']} trials are finished" in shown
+
+
+def test_a_look_at_the_status_does_not_turn_a_driver_away(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+
+    with only_driver(run):
+        pass  # the lock file is there
+    handle = (run / ".driver.lock").open("r")
+    fcntl.flock(handle, fcntl.LOCK_SH)
+    monkeypatch.setattr("raysere.pipeline.time.sleep", lambda seconds: handle.close())
+    with only_driver(run):
+        assert run_status(run)["running"]
