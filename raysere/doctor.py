@@ -17,6 +17,7 @@ EXTRAS = {
     "demo": "espeakng_loader",
     "opensmile": "opensmile",
     "audformat": "audformat",
+    "cluster": "aiohttp",
     "serve": "fastapi",
     "video": "av",
     "notebooks": "nbclient",
