@@ -253,7 +253,7 @@ def submit(submission: Submission, *, address: str, say: Callable[[str], None]) 
     """
     if importlib.util.find_spec("aiohttp") is None:
         raise EnvironmentFault("Submitting jobs needs packages that are not here: aiohttp", remedy="pip install 'raysere[cluster]'")
-    _knock(address)
+    client = _client(address)
     job = None
     with subprocess.Popen([_ray(), *submission.command[1:]], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
@@ -269,21 +269,15 @@ def submit(submission: Submission, *, address: str, say: Callable[[str], None]) 
             say(f"The job goes on. Follow it: ray job logs {at} --follow {job}; stop it: ray job stop {at} {job}")
             return 130
     if job is None:
-        raise EnvironmentFault(
-            "The cluster did not take the job; the lines above say why",
-            where=address,
-            remedy="A cluster with tokens wants RAY_AUTH_MODE=token here, too, and its token in ~/.ray/auth_token or RAY_AUTH_TOKEN.",
-        )
+        raise EnvironmentFault("The cluster did not take the job; the lines above say why", where=address)
     if "--no-wait" in submission.command[: submission.command.index("--")]:
         return 0
-    return _exit_code(address, job)
+    return _exit_code(client, job)
 
 
-def _exit_code(address: str, job: str) -> int:
+def _exit_code(client: Any, job: str) -> int:
     """How a job ended: `ray job submit` itself tells a stopped job as a success, and every failure as 1."""
-    from ray.job_submission import JobSubmissionClient
-
-    details = JobSubmissionClient(address).get_job_info(job)
+    details = client.get_job_info(job)
     status = str(getattr(details.status, "value", details.status))
     return _STATUS_CODES.get(status, details.driver_exit_code if details.driver_exit_code in (1, 2, 3, 130) else 3)
 
@@ -296,18 +290,24 @@ def _ray() -> str:
     return command
 
 
-def _knock(address: str) -> None:
+def _client(address: str) -> Any:
+    """A connection to the dashboard. Raises ConfigError, EnvironmentFault: no URL; nothing answers, or not to us."""
+    from ray.job_submission import JobSubmissionClient
+
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError(f"{address!r} is not the URL of a dashboard", where="--address", remedy=f"Such as {ADDRESS}.")
-    port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
-        socket.create_connection((parts.hostname, port), timeout=10).close()
-    except OSError as error:
+        socket.create_connection((parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)), timeout=10).close()
+        return JobSubmissionClient(address)
+    except Exception as error:  # Ray raises errors of its own, of requests, and RuntimeError
+        token = type(error).__name__ == "AuthenticationError"
         raise EnvironmentFault(
-            f"No cluster answers: {error.strerror or error}",
+            "The cluster asks for its token" if token else f"No cluster answers: {' '.join(str(error).split())[:200]}",
             where=address,
-            remedy="`ray start --head` starts one here; `ray dashboard cluster.yaml` and `kubectl port-forward` bring a remote one here.",
+            remedy="Set RAY_AUTH_MODE=token, and put the token into ~/.ray/auth_token or RAY_AUTH_TOKEN."
+            if token
+            else "`ray start --head` starts one here; `ray dashboard cluster.yaml` and `kubectl port-forward` bring a remote one here.",
         ) from error
 
 
