@@ -160,6 +160,56 @@ def test_a_job_writes_only_where_it_lasts(project, monkeypatch):
     load_experiment("toy.yaml")
 
 
+def test_the_doctor_sees_a_dashboard_that_anybody_can_use(tmp_path, monkeypatch):
+    from raysere import doctor
+
+    def process(number: int, host: str, **environment: str) -> None:
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "cmdline").write_text("\0".join(["python", "/site-packages/ray/dashboard/dashboard.py", f"--host={host}", "--port=8265"]))
+        (folder / "environ").write_text("\0".join(f"{key}={value}" for key, value in ({"HOME": str(tmp_path)} | environment).items()))
+
+    process(1, "0.0.0.0")
+    process(2, "0.0.0.0", RAY_AUTH_MODE="token")
+    process(3, "127.0.0.1")
+    process(4, "10.0.0.2", RAY_AUTH_MODE="disabled")
+    seen = doctor._dashboards(tmp_path)
+    assert sorted(host for host, _ in seen) == ["0.0.0.0", "0.0.0.0", "10.0.0.2", "127.0.0.1"]
+    monkeypatch.setattr(doctor, "_dashboards", lambda: seen)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    subjects = [(one.subject, one.level) for one in doctor._cluster()]
+    assert subjects == [("ray cluster", "ok"), ("ray cluster", "note"), ("ray dashboard", "note"), ("ray dashboard", "note")]
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray/auth_token").write_text("t")  # Ray takes it without being told, unless it is told not to
+    assert [one.text.split()[2] for one in doctor._cluster() if one.level == "note"] == ["10.0.0.2"]
+
+
+def test_a_cluster_s_own_authentication_is_left_alone(monkeypatch):
+    import ray
+
+    from raysere import cluster
+
+    given = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **options: given.append(options))
+    for name in (*cluster._SWITCHES, *cluster._LOCAL_SWITCHES):
+        monkeypatch.setenv(name, "x")  # so that what is set is undone
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    cluster.start_ray()
+    assert "RAY_AUTH_MODE" not in os.environ
+    monkeypatch.delenv("RAY_ADDRESS")
+    cluster.start_ray()
+    assert os.environ["RAY_AUTH_MODE"] == "disabled"
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    cluster.start_ray()
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    assert [options["address"] for options in given] == ["10.0.0.1:6379", "local", "local"]
+
+
 # --- a cluster -------------------------------------------------------------------------------------------------------
 
 
