@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +81,8 @@ def start_ray(cpus: int | None = None, object_store_gb: float = 1.0, *, debug: b
             where=where,
             remedy="Check RAY_ADDRESS." if address else "`raysere doctor` tells what the machine lacks (memory, /dev/shm, disk in /tmp).",
         ) from error
+    else:
+        _end_on_sigterm()
     finally:
         if not address:
             if before is None:
@@ -86,6 +90,16 @@ def start_ray(cpus: int | None = None, object_store_gb: float = 1.0, *, debug: b
             else:
                 os.environ["PYTHONPATH"] = before
     return True
+
+
+def _end_on_sigterm() -> None:
+    """SIGTERM (`ray job stop`, a scheduler, a container that ends) is as Ctrl-C: Ray's own handler prints a trace and no word."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def stop_ray() -> None:

@@ -303,6 +303,8 @@ def test_a_job_that_is_stopped_is_resumed_by_the_same_line(cluster, sent):
     client.stop_job(job.submission_id)  # what `ray job stop` calls, without the seconds in which that command starts
     code, output = done(first)
     assert code == 130, output
+    assert "Interrupted. Finished work is kept" in output
+    assert "SIGTERM received" not in output  # a trace of Ray's
     finished = {trial: (run / "trials" / trial / "DONE").stat().st_ino for trial in Ledger(run).ids()}
     assert 2 <= len(finished) < TRIALS, output
     assert not (run / "evaluation.json").exists()
