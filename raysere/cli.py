@@ -17,6 +17,7 @@ import click
 
 from raysere.cli_analyze import analyze
 from raysere.cli_serve import serve
+from raysere.cli_submit import submit
 from raysere.errors import RaysereError
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -46,6 +47,7 @@ def cli() -> None:
 
 cli.add_command(analyze)
 cli.add_command(serve)
+cli.add_command(submit)
 
 
 def main() -> None:
@@ -60,7 +62,11 @@ def main() -> None:
         click.echo(f"\nInterrupted. Finished work is kept; go on with:\n  {again}", err=True)
         code = 130
     except RaysereError as error:
+        from raysere.jobs import job_hint
+
         click.echo(f"Error: {error}", err=True)
+        if hint := job_hint(error):
+            click.echo(hint, err=True)
         code = error.exit_code
     except MemoryError:
         click.echo("Error: the memory of this machine is used up. Run fewer trials at once (trial.concurrent) or fewer layers.", err=True)
@@ -91,14 +97,14 @@ def _print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def _finish(outcome: Any, as_json: bool) -> int:
+def _finish(outcome: Any, as_json: bool, allow_rejected: bool) -> int:
     from raysere.console import outcome_json, outcome_text
 
     if as_json:
         _print_json(outcome_json(outcome))
     else:
         click.echo(outcome_text(outcome))
-    return 1 if outcome.rejected else 0
+    return 1 if outcome.rejected and not allow_rejected else 0
 
 
 @cli.command()
@@ -153,13 +159,14 @@ def _stage(name: str, until: str, summary: str, example: str) -> None:
     @JSON
     @QUIET
     @click.option("--retry-errors", is_flag=True, help="Run trials again that ended with an unexpected error.")
-    def command(experiment: Path, overrides: tuple[str, ...], as_json: bool, quiet: bool, retry_errors: bool) -> int:
+    @click.option("--allow-rejected", is_flag=True, help="End with code 0 also where inputs were rejected: a job has no code 1, it fails.")
+    def command(experiment: Path, overrides: tuple[str, ...], as_json: bool, quiet: bool, retry_errors: bool, allow_rejected: bool) -> int:
         from raysere.experiment import load_experiment
         from raysere.pipeline import run_experiment
 
         with _progress(quiet) as progress:
             outcome = run_experiment(load_experiment(experiment, overrides), until=until, progress=progress, retry_errors=retry_errors)
-        return _finish(outcome, as_json)
+        return _finish(outcome, as_json, allow_rejected)
 
 
 _stage(

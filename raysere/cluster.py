@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,15 @@ from raysere.errors import EnvironmentFault
 
 NAMESPACE = "raysere"
 _SWITCHES = {
-    "RAY_AUTH_MODE": "disabled",  # Ray 2.60 may otherwise write a token file into the home folder; a cluster's own setting wins
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # or workers run from a copied environment
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+_UNPACKED = "runtime_resources"
 PRELOADED = "RAY_preload_python_modules"
 _LOCAL_SWITCHES = {
+    # Ray would write a token into the home folder for a cluster that nobody else reaches; on a cluster its own setting and token count
+    "RAY_AUTH_MODE": "disabled",
     # idle workers import what trials need while the driver reads its files, and are kept until there is a trial for them
     PRELOADED: "raysere.search.preload",
     "RAY_idle_worker_killing_time_threshold_ms": "600000",
@@ -77,6 +81,8 @@ def start_ray(cpus: int | None = None, object_store_gb: float = 1.0, *, debug: b
             where=where,
             remedy="Check RAY_ADDRESS." if address else "`raysere doctor` tells what the machine lacks (memory, /dev/shm, disk in /tmp).",
         ) from error
+    else:
+        _end_on_sigterm()
     finally:
         if not address:
             if before is None:
@@ -86,6 +92,16 @@ def start_ray(cpus: int | None = None, object_store_gb: float = 1.0, *, debug: b
     return True
 
 
+def _end_on_sigterm() -> None:
+    """SIGTERM (`ray job stop`, a scheduler, a container that ends) is as Ctrl-C: Ray's own handler prints a trace and no word."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def stop_ray() -> None:
     """Disconnect; a Ray that :func:`start_ray` started on this machine ends with it."""
     if "ray" in sys.modules:
@@ -93,6 +109,20 @@ def stop_ray() -> None:
 
         if ray.is_initialized():
             ray.shutdown()
+
+
+def in_job() -> bool:
+    """Whether this process was started as a Ray job (``ray job submit``, a RayJob)."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def lasts(folder: Path) -> bool:
+    """Whether what a job writes in ``folder`` is there when the job has ended.
+
+    A job's working directory is a copy that the node unpacked below ``runtime_resources`` and removes again; of a relative folder nobody
+    can say where it is. Outside of jobs every folder lasts.
+    """
+    return not in_job() or (folder.is_absolute() and _UNPACKED not in folder.resolve().parts)
 
 
 def available_cores() -> int:

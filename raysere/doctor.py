@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import socket
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ EXTRAS = {
     "demo": "espeakng_loader",
     "opensmile": "opensmile",
     "audformat": "audformat",
+    "cluster": "aiohttp",
     "serve": "fastapi",
     "video": "av",
     "notebooks": "nbclient",
@@ -46,7 +48,7 @@ def versions() -> dict[str, str]:
 
 def examine(*, store: Path = Path("."), network: bool = False) -> list[Finding]:
     """Look at everything once. ``network`` tries to reach the model hub (two seconds at most)."""
-    return [*_packages(), *_torch(), *_machine(), *_disk(store), *_hub(network), *_extras()]
+    return [*_packages(), *_torch(), *_machine(), *_cluster(), *_disk(store), *_hub(network), *_extras()]
 
 
 def as_json(findings: list[Finding]) -> dict[str, Any]:
@@ -107,19 +109,51 @@ def _machine() -> list[Finding]:
             )
         else:
             lines.append(Finding("ok", "/dev/shm", f"{free:.1f} GiB free"))
-    address, mode = os.environ.get("RAY_ADDRESS"), os.environ.get("RAY_AUTH_MODE", "")
-    if address:
+    return lines
+
+
+def _cluster() -> list[Finding]:
+    """The cluster that commands would connect to, and dashboards on this machine that others can reach: whoever does can run code."""
+    lines = []
+    remedy = (
+        "Set RAY_AUTH_MODE=token on every node and here (`ray get-auth-token --generate` makes the token), or listen on 127.0.0.1 alone."
+    )
+    if address := os.environ.get("RAY_ADDRESS"):
         lines.append(Finding("ok", "ray cluster", f"RAY_ADDRESS is {address}"))
-        if mode != "token" and not address.startswith(("127.", "localhost", "auto", "http://127.")):
+        if not _has_token(os.environ) and not address.startswith(("127.", "localhost", "auto", "http://127.", "http://localhost")):
+            lines.append(Finding("note", "ray cluster", "no token authentication: whoever reaches the cluster can run code on it", remedy))
+    for host, environment in _dashboards():
+        if host not in ("127.0.0.1", "localhost", "::1") and not _has_token(environment):
             lines.append(
                 Finding(
-                    "note",
-                    "ray cluster",
-                    "no token authentication: whoever reaches the cluster can run code on it",
-                    "Set RAY_AUTH_MODE=token on cluster and client.",
+                    "note", "ray dashboard", f"listens on {host} without a token: whoever reaches it can run code on this machine", remedy
                 )
             )
     return lines
+
+
+def _has_token(environment: Mapping[str, str]) -> bool:
+    """Whether a Ray with this environment asks for, or sends, a token: where nothing is said, Ray does as soon as it finds one."""
+    if mode := environment.get("RAY_AUTH_MODE"):
+        return mode.lower() == "token"
+    named = environment.get("RAY_AUTH_TOKEN") or environment.get("RAY_AUTH_TOKEN_PATH")
+    return bool(named) or (Path(environment.get("HOME", "~")).expanduser() / ".ray" / "auth_token").is_file()
+
+
+def _dashboards(processes: Path = Path("/proc")) -> list[tuple[str, dict[str, str]]]:
+    """Host and environment of each Ray dashboard on this machine, as far as this user may see them (Linux)."""
+    found = []
+    for line in processes.glob("[0-9]*/cmdline"):
+        try:
+            words = line.read_text(errors="replace").split("\0")
+            if not any(word.endswith("dashboard/dashboard.py") for word in words):
+                continue
+            host = next((word.partition("=")[2] for word in words if word.startswith("--host=")), "127.0.0.1")
+            pairs = (line.parent / "environ").read_text(errors="replace").split("\0")
+        except OSError:  # it ended, or is somebody else's
+            continue
+        found.append((host, dict(pair.split("=", 1) for pair in pairs if "=" in pair)))
+    return found
 
 
 def _disk(store: Path) -> list[Finding]:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from raysere.cluster import lasts
 from raysere.corpora.labels import ClassMap, class_map
 from raysere.corpora.splits import Protocol
 from raysere.ensemble.config import EnsembleConfig
@@ -22,6 +23,7 @@ from raysere.features.spec import FeatureConfig
 from raysere.files import digest, read_yaml
 from raysere.training.task import ATTRIBUTES, Task
 
+STORAGE = "RAYSERE_STORAGE"  # the folder that relative `runs` and `store` are taken from
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 
@@ -30,6 +32,14 @@ def _plain_name(value: str) -> str:
     if not _NAME.match(value):
         raise ValueError(f"{value!r}: letters, digits, '.', '_' and '-' only, at most 64, since it names a folder")
     return value
+
+
+def storage() -> Path:
+    """Where relative ``runs`` and ``store`` lie: the folder that RAYSERE_STORAGE names, else the current one. Raises ConfigError."""
+    named = Path(os.environ.get(STORAGE, "")).expanduser()
+    if named != Path() and not named.is_absolute():
+        raise ConfigError(f"{STORAGE} names a folder from its root on, not {str(named)!r}", where="the environment")
+    return named
 
 
 class _Model(BaseModel):
@@ -147,8 +157,10 @@ class Experiment(_Model):
     ensemble: EnsembleConfig = EnsembleConfig()
     extraction: Extraction = Extraction()
     seed: int = Field(0, ge=0)
-    runs: str = Field("runs", description="folder of run directories")
-    store: str = Field("features", description="folder of the feature store, shared by all runs")
+    runs: str = Field(
+        "runs", min_length=1, description="folder of run directories; a relative one is below RAYSERE_STORAGE, if that is set"
+    )
+    store: str = Field("features", min_length=1, description="folder of the feature store, shared by all runs; relative as `runs`")
 
     @field_validator("name")
     @classmethod
@@ -172,11 +184,11 @@ class Experiment(_Model):
 
     @property
     def run_folder(self) -> Path:
-        return Path(self.runs).expanduser() / self.name
+        return storage() / Path(self.runs).expanduser() / self.name
 
     @property
     def store_folder(self) -> Path:
-        return Path(self.store).expanduser()
+        return storage() / Path(self.store).expanduser()
 
     def class_map(self) -> ClassMap | None:
         return None if self.task.classes is None else class_map(self.task.classes)
@@ -210,16 +222,7 @@ def load_experiment(path: str | os.PathLike[str], overrides: tuple[str, ...] | l
     Raises ConfigError that lists every problem with its key and, where there is a closed list, the valid choices.
     """
     path = Path(path).expanduser()
-    raw = read_yaml(path)
-    if not isinstance(raw, dict):
-        raise ConfigError("An experiment is a mapping of keys to values", where=path, remedy="`raysere init` writes one to start from.")
-    for override in overrides:
-        _override(raw, override)
-    try:
-        raw = _expand(raw, path)
-    except RecursionError as error:
-        raise ConfigError("This experiment holds itself (a YAML alias inside of what it names)", where=path) from error
-    raw.setdefault("name", path.stem)
+    raw = read_experiment(path, overrides)
     try:
         experiment = Experiment.model_validate(raw)
     except ValidationError as error:
@@ -228,6 +231,7 @@ def load_experiment(path: str | os.PathLike[str], overrides: tuple[str, ...] | l
             where=path,
             remedy="`raysere schema experiment` prints every key.",
         ) from error
+    _check_lasting(experiment, path)
     entries = []
     for entry in experiment.corpora:
         root = Path(entry.path).expanduser()
@@ -239,6 +243,33 @@ def load_experiment(path: str | os.PathLike[str], overrides: tuple[str, ...] | l
         for name, config in experiment.features.items()
     }
     return experiment.model_copy(update={"corpora": entries, "features": features})
+
+
+def read_experiment(path: Path, overrides: tuple[str, ...] | list[str] = ()) -> dict[str, Any]:
+    """The keys of an experiment file with overrides and variables put in, not yet checked. Raises ConfigError, MissingFileError."""
+    raw = read_yaml(path)
+    if not isinstance(raw, dict):
+        raise ConfigError("An experiment is a mapping of keys to values", where=path, remedy="`raysere init` writes one to start from.")
+    for override in overrides:
+        _override(raw, override)
+    try:
+        raw = _expand(raw, path)
+    except RecursionError as error:
+        raise ConfigError("This experiment holds itself (a YAML alias inside of what it names)", where=path) from error
+    raw.setdefault("name", path.stem)
+    return raw
+
+
+def _check_lasting(experiment: Experiment, path: Path) -> None:
+    """In a Ray job: runs and store must be on storage that outlives the job, or everything would be lost without a word."""
+    for key, folder in (("runs", experiment.run_folder), ("store", experiment.store_folder)):
+        if not lasts(folder):
+            raise ConfigError(
+                f"`{key}: {getattr(experiment, key)}` is no folder that lasts: what a job writes into its own is lost when the job ends",
+                where=f"{path}, which would write to {folder.absolute()}",
+                remedy="Name storage that every node mounts: `raysere submit --storage /FOLDER`, "
+                f"or --set {key}=/FOLDER/{key}, or set {STORAGE} on all nodes of the cluster.",
+            )
 
 
 def _expand(value: Any, path: Path) -> Any:

@@ -19,7 +19,7 @@ import polars as pl
 
 from raysere.cluster import start_ray, stop_ray
 from raysere.errors import ConfigError, MissingFileError
-from raysere.experiment import Experiment, load_experiment
+from raysere.experiment import Experiment, load_experiment, storage
 from raysere.features.content import MISSING
 from raysere.files import atomic_write, explain_write_errors, read_json
 from raysere.preparation import REJECTED, Prepared, prepare, run_settings, write_rejected, write_run
@@ -244,13 +244,17 @@ def _evaluate(folder: Path, progress: Progress) -> dict[str, Any]:
 
 
 def open_run(run: str | os.PathLike[str]) -> Path:
-    """The folder of a run, given as a folder or as a name under ``runs``. Raises MissingFileError with the runs there are."""
+    """The folder of a run, given as a folder or as a name under ``runs``, here or in RAYSERE_STORAGE.
+
+    Raises MissingFileError with the runs there are.
+    """
     given = Path(run).expanduser()
-    for folder in (given, Path("runs") / given):
+    runs = storage() / "runs"
+    for folder in (given, runs / given):
         if (folder / "experiment.yaml").is_file() and (folder / "manifest.parquet").is_file():
             run_settings(folder / "experiment.yaml")
             return folder
-    there = sorted(str(path.parent) for path in Path("runs").glob("*/experiment.yaml")) if Path("runs").is_dir() else []
+    there = sorted(str(path.parent) for path in runs.glob("*/experiment.yaml")) if runs.is_dir() else []
     raise MissingFileError(f"There is no run {str(run)!r}", choices=there or None, remedy="A run is a folder that `raysere run` wrote.")
 
 

@@ -1,0 +1,22 @@
+# The image of a cluster's nodes: raysere with the versions of constraints.txt, for the processor and for NVIDIA GPUs.
+#   docker build --tag registry.example.org/raysere:0.1.0-ray2.60.0 .
+# Nothing is fetched when it runs: corpora, models, features and runs lie on the storage that is mounted at /shared.
+FROM rayproject/ray:2.60.0-py311-gpu
+
+# The base image's user `ray` (uid 1000) stays: no process of a job is root.
+USER ray
+WORKDIR /home/ray/raysere
+COPY --chown=ray:users pyproject.toml constraints.txt README.md LICENSE CHANGELOG.md ARCHITECTURE.md Makefile ./
+COPY --chown=ray:users search_spaces search_spaces
+COPY --chown=ray:users experiments experiments
+COPY --chown=ray:users raysere raysere
+RUN pip install --no-cache-dir --constraint constraints.txt torch \
+ && pip install --no-cache-dir --constraint constraints.txt '.[serve,cluster,opensmile]' \
+ && raysere doctor --fix --quiet
+
+ENV RAYSERE_STORAGE=/shared/raysere \
+    HF_HUB_OFFLINE=1 \
+    RAY_USAGE_STATS_ENABLED=0 \
+    RAY_ENABLE_UV_RUN_RUNTIME_ENV=0 \
+    PYTHONUNBUFFERED=1
+WORKDIR /home/ray
