@@ -93,7 +93,8 @@ class Progress:
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
-                TimeRemainingColumn(elapsed_when_finished=True),
+                TimeRemainingColumn(),
+                TextColumn("left"),  # two bare times would be a riddle
                 TextColumn("{task.fields[note]}"),
                 console=Console(stderr=True),
                 speed_estimate_period=600,  # trials of minutes have a speed, too
