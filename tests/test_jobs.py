@@ -88,6 +88,7 @@ def test_ray_sends_the_same_files(project):
     (project / "corpus/.rayignore").write_text("s0_*\n")
     (project / "corpus/deeper/runs").mkdir(parents=True)
     (project / "corpus/deeper/runs/kept").write_text("x")
+    (project / "corpus/deeper/layer.npy").write_text("x")  # the pattern of the folder above counts here, too
     taken: list[Path] = []
     excludes = packaging._get_excludes(project, [".git", ".venv", "venv", "__pycache__", "/runs", "/features"])
     packaging._dir_travel(project, [excludes], taken.append, include_gitignore=True)
