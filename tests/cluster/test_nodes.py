@@ -156,17 +156,16 @@ def test_a_node_that_dies_costs_no_finished_work_and_one_that_joins_late_is_used
         process = _start(cluster, "tune", path)
         _until(lambda: len(_shards(tmp_path / "features")) >= 1, process)
         cluster.remove_node(nodes[0], allow_graceful=False)  # in the middle of extraction, or of the start of the search
-        _join(cluster, tmp_path, 2)
         _until(lambda: len(_records(run)) >= 3, process)
+        os.kill(nodes[1].all_processes["raylet"][0].process.pid, signal.SIGKILL)  # in the middle of the search: nobody is left
         before = _records(run)
         stamps = {name: (run / "trials" / name / "DONE").stat().st_mtime_ns for name in before}
-        os.kill(nodes[1].all_processes["raylet"][0].process.pid, signal.SIGKILL)  # in the middle of the search
-        _join(cluster, tmp_path, 3)
+        _join(cluster, tmp_path, 2)
         _finished(process)
     after = _records(run)
     assert len(after) == 14
     assert {record["status"] for record in after.values()} <= {"done", "stopped"}
     assert {name: (run / "trials" / name / "DONE").stat().st_mtime_ns for name in before} == stamps, "no finished trial ran again"
-    for disk in (2, 3):
-        assert _shards(tmp_path / f"disk-{disk}") == _shards(tmp_path / "features"), f"the node that joined with disk {disk} was not used"
+    assert len(before) < 14
+    assert _shards(tmp_path / "disk-2") == _shards(tmp_path / "features"), "the node that joined late did the rest"
     assert not [path for path in Path(run / "trials").iterdir() if path.name.startswith(".")]
