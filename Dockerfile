@@ -5,7 +5,7 @@ FROM rayproject/ray:2.60.0-py311-gpu
 
 # The base image's user `ray` (uid 1000) stays: no process of a job is root.
 USER ray
-WORKDIR /home/ray/raysere
+WORKDIR /opt/raysere
 COPY --chown=ray:users pyproject.toml constraints.txt README.md LICENSE CHANGELOG.md ARCHITECTURE.md Makefile ./
 COPY --chown=ray:users search_spaces search_spaces
 COPY --chown=ray:users experiments experiments
@@ -19,4 +19,3 @@ ENV RAYSERE_STORAGE=/shared/raysere \
     RAY_USAGE_STATS_ENABLED=0 \
     RAY_ENABLE_UV_RUN_RUNTIME_ENV=0 \
     PYTHONUNBUFFERED=1
-WORKDIR /home/ray
