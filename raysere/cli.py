@@ -137,17 +137,47 @@ def init(experiment: Path, corpus: str, folder: Path, classes: str | None, kind:
 @SET
 @JSON
 @click.option("--seconds", default=10.0, show_default=True, help="How long to measure each backbone; 0 skips it.")
-def plan(experiment: Path, overrides: tuple[str, ...], as_json: bool, seconds: float) -> int:
+@click.option("--nodes", type=click.IntRange(1), help="Price it on a cluster of that many nodes as well.")
+@click.option("--gpu", "gpu", metavar="KIND", help="GPU of each node: none, t4, l4, a10g, a100, h100, h200.  [default: none]")
+@click.option("--gpus", type=click.IntRange(1), default=1, show_default=True, help="GPUs of a node.")
+@click.option("--cores", type=click.IntRange(1), help="Cores of a node.  [default: as many as here]")
+@click.option(
+    "--link", type=click.FloatRange(0, min_open=True), default=10.0, show_default=True, help="Gbit/s between a node and the storage."
+)
+@click.option("--storage", type=click.FloatRange(0, min_open=True), default=20.0, show_default=True, help="Gbit/s of the storage in all.")
+@click.option("--trial-seconds", type=click.FloatRange(0, min_open=True), help="Of a trial, in place of the finished ones' or of a guess.")
+def plan(
+    experiment: Path,
+    overrides: tuple[str, ...],
+    as_json: bool,
+    seconds: float,
+    nodes: int | None,
+    gpu: str | None,
+    gpus: int,
+    cores: int | None,
+    link: float,
+    storage: float,
+    trial_seconds: float | None,
+) -> int:
     """Price an experiment before it runs: bytes, time and trials, from durations and a short measurement.
+
+    With --nodes or --gpu also on a cluster: hours, network, and beyond how many nodes one more does not pay. Trials that the run has
+    finished already tell how long one takes, so a search of three trials makes a good price of three thousand.
 
     \b
     Example: raysere plan emodb.yaml --seconds 5
+             raysere plan emodb.yaml --nodes 8 --gpu h100 --cores 16
     """
+    from raysere.cluster import available_cores
     from raysere.console import plan_text
     from raysere.experiment import load_experiment
-    from raysere.pipeline import price
+    from raysere.pricing import price
+    from raysere.scale import Cluster
 
-    priced = price(load_experiment(experiment, overrides), seconds=seconds)
+    cluster = None
+    if nodes or gpu:
+        cluster = Cluster(nodes or 1, (gpu or "none").lower(), gpus, cores or available_cores(), link * 1e9 / 8, storage * 1e9 / 8)
+    priced = price(load_experiment(experiment, overrides), seconds=seconds, cluster=cluster, trial_seconds=trial_seconds)
     _print_json(priced) if as_json else click.echo(plan_text(priced))
     return 0
 

@@ -7,12 +7,14 @@ import os
 import signal
 import sys
 import threading
+import uuid
 from pathlib import Path
 from typing import Any
 
 from raysere.errors import EnvironmentFault
 
 NAMESPACE = "raysere"
+_ANSWER_S = 60.0
 _SWITCHES = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # or workers run from a copied environment
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -27,6 +29,8 @@ _LOCAL_SWITCHES = {
     PRELOADED: "raysere.search.preload",
     "RAY_idle_worker_killing_time_threshold_ms": "600000",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # for Tune's actors, which must share the environment of the idle workers
+    # Serve's proxies answer for an application that is not there (yet, or any more) with plain text otherwise
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "raysere.serving.proxy:middlewares",
 }
 
 
@@ -90,6 +94,62 @@ def start_ray(cpus: int | None = None, object_store_gb: float = 1.0, *, debug: b
             else:
                 os.environ["PYTHONPATH"] = before
     return True
+
+
+def check_shared(folder: Path) -> None:
+    """Whether every node of a cluster sees and can write ``folder``: told before hours of work and not after.
+
+    A file is written there and looked for on each node with cores or GPUs; nodes that do not answer within a minute are left out, as are
+    those that join later. Does nothing without a cluster (RAY_ADDRESS).
+
+    Raises:
+        EnvironmentFault: names the node and the folder.
+    """
+    if not os.environ.get("RAY_ADDRESS"):
+        return
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nodes = {
+        node["NodeID"]: node["NodeManagerAddress"]
+        for node in ray.nodes()
+        if node["Alive"] and (node["Resources"].get("CPU") or node["Resources"].get("GPU"))
+    }
+    folder = folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / f".probe-{uuid.uuid4().hex}.tmp"
+    probe.write_bytes(b"")
+    look = ray.remote(num_cpus=0, max_retries=0)(_cannot_share)
+    asked = {look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(str(probe)): node for node in nodes}
+    try:
+        ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_S) if asked else ([], [])
+        for answer in ready:
+            try:
+                wrong = ray.get(answer)
+            except ray.exceptions.RayError:  # the node died, which is no fault of the storage
+                continue
+            if wrong:
+                raise EnvironmentFault(
+                    f"The node {nodes[asked[answer]]} of the cluster {wrong}",
+                    where=folder,
+                    remedy="Runs and features lie on storage that all nodes mount under one path: see --storage and RAYSERE_STORAGE.",
+                )
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _cannot_share(probe: str) -> str | None:
+    """What is wrong with the folder of ``probe`` on the node that this runs on; None where all is well."""
+    seen = Path(probe)
+    if not seen.is_file():
+        return "does not see this folder as the driver does"
+    try:
+        own = seen.with_name(f".probe-{uuid.uuid4().hex}.tmp")
+        own.write_bytes(b"")
+        own.unlink()
+    except OSError as error:
+        return f"cannot write to this folder ({error.strerror})"
+    return None
 
 
 def _end_on_sigterm() -> None:

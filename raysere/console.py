@@ -174,7 +174,45 @@ def plan_text(plan: dict[str, Any]) -> str:
     ]
     lines.append(table(rows, ["feature", "backbone", "granularity", "cached", "to write", "time", "whole corpus by granularity"]))
     lines.append(table([[name, study["trials"]] for name, study in plan["studies"].items()], ["study", "trials"]))
+    if plan["cluster"]:
+        lines += _cluster_lines(plan["cluster"])
     return "\n\n".join(lines)
+
+
+def _cluster_lines(price: dict[str, Any]) -> list[str]:
+    """Of the price on a cluster: what a node is, what each number of nodes costs, and what it rests on."""
+    cluster = price["cluster"]
+    cards = f" and {cluster['gpus']} x {cluster['gpu']}" if cluster["gpu"] != "none" else ""
+    rates = f"{cluster['link'] * 8 / 1e9:g} Gbit/s to a storage of {cluster['storage'] * 8 / 1e9:g} Gbit/s"
+    stages = ("extract", "fetch", "search", "ensemble")
+    rows = [
+        [
+            str(row["nodes"]),
+            duration(row["seconds"]["total"]),
+            *(duration(row["seconds"][stage]) for stage in stages),
+            f"{row['speedup']:.1f}",
+            f"{row['node_hours']:.2f}",
+            f"{row['gpu_hours']:.2f} ({row['gpu_hours_busy']:.2f})" if cards else "-",
+            size(row["network_bytes"]),
+        ]
+        for row in price["rows"]
+    ]
+    header = ["nodes", "wall", *stages, "times as fast", "node hours", "GPU hours (busy)", "network"]
+    known = [[one["name"], one["count"], f"{one['seconds']:.3g} s", one["source"]] for one in price["trials"]]
+    limit = price["pays_up_to"]
+    return [
+        f"On nodes of {cluster['cores']} cores{cards}, {rates}:",
+        table(rows, header),
+        *([table(known, ["study", "trials left", "a trial takes", "known from"])] if known else []),
+        (f"Up to {limit} nodes pay" if limit > 1 else "A second node does not pay")
+        + ": beyond it a node is worth less than half of a lone one."
+        + (
+            f" At {cluster['nodes']} nodes {price['trials_at_once']} trials run at once, and none of them learns from the others."
+            if known
+            else ""
+        ),
+        f"Assumed, not measured: {', '.join(price['assumed'])}.",
+    ]
 
 
 def leaderboard_text(board: pl.DataFrame, top: int) -> str:

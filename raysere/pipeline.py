@@ -164,27 +164,6 @@ def own_ray() -> Iterator[None]:
             stop_ray()
 
 
-def price(experiment: Experiment, *, seconds: float = 10.0) -> dict[str, Any]:
-    """What an experiment will cost: a JSON object with bytes, seconds and cached shares by feature, and trials by study."""
-    from raysere.features.plan import plan
-
-    prepared = prepare(experiment)
-    manifest = prepared.manifest.used_by(prepared.splits)
-    features = {
-        name: plan(heard, spec, experiment.store_folder, seconds=seconds).to_json() for name, (spec, heard) in prepared.heard().items()
-    }
-    lanes = prepared.splits["outer"].n_unique()
-    studies = {study.name: {"trials": study.trials * lanes, "trials_of_each_fold": study.trials} for study in prepared.studies}
-    return {
-        "format": "raysere.plan/1",
-        "utterances": len(manifest),
-        "rejected": prepared.rejected.to_dicts(),
-        "dropped": prepared.dropped,
-        "features": features,
-        "studies": studies,
-    }
-
-
 def extract_feature(experiment: Experiment, spec: FeatureSpec, manifest: Manifest, progress: Progress | None) -> Extraction:
     """Cache one feature of all utterances of a manifest, as the experiment says; Ray must be there (see :func:`own_ray`)."""
     from raysere.features.extract import extract

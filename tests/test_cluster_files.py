@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from raysere import cluster
 from raysere.cli import cli
 from raysere.serving.deployment import Options
 from raysere.serving.limits import read_limits
@@ -91,6 +92,8 @@ def test_all_images_are_of_the_pinned_ray():
 def test_the_image_runs_as_a_user_and_offline():
     assert re.findall(r"^USER (\S+)$", DOCKERFILE, re.M) == ["ray"]
     assert "HF_HUB_OFFLINE=1" in DOCKERFILE
+    name = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+    assert f"{name}={cluster._LOCAL_SWITCHES[name]} " in DOCKERFILE  # proxies on a cluster answer as those of `raysere serve` do
     copied = re.findall(r"^COPY \S+ (.+) \S+$", DOCKERFILE, re.M)
     sources = {word for line in copied for word in line.split()}
     assert all((ROOT / source).exists() for source in sources)

@@ -13,12 +13,14 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 from ray.job_submission import JobSubmissionClient
 
-from raysere.errors import ConfigError, EnvironmentFault
+from raysere import jobs
+from raysere.errors import ConfigError, EnvironmentFault, MissingFileError
 from raysere.experiment import load_experiment
 from raysere.files import read_json
 from raysere.jobs import prepare_submission, submit, upload
@@ -58,6 +60,12 @@ def test_the_line_can_be_pasted_and_moves_relative_folders_to_the_storage(projec
     assert load_experiment("toy.yaml", overrides).run_folder == Path("/shared/a b/runs/toy")
     assert not {"pip", "uv", "conda"} & set(re.findall(r"\w+", job.line))  # nothing is resolved again on each node
     assert job.warnings == []
+
+
+def test_a_storage_whose_name_is_no_plain_yaml_arrives_whole(project):
+    job = prepare_submission(Path("toy.yaml"), storage=Path("/shared/a #b"))
+    overrides = [job.command[place + 1] for place, word in enumerate(job.command) if word == "--set"]
+    assert load_experiment("toy.yaml", overrides).run_folder == Path("/shared/a #b/runs/toy")
 
 
 def test_nothing_lasts_without_storage(project, monkeypatch):
@@ -117,6 +125,22 @@ def test_paths_that_do_not_travel_are_said(project, tmp_path_factory):
     assert "leaves the folder" in raw.warnings[1] + raw.warnings[2]
 
 
+def test_what_an_experiment_reads_is_known():
+    backbones = {"a": "table:x.parquet", "b": "hf:./model#revision", "c": "hf:microsoft/wavlm-base", "d": "acoustic"}
+    raw = {
+        "corpora": [{"path": "emodb"}],
+        "features": {name: {"backbone": backbone} for name, backbone in backbones.items()},
+        "search": [{"space": "pooled"}, {"space": "spaces/mine"}, {"space": "mine.yml"}],
+    }
+    assert dict(jobs._paths(raw)) == {
+        "corpora.0.path": "emodb",
+        "features.a.backbone": "x.parquet",
+        "features.b.backbone": "./model",
+        "search.1.space": "spaces/mine",
+        "search.2.space": "mine.yml",
+    }
+
+
 def test_more_than_ray_takes_is_refused_with_the_largest_folders(project, monkeypatch):
     monkeypatch.setattr("raysere.jobs.LIMIT_BYTES", 50_000)
     with pytest.raises(ConfigError, match=r"largest so far: corpus .*\n?.*"):
@@ -137,6 +161,46 @@ def test_no_cluster_is_one_message(project):
         submit(job, address=f"http://127.0.0.1:{free_port('127.0.0.1')}", say=print)
     with pytest.raises(ConfigError, match="URL"):
         submit(job, address="127.0.0.1:8265", say=print)
+
+
+@pytest.mark.parametrize(
+    ("status", "driver", "code"),
+    [
+        ("SUCCEEDED", 0, 0),
+        ("STOPPED", 1, 130),
+        ("FAILED", 1, 1),
+        ("FAILED", 2, 2),
+        ("FAILED", 3, 3),
+        ("FAILED", 137, 3),
+        ("FAILED", None, 3),
+    ],
+)
+def test_the_exit_code_is_the_one_that_the_job_earned(project, monkeypatch, status, driver, code):
+    ray = project / "ray"
+    ray.write_text('#!/bin/sh\necho "Job \'raysubmit_abc\' submitted successfully"\necho "$@"\n')
+    ray.chmod(0o755)
+    asked, said = [], []
+    details = SimpleNamespace(status=SimpleNamespace(value=status), driver_exit_code=driver)
+    monkeypatch.setattr(jobs, "_ray", lambda: str(ray))
+    monkeypatch.setattr(jobs, "_client", lambda address: SimpleNamespace(get_job_info=lambda job: asked.append(job) or details))
+    submission = prepare_submission(Path("toy.yaml"), storage=Path("/s"))
+    assert submit(submission, address="http://x", say=said.append) == code
+    assert asked == ["raysubmit_abc"]
+    assert said[1].split()[:2] == ["job", "submit"]
+    accepted = prepare_submission(Path("toy.yaml"), storage=Path("/s"), no_wait=True)
+    assert submit(accepted, address="http://x", say=said.append) == 0
+    assert asked == ["raysubmit_abc"]  # how it ends is not waited for
+    ray.write_text("#!/bin/sh\necho refused\n")
+    with pytest.raises(EnvironmentFault, match="did not take"):
+        submit(accepted, address="http://x", say=said.append)
+
+
+def test_a_missing_file_is_explained_in_jobs_alone(monkeypatch):
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    assert jobs.job_hint(MissingFileError("gone")) is None
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert "This is a job on the node" in jobs.job_hint(MissingFileError("gone"))
+    assert jobs.job_hint(ConfigError("wrong")) is None
 
 
 def test_relative_folders_lie_in_the_storage_of_the_environment(project, monkeypatch):

@@ -1,7 +1,8 @@
 """``python -m benchmarks.serving ENSEMBLE --clips FOLDER [--only load|overload|kill|soak|fuzz ...]``: the server under load, on loopback.
 
-Beside ``raysere serve`` stands the same ensemble behind a plain FastAPI application, in the same run, with the same clips. Every part is
-bounded. Writes ``benchmarks/results/serving.json``.
+Beside ``raysere serve`` stands the same ensemble behind a plain FastAPI application, in the same run, with the same clips, once as it comes
+and once with one thread of torch for each request; ratios are against the faster. Every part is bounded. Writes
+``benchmarks/results/serving.json``.
 
 Predicted before the first run (two cores, demo ensemble of 27 members): a batch of 16 takes a third of the time of 16 calls, so three times
 the plain application's requests a second at 16 clients, less what Serve's proxy costs on the same two cores; no gain at 1 client.
@@ -32,6 +33,8 @@ from raysere.serving.deployment import free_port
 
 HERE = Path(__file__).resolve().parent.parent
 RESULT = HERE / "results" / "serving.json"
+PAGE = HERE.parent / "docs" / "serving.md"
+BEGIN = "| clients | "  # of the table of load in that page
 PARTS = ("load", "overload", "kill", "soak", "fuzz")
 
 
@@ -39,7 +42,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=__doc__)
     parser.add_argument("ensemble", type=Path)
     parser.add_argument("--clips", type=Path, required=True, help="folder of audio files; up to 256 of them are sent in turn")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--only", nargs="+", choices=[*PARTS, "page"], default=list(PARTS), help="page: only draw the table again")
     parser.add_argument("--seconds", type=float, default=15, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=3, help="of load: servers take turns; medians are reported")
     parser.add_argument("--uploads", type=int, default=20_000, help="of fuzz")
@@ -47,11 +50,24 @@ def main() -> int:
     asked = parser.parse_args()
     clips = [path.read_bytes() for path in sorted(asked.clips.rglob("*")) if path.suffix in (".wav", ".flac")][:256]
     found = read_json(RESULT) if RESULT.is_file() else {}
-    for part in asked.only:
+    for part in [part for part in asked.only if part != "page"]:
         print(f"== {part}", flush=True)
         found[part] = {**globals()[f"_{part}"](asked, clips), "machine": machine()}
         write_json(RESULT, found)
+    if "load" in found:
+        _draw(found["load"]["medians"])
     return 0
+
+
+def _draw(medians: dict[str, dict[str, dict[str, float]]]) -> None:
+    """Put the table of load into ``docs/serving.md`` in place of the one that is there: requests a second (99th percentile in ms)."""
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    after = rest.partition("\n\n")[2]
+    rows = [BEGIN + " | ".join(medians) + " |", "| --- |" + " --- |" * len(medians)]
+    for clients in next(iter(medians.values())):
+        cells = [f"{of[clients]['per_s']:.1f} ({of[clients]['p99_ms']:.0f})" for of in medians.values()]
+        rows.append(f"| {clients} | " + " | ".join(cells) + " |")
+    PAGE.write_text(before + "\n".join(rows) + "\n\n" + after, encoding="utf-8")
 
 
 @contextlib.contextmanager
@@ -81,9 +97,9 @@ def _ours(ensemble: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen
 
 
 @contextlib.contextmanager
-def _plain(ensemble: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def _plain(ensemble: Path, **environment: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     port = free_port("127.0.0.1")
-    with _server([sys.executable, "-m", "benchmarks.serving.plain", str(ensemble), str(port)]) as process:
+    with _server([sys.executable, "-m", "benchmarks.serving.plain", str(ensemble), str(port)], **environment) as process:
         for _ in range(100):
             with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5):
                 break
@@ -99,6 +115,7 @@ def _measured(url: str, clips: list[bytes], clients: int, seconds: float) -> dic
 def _load(asked: argparse.Namespace, clips: list[bytes]) -> dict[str, Any]:
     contenders = {
         "plain": lambda: _plain(asked.ensemble),
+        "plain, one thread of torch": lambda: _plain(asked.ensemble, OMP_NUM_THREADS="1"),
         "raysere, 1 replica": lambda: _ours(asked.ensemble),
         "raysere, 2 replicas": lambda: _ours(asked.ensemble, "--replicas", "2"),
     }
@@ -118,12 +135,13 @@ def _load(asked: argparse.Namespace, clips: list[bytes]) -> dict[str, Any]:
         }
         for name, of in rounds.items()
     }
+    plain = {  # the faster of the two at each number of clients
+        clients: min((medians[name][clients] for name in medians if name.startswith("plain")), key=lambda row: -row["per_s"])
+        for clients in medians["plain"]
+    }
     ratios = {
         name: {
-            clients: {
-                "throughput": row["per_s"] / medians["plain"][clients]["per_s"],
-                "p99": row["p99_ms"] / medians["plain"][clients]["p99_ms"],
-            }
+            clients: {"throughput": row["per_s"] / plain[clients]["per_s"], "p99": row["p99_ms"] / plain[clients]["p99_ms"]}
             for clients, row in of.items()
         }
         for name, of in medians.items()

@@ -9,12 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from raysere.cluster import start_ray
+from raysere.cluster import check_shared, start_ray
 from raysere.errors import EnvironmentFault, RaysereError
 from raysere.features.content import Failure, Work
 from raysere.features.encoder import SHARD_ITEMS, SHARD_S, Encoder, Outcome
 from raysere.features.shards import read_index
 from raysere.features.spec import FeatureSpec
+from raysere.malloc import keep_memory
 
 DEATHS = 3  # of a worker, alone with one file, until the file is held to be the cause
 _LOOK_S, _SAY_S = 2.0, 30.0  # how often it is seen whether nodes have joined; after how long a wait is told
@@ -32,7 +33,7 @@ class Tasks:
         self.again: deque[list[Work]] = deque()
         self.workers = max(1, workers)
         self.left = sum(work.seconds for work in self.fresh)
-        self.deaths: dict[str, int] = {}
+        self.deaths: dict[str, list[str]] = {}  # by content, the nodes whose workers died over it alone
         self.speed: float | None = None  # seconds of speech a second of one worker
         self._seen = [0.0, 0.0]
 
@@ -60,8 +61,12 @@ class Tasks:
         if self._seen[0] and self._seen[1]:
             self.speed = self._seen[0] / self._seen[1]
 
-    def died(self, task: list[Work], standing: set[str]) -> tuple[list[str], Failure | None]:
-        """A worker died over ``task``: (contents that its finished shards hold, the failure where one file has killed often enough)."""
+    def died(self, task: list[Work], standing: set[str], node: str, gone: set[str]) -> tuple[list[str], Failure | None]:
+        """A worker died over ``task``: (contents that its finished shards hold, the failure where one file has killed often enough).
+
+        A file is not to blame for workers that went with their ``node``. Ray sees that a node is gone seconds after its workers are, so
+        whether it is among the nodes ``gone`` is asked again at each later death.
+        """
         done = [work.content for work in task if work.content in standing]
         rest = [work for work in task if work.content not in standing]
         if len(rest) > 1:
@@ -69,13 +74,26 @@ class Tasks:
             self.again += [rest[:middle], rest[middle:]]
         elif rest:
             work = rest[0]
-            self.deaths[work.content] = self.deaths.get(work.content, 0) + 1
-            if self.deaths[work.content] >= DEATHS:
+            nodes = self.deaths[work.content] = [*self.deaths.get(work.content, []), node]
+            if sum(name not in gone for name in nodes) >= DEATHS:
                 return done, Failure(
                     work.utterance, work.content, work.path, f"killed its worker {DEATHS} times (out of memory, or a fault in native code)"
                 )
             self.again.append(rest)
         return done, None
+
+
+class _Worker(Encoder):
+    """The encoder of an actor."""
+
+    def begin(self) -> str:
+        """Open the backbone, and return the node that this is."""
+        import ray
+
+        if self.device == "cpu":
+            keep_memory()
+        self.open()
+        return ray.get_runtime_context().get_node_id()
 
 
 def run_actors(
@@ -94,6 +112,7 @@ def run_actors(
     Raises what ``take`` raises; EnvironmentFault when workers die again and again; RaysereErrors of the workers as they are.
     """
     start_ray()
+    check_shared(folder)
     import ray
     from ray.exceptions import RayError, RayTaskError
 
@@ -106,27 +125,27 @@ def run_actors(
         return min(actors or max(1, int(ray.cluster_resources().get("GPU" if on_gpu else "CPU", 1))), len(works))
 
     count = places()
-    remote: Any = ray.remote(num_cpus=1, num_gpus=1 if on_gpu else 0, max_restarts=0, scheduling_strategy="SPREAD")(Encoder)
+    remote: Any = ray.remote(num_cpus=1, num_gpus=1 if on_gpu else 0, max_restarts=0, scheduling_strategy="SPREAD")(_Worker)
 
     opening: dict[Any, Any] = {}
-    running: dict[Any, tuple[Any, list[Work]]] = {}
-    idle: list[Any] = []
+    running: dict[Any, tuple[Any, str, list[Work]]] = {}  # actor, its node, its task
+    idle: list[tuple[Any, str]] = []
     tasks = Tasks(works, count)
-    barren = 0
+    barren: list[str] = []  # nodes of the deaths since a task was last finished
     looked, silent = time.monotonic(), 0.0
 
     def hire() -> None:
         actor = remote.remote(spec, folder.resolve(), device=device, threads=None if on_gpu else 1, batch_s=batch_s)
-        opening[actor.open_here.remote()] = actor
+        opening[actor.begin.remote()] = actor
 
     try:
         for _ in range(count):
             hire()
         while tasks or running:
             while idle and tasks:
-                actor, task = idle.pop(), tasks.next()
+                (actor, node), task = idle.pop(), tasks.next()
                 assert task is not None
-                running[actor.run.remote(task)] = (actor, task)
+                running[actor.run.remote(task)] = (actor, node, task)
             if not running and not tasks:
                 break
             if tasks and time.monotonic() - looked > _LOOK_S:
@@ -139,7 +158,7 @@ def run_actors(
                 silent = 0.0
                 say(f"extract {spec.backbone}: waiting for a free {'GPU' if on_gpu else 'core'} in the Ray cluster")
             for reference in ready:
-                actor, task = running.pop(reference, None) or (opening.pop(reference), None)
+                actor, node, task = running.pop(reference, None) or (opening.pop(reference), "", None)
                 try:
                     outcome = ray.get(reference)
                 except RayTaskError as error:
@@ -147,23 +166,27 @@ def run_actors(
                         raise error.cause from None
                     raise
                 except RayError as error:  # the worker is gone: killed, out of memory, a fault in native code, its node lost
-                    barren += 1
-                    if barren >= _BARREN:
+                    ray.kill(actor, no_restart=True)  # or one that only could not be reached would keep its core
+                    barren.append(node)
+                    gone = {entry["NodeID"] for entry in ray.nodes() if not entry["Alive"]}
+                    if sum(name not in gone for name in barren) >= _BARREN:
                         raise EnvironmentFault(
-                            f"{barren} extraction workers died one after the other: {' '.join(str(error).split())[:300]}",
+                            f"{len(barren)} extraction workers died one after the other: {' '.join(str(error).split())[:300]}",
                             where=spec.backbone,
                             remedy="Most often memory: use fewer actors. Then run the same command again: finished work is kept.",
                         ) from error
                     if task is not None:
-                        done, failure = tasks.died(task, set(read_index(folder)["content"].to_list()))
+                        done, failure = tasks.died(task, set(read_index(folder)["content"].to_list()), node, gone)
                         take(Outcome(done=done, failures=[failure] if failure else []))
                     hire()
                     continue
-                idle.append(actor)
-                if task is not None:
-                    barren = 0
+                if task is None:
+                    idle.append((actor, outcome))  # it has begun, and told its node
+                else:
+                    idle.append((actor, node))
+                    barren.clear()
                     tasks.finished(outcome)
                     take(outcome)
     finally:
-        for actor in [*idle, *opening.values(), *(actor for actor, _ in running.values())]:
+        for actor in [*(actor for actor, _ in idle), *opening.values(), *(actor for actor, _, _ in running.values())]:
             ray.kill(actor, no_restart=True)

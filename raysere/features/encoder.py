@@ -23,7 +23,6 @@ from raysere.features.grid import frame_centres, frame_clock, interval_of
 from raysere.features.shards import write_shard
 from raysere.features.silence import speech_frames
 from raysere.features.spec import LEVEL_RMS, FeatureSpec
-from raysere.malloc import keep_memory
 
 MAX_PADDING = 0.03
 SHARD_ITEMS, SHARD_BYTES, SHARD_S = 256, 64 << 20, 20.0  # what a kill can cost
@@ -101,13 +100,6 @@ class Encoder:
                 remedy="Its weights or its code changed, here or on another node: use one version everywhere and resolve anew.",
             )
         return self
-
-    def open_here(self) -> bool:
-        """:meth:`open` in a process of its own, whose caller cannot be sent the encoder itself."""
-        if self.device == "cpu":
-            keep_memory()
-        self.open()
-        return True
 
     def run(self, works: Sequence[Work]) -> Outcome:
         """Extract, and write shards as they fill. Raises EnvironmentFault (disk, device); what is wrong with an item becomes a failure."""

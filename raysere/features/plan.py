@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raysere.cluster import available_cores
-from raysere.errors import EnvironmentFault
+from raysere.errors import DataError, EnvironmentFault, MissingFileError
 from raysere.features.condense import chunk_count
 from raysere.features.content import CHARACTERS_PER_S, FileHashes, Work, contents
 from raysere.features.encoder import Encoder
@@ -35,12 +36,14 @@ class Plan:
 
     Attributes:
         items, cached: utterances, and how many of them the store is known to hold (files that were never hashed count as new).
-        speech_s: seconds of speech that are still to be encoded.
+        speech_s: seconds of speech that are still to be encoded; ``longest_s`` of the longest clip among them.
+        read_bytes: of the audio files that are still to be read.
         bytes: what is still to be written.
         bytes_by: for the whole manifest, by granularity, with the dtype that is the default there (utterance float32, else
             float16); only the granularities that the backbone can give.
         seconds: expected wall time of what is left with ``workers`` processes; None without a measured speed.
-        speed: seconds of speech a second of one worker; None when it was not measured.
+        speed: seconds of speech a second of one worker; None when it was not measured. ``reading_speed``: the same of one thread that
+            only reads and resamples; None as well where nothing is heard.
         free_bytes: what the store's disk has free; ``fits`` whether that is enough with 5 % of the disk in reserve.
     """
 
@@ -50,10 +53,13 @@ class Plan:
     items: int
     cached: int
     speech_s: float
+    longest_s: float
+    read_bytes: int
     bytes: int
     bytes_by: dict[str, int]
     seconds: float | None
     speed: float | None
+    reading_speed: float | None
     workers: int
     free_bytes: int
     fits: bool
@@ -92,6 +98,9 @@ def plan(
     present = [work for work in works if work is not None]
     if speed is None and seconds > 0 and left:
         speed = measure(spec, spread(left), seconds=seconds, device=device)
+        reading = measure_reading(spec, spread(left), seconds=min(1.0, seconds))
+    else:
+        reading = None
     speech, workers = sum(work.seconds for work in left), max(1, workers or available_cores())
     by = {}
     for granularity in ("utterance", "chunk", "frame"):
@@ -106,10 +115,13 @@ def plan(
         items=len(works),
         cached=sum(cached),
         speech_s=speech,
+        longest_s=max((work.seconds for work in left), default=0.0),
+        read_bytes=sum(os.path.getsize(path) for path in {work.path for work in left} if path is not None and os.path.exists(path)),
         bytes=size,
         bytes_by=by,
         seconds=0.0 if not left else speech / speed / workers if speed else None,
         speed=speed,
+        reading_speed=reading,
         workers=workers,
         free_bytes=usage.free,
         fits=size <= usage.free - int(usage.total * RESERVE),
@@ -164,6 +176,24 @@ def measure(
             import torch
 
             torch.set_num_threads(before or available_cores())
+
+
+def measure_reading(spec: FeatureSpec, samples: Sequence[Work], *, seconds: float = 1.0) -> float | None:
+    """Seconds of speech a second of one thread that reads and resamples ``samples``, and encodes nothing; None where none can be read."""
+    if spec.reads != "wave":
+        return None
+    from raysere.features.audio import read_audio
+
+    speech, spent, began = 0.0, 0.0, time.monotonic()
+    for number, work in enumerate(samples):
+        started = time.monotonic()
+        with contextlib.suppress(DataError, MissingFileError):
+            wave = read_audio(work.path or "", work.start_s, work.end_s, spec.sampling_rate, channel=spec.channel)
+            if number or len(samples) == 1:  # the first one loads the resampler
+                speech, spent = speech + len(wave) / (spec.sampling_rate or 1), spent + time.monotonic() - started
+        if time.monotonic() - began >= seconds:
+            break
+    return speech / spent if speech and spent else None
 
 
 def spread(works: Iterable[Work], count: int = 50) -> list[Work]:

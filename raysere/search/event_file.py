@@ -40,6 +40,12 @@ class EventFile:
         if values:
             self.add(step, [Summary.Value(tag=tag, simple_value=float(value)) for tag, value in values.items()])
 
+    def restart(self) -> None:
+        """Readers forget what earlier files of the same folder showed from step 0 on."""
+        from tensorboard.compat.proto.event_pb2 import SessionLog
+
+        self._writer.write(self._event(wall_time=time.time(), step=0, session_log=SessionLog(status=SessionLog.START)).SerializeToString())
+
     def flush(self) -> None:
         """Let readers see what is written so far."""
         self._stream.flush()

@@ -7,7 +7,6 @@ search as a whole.
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 import time
 import uuid
@@ -21,6 +20,7 @@ import polars as pl
 from raysere.files import canonical_json, explain_write_errors
 from raysere.search.event_file import EventFile, hparams_value
 from raysere.search.ledger import Record
+from raysere.search.live import add_row, file_name
 from raysere.search.overview import shown
 from raysere.search.pictures import Picture, confusion_image, weights_image
 from raysere.search.study import StudySpec
@@ -28,7 +28,7 @@ from raysere.training import metrics
 
 
 class TrialEvents:
-    """Writes ``search/STUDY/TRIAL/events.out.tfevents*``; a folder appears whole by rename."""
+    """Writes ``search/STUDY/TRIAL/events.out.tfevents.*.trial``; the file appears whole by rename."""
 
     def __init__(self, run_dir: str | os.PathLike[str]) -> None:
         self.run_dir = Path(run_dir)
@@ -39,7 +39,7 @@ class TrialEvents:
         return self.run_dir / "search" / record.study / record.trial
 
     def has(self, record: Record) -> bool:
-        return self.folder(record).is_dir()
+        return any(self.folder(record).glob("events.out.tfevents.*.trial"))
 
     def write(
         self, record: Record, study: StudySpec, rows: Sequence[Mapping[str, Any]] | None = None, confusion: np.ndarray | None = None
@@ -48,19 +48,19 @@ class TrialEvents:
 
         ``rows`` and ``confusion`` come from the worker where the trial has just ended; else they are read from its files.
         """
-        target = self.folder(record)
-        if target.is_dir():
+        if self.has(record):
             return
-        temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
+        target = self.folder(record)
+        temporary = target / f".{uuid.uuid4().hex[:8]}.tmp"
         with explain_write_errors(target):
-            temporary.mkdir(parents=True)
+            target.mkdir(parents=True, exist_ok=True)
             try:
                 if rows is None:
                     rows, confusion = record.rows().to_dicts(), self._confusion(record, study)
                 write_events(temporary, record, rows, confusion, study.task.classes)
-                os.rename(temporary, target)
+                os.rename(temporary, target / file_name("trial"))
             finally:
-                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.unlink(missing_ok=True)
 
     def _confusion(self, record: Record, study: StudySpec) -> np.ndarray | None:
         """Counts int64 (C, C), true class by row, over the development rows; None for attributes or without predictions."""
@@ -95,9 +95,9 @@ class TrialEvents:
 
 
 def write_events(
-    folder: Path, record: Record, rows: Sequence[Mapping[str, Any]], confusion: np.ndarray | None, classes: Sequence[str]
+    path: Path, record: Record, rows: Sequence[Mapping[str, Any]], confusion: np.ndarray | None, classes: Sequence[str]
 ) -> None:
-    """Write one event file into ``folder``; ``rows`` are those of ``metrics.parquet``, one an epoch."""
+    """Write one event file; ``rows`` are those of ``metrics.parquet``, one an epoch."""
     from tensorboard.plugins.hparams import metadata
     from tensorboard.plugins.hparams.api_pb2 import STATUS_FAILURE, STATUS_SUCCESS
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
@@ -112,12 +112,11 @@ def write_events(
         else:
             start.hparams[name].number_value = value
     end = SessionEndInfo(status=STATUS_SUCCESS if record.scored else STATUS_FAILURE, end_time_secs=now)
-    with EventFile(folder / f"events.out.tfevents.{now:.0f}.trial") as file:
+    with EventFile(path) as file:
+        file.restart()  # live curves have shown some of it already
         file.add(0, [hparams_value(metadata.SESSION_START_INFO_TAG, HParamsPluginData(session_start_info=start))])
         for row in rows:
-            file.scalars(
-                int(row["epoch"]), {tag(name): value for name, value in row.items() if name != "epoch" and isinstance(value, int | float)}
-            )
+            add_row(file, row)
         file.scalars(at, outcome(record))
         for stream, weights in (record.describe.get("layer_weights") or {}).items():
             for layer, weight in weights.items():  # a profile: the layer where the other charts have the epoch
@@ -144,11 +143,6 @@ def _picture(name: str, picture: Picture) -> Any:
 
     image = Summary.Image(height=picture.height, width=picture.width, colorspace=3, encoded_image_string=picture.png)
     return Summary.Value(tag=name, image=image)
-
-
-def tag(name: str) -> str:
-    """``loss.ce`` becomes ``loss/ce``: TensorBoard groups by the part before the slash."""
-    return name.replace(".", "/") if "." in name else f"dev/{name}" if name == "score" else name
 
 
 def hparams(record: Record) -> dict[str, float | bool | str]:

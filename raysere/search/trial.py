@@ -20,6 +20,7 @@ from raysere.errors import ConfigError, EnvironmentFault, InfeasibleTrial, Rayse
 from raysere.files import atomic_folder, digest
 from raysere.malloc import forget_peak, peak_bytes
 from raysere.search.ledger import TRIAL_FORMAT, Ledger, empty_rows, json_head, write_head
+from raysere.search.live import LiveCurves
 from raysere.search.study import StudyFeature, StudySpec, read_study
 
 OUTCOME = "outcome.json"
@@ -128,6 +129,7 @@ class TrialRun:
         self.seconds = 0.0
         self.epochs = 0
         self._staged: Path | None = None
+        self._curves = LiveCurves(self.run_dir / "search" / job["study"] / job["trial"])
 
     def advance(self) -> dict[str, Any]:
         """Train to the next rung or to the end, stage what there is, and say how it stands; it never raises for a fault of the trial.
@@ -158,6 +160,7 @@ class TrialRun:
             status, error = _classify(fault)
             staged = self._stage(status, error)
         if status != "running":
+            self._curves.close()
             self._free(status)
         return {"score": self._score(), "epoch": self.epochs, "status": status, "staged": str(staged), "error": error}
 
@@ -207,6 +210,7 @@ class TrialRun:
         while not self.trainer.finished and self.epochs != goal:
             self.trainer.epoch()
             self.epochs += 1
+            self._curves.show(self.trainer.rows)
         if not self.trainer.finished:
             return "running"
         if self._best() is None:

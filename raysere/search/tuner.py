@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from raysere.cluster import PRELOADED
+from raysere.cluster import PRELOADED, check_shared
 from raysere.errors import ConfigError, EnvironmentFault
 from raysere.files import explain_write_errors
 from raysere.progress import Progress
@@ -77,6 +77,7 @@ def run_search(
             where=_machines(),
             remedy="Ask for less under `trial:` in the experiment, or name `concurrent` when the cluster is to grow.",
         )
+    check_shared(run_dir)
     with explain_write_errors(run_dir):
         for study in studies:
             save_study(run_dir, study)

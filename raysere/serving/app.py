@@ -7,7 +7,6 @@ import contextlib
 import hashlib
 import hmac
 import logging
-import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from importlib.resources import files
@@ -17,12 +16,12 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
+from fastapi.responses import FileResponse, HTMLResponse
 from starlette.exceptions import HTTPException
 
 from raysere import __version__
 from raysere.serving.engine import Engine
-from raysere.serving.faults import Fault
+from raysere.serving.faults import Fault, error_response
 from raysere.serving.intake import read_batch, read_single
 from raysere.serving.limits import Limits
 from raysere.serving.measures import Measures
@@ -138,7 +137,10 @@ def _add_routes(app: FastAPI, engine: Engine, limits: Limits) -> None:
     @app.get("/readyz", response_model=Health)
     async def readyz() -> dict[str, str]:
         """Whether requests are answered."""
-        engine.check()
+        try:
+            engine.check()
+        except RuntimeError as error:
+            raise Fault(503, "not_ready", f"This replica does not answer: {error}", retry_s=10.0) from error
         return {"status": "ready", "model": engine.bundle.fingerprint}
 
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
@@ -180,16 +182,17 @@ def _add_guard(app: FastAPI, token_sha256: str | None) -> None:
     async def guard(request: Request, call: Callable[[Request], Awaitable[Response]]) -> Response:
         started, route = time.monotonic(), request.url.path
         if token_sha256 is not None and route not in _FREE and not _known(request, token_sha256):
-            response: Response = _error(Fault(401, "token", "The token is missing or wrong", remedy="Send 'Authorization: Bearer TOKEN'."))
+            fault = Fault(401, "token", "The token is missing or wrong", remedy="Send 'Authorization: Bearer TOKEN'.")
+            response: Response = error_response(fault)
             response.headers["WWW-Authenticate"] = "Bearer"
         elif not app.state.ready and route not in ("/healthz", "/"):
-            response = _error(Fault(503, "not_ready", "The server is not ready", retry_s=1.0))
+            response = error_response(Fault(503, "not_ready", "The server is not ready", retry_s=1.0))
         else:
             try:
                 response = await call(request)
             except Exception:
                 _LOG.exception("a fault of the server at %s", route)
-                response = _error(Fault(500, "internal", "A fault of the server, not of the request; it is in the log"))
+                response = error_response(Fault(500, "internal", "A fault of the server, not of the request; it is in the log"))
         if hasattr(app.state, "measures"):
             label = route if route in _COUNTED else "other"
             app.state.measures.requests.labels(label, str(response.status_code)).inc()
@@ -209,23 +212,18 @@ def _known(request: Request, token_sha256: str) -> bool:
 def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(Fault)
     async def fault(request: Request, error: Fault) -> Response:
-        return _error(error)
+        return error_response(error)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        return _error(Fault(422, "wrong_type", str(error.errors()[0].get("msg", ""))[:200]))
+        return error_response(Fault(422, "wrong_type", str(error.errors()[0].get("msg", ""))[:200]))
 
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: HTTPException) -> Response:
         known = {404: "not_found", 405: "method_not_allowed"}
-        response = _error(Fault(error.status_code, known.get(error.status_code, "http"), str(error.detail)))
+        response = error_response(Fault(error.status_code, known.get(error.status_code, "http"), str(error.detail)))
         response.headers.update(error.headers or {})
         return response
-
-
-def _error(fault: Fault) -> JSONResponse:
-    headers = {} if fault.retry_s is None else {"Retry-After": str(max(1, math.ceil(fault.retry_s)))}
-    return JSONResponse({"error": fault.as_json()}, status_code=fault.status, headers=headers)
 
 
 _COMMON_FORM: dict[str, Any] = {

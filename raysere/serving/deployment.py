@@ -8,6 +8,7 @@ import ipaddress
 import logging
 import os
 import secrets
+import shutil
 import signal
 import socket
 import tempfile
@@ -52,33 +53,23 @@ class Options(BaseModel):
     limits: dict[str, Any] = Field(default_factory=dict)
 
 
-def build(options: dict[str, Any]) -> Any:
-    """The Serve application for ``Options``. Raises ConfigError for a limit that cannot be."""
+def build(options: dict[str, Any], measures: Path | None = None) -> Any:
+    """The Serve application for ``Options``. Raises ConfigError for a limit that cannot be.
+
+    ``measures`` is the folder in which the replicas of a node share their counters; default: one of its own among the temporary files.
+    """
     from ray import serve
 
     asked = Options.model_validate(options)
     limits = read_limits(asked.limits)
-    measures = str(Path(tempfile.gettempdir()) / f"raysere-measures-{secrets.token_hex(8)}")
-
-    def make_app() -> Any:
-        from raysere.serving.app import create_app
-
-        logging.getLogger("raysere").setLevel(logging.INFO)
-        return create_app(
-            Path(asked.ensemble),
-            limits,
-            measures=Path(measures),
-            token_sha256=asked.token_sha256 or token_hash(os.environ.get(TOKEN_VARIABLE)),
-            device="cuda" if asked.gpus else "cpu",
-            threads=asked.threads or max(1, int(asked.cpus)),
-        )
+    shared = measures or Path(tempfile.gettempdir()) / f"raysere-measures-{secrets.token_hex(8)}"
 
     class Replica:
         async def check_health(self) -> None:
             self.app.state.engine.check()  # type: ignore[attr-defined]
 
     deployment: Any = serve.deployment(
-        serve.ingress(make_app)(Replica),
+        serve.ingress(lambda: replica_app(asked, limits, shared))(Replica),
         name="ensemble",
         num_replicas=asked.replicas,
         max_ongoing_requests=_MOST_AT_ONCE,
@@ -89,6 +80,21 @@ def build(options: dict[str, Any]) -> Any:
         graceful_shutdown_timeout_s=limits.request_s + 5,
     )
     return deployment.bind()
+
+
+def replica_app(asked: Options, limits: Limits, measures: Path) -> Any:
+    """The application of one replica, made where it runs: the token may be in that node's environment alone."""
+    from raysere.serving.app import create_app
+
+    logging.getLogger("raysere").setLevel(logging.INFO)
+    return create_app(
+        Path(asked.ensemble),
+        limits,
+        measures=measures,
+        token_sha256=asked.token_sha256 or token_hash(os.environ.get(TOKEN_VARIABLE)),
+        device="cuda" if asked.gpus else "cpu",
+        threads=asked.threads or max(1, int(asked.cpus)),
+    )
 
 
 def token_hash(token: str | None) -> str | None:
@@ -151,6 +157,7 @@ def serving(options: Options, *, host: str = "127.0.0.1", port: int = 8000, read
     port = port or free_port(host)
     _check_port(host, port)
     started = start_ray(object_store_gb=0.25, cpus=None if os.environ.get("RAY_ADDRESS") else _cores(options))
+    measures = Path(tempfile.mkdtemp(prefix="raysere-measures-"))
     try:
         from ray import serve
         from ray.serve.config import HTTPOptions
@@ -158,7 +165,7 @@ def serving(options: Options, *, host: str = "127.0.0.1", port: int = 8000, read
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(http_options=HTTPOptions(host=host, port=port, request_timeout_s=limits.request_s + limits.decode_s + 5))
         try:
-            serve.run(build(options.model_dump()), name=APP, route_prefix="/", blocking=False)
+            serve.run(build(options.model_dump(), measures), name=APP, route_prefix="/", blocking=False)
             _await_ready(ready_s)
             yield Server(f"http://{'[' + host + ']' if ':' in host else host}:{port}", fingerprint)
         finally:
@@ -168,6 +175,7 @@ def serving(options: Options, *, host: str = "127.0.0.1", port: int = 8000, read
     finally:
         if started:
             stop_ray()
+        shutil.rmtree(measures, ignore_errors=True)
 
 
 def _cores(options: Options) -> int:

@@ -18,7 +18,6 @@ from raysere.ensemble.bundle import Bundle
 from raysere.ensemble.card import short_name
 from raysere.ensemble.description import file_hash
 from raysere.ensemble.predict import Ensemble
-from raysere.errors import RaysereError
 from raysere.serving.batching import Batcher
 from raysere.serving.decoding import Clip, Decoder
 from raysere.serving.faults import Fault
@@ -231,7 +230,7 @@ class Engine:
                 self.ensemble = await asyncio.to_thread(self._load)
                 self.swaps, self.refused = self.swaps + 1, None
                 _LOG.warning("changed over to the ensemble %s", self.bundle.fingerprint)
-            except (RaysereError, OSError) as error:
+            except Exception as error:  # also what torch raises, such as no memory on the GPU for two: the next one is looked for still
                 if found != self.refused:
                     _LOG.error("the new ensemble %s is refused, the old one stays: %s", found, error)
                 self.refused, again = found, time.monotonic() + _AGAIN_S

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
+
+from starlette.responses import JSONResponse
 
 from raysere.errors import DataError
 
@@ -45,6 +48,12 @@ class Fault(Exception):
 
 def _rebuild(status: int, code: str, message: str, remedy: str | None, retry_s: float | None) -> Fault:
     return Fault(status, code, message, remedy=remedy, retry_s=retry_s)
+
+
+def error_response(fault: Fault) -> JSONResponse:
+    """The answer that every refused request gets."""
+    headers = {} if fault.retry_s is None else {"Retry-After": str(max(1, math.ceil(fault.retry_s)))}
+    return JSONResponse({"error": fault.as_json()}, status_code=fault.status, headers=headers)
 
 
 def clip_fault(error: DataError) -> Fault:

@@ -41,7 +41,7 @@ class Limits(BaseModel):
     text: int = Field(10_000, ge=1)
     items: int = Field(32, ge=1)
     queue: int = Field(256, ge=1)
-    wait_s: float = Field(5, gt=0)
+    wait_s: float = Field(1.5, gt=0)
     request_s: float = Field(30, gt=0)
     decode_s: float = Field(10, gt=0)
     decoders: int = Field(1, ge=1, le=64)

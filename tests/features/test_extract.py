@@ -316,7 +316,7 @@ def test_halving_finds_the_one_file_that_kills():
         task = tasks.next()
         if any(work.content == "42" for work in task):
             deaths += 1
-            _, failure = tasks.died(task, finished)
+            _, failure = tasks.died(task, finished, "here", set())
             failures += [failure] if failure else []
         else:
             finished |= {work.content for work in task}
@@ -324,6 +324,16 @@ def test_halving_finds_the_one_file_that_kills():
     assert f"killed its worker {DEATHS} times" in failures[0].reason
     assert len(finished) == 99
     assert deaths <= 7 + DEATHS
+
+
+def test_a_file_is_not_to_blame_for_nodes_that_go():
+    """Two nodes go; the first is seen to be gone only when the second worker has died. Then the file kills as often as it takes."""
+    tasks = Tasks([Work("long", "long", 9.0)], 1)
+    answers = []
+    for node, gone in (("a", set()), ("b", {"a"}), ("c", {"a", "b"}), ("c", {"a", "b"}), ("c", {"a", "b"})):
+        answers.append(tasks.died(tasks.next(), set(), node, gone)[1])
+    assert answers[:-1] == [None] * 4
+    assert answers[-1].content == "long"
 
 
 # --- by Ray ---------------------------------------------------------------------------------------------------------------
@@ -352,6 +362,24 @@ def test_a_killed_worker_is_replaced_and_its_task_done_by_another(tmp_path, ray_
     assert not (tmp_path / "once").exists()
     assert len({line.split()[0] for line in log.read_text().splitlines()}) >= 2
     assert FeatureStore(tmp_path / "store").open(spec, manifest.table).present.all()
+
+
+@pytest.mark.parametrize(("looks", "deaths"), [(0, 2), (2, 3)])
+def test_workers_that_die_and_finish_nothing_are_the_machines_fault_unless_their_nodes_went(tmp_path, ray_here, monkeypatch, looks, deaths):
+    """Ray is made to say that the node is gone, the first times that it is asked after a death."""
+    import ray
+
+    alive, asked = ray.nodes, []
+
+    def nodes():
+        asked.append(None)
+        return [{**node, "Alive": node["Alive"] and len(asked) > looks} for node in alive()]
+
+    manifest = corpus(tmp_path / "audio", 2)
+    monkeypatch.setattr("raysere.features.actors._BARREN", 2)
+    monkeypatch.setattr(ray, "nodes", nodes)
+    with pytest.raises(EnvironmentFault, match=f"{deaths} extraction workers died one after the other"):
+        extract(manifest, toy(kills="u"), tmp_path / "store", actors=1)
 
 
 def test_a_file_that_kills_its_worker_goes_to_quarantine(tmp_path, ray_here):

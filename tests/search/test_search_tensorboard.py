@@ -17,7 +17,8 @@ from test_search_ledger import put
 from toy import CLASSES, toy_run, toy_study
 
 from raysere.search.ledger import Ledger, Record
-from raysere.search.tensorboard import TrialEvents, confusion_image, hparams, tag
+from raysere.search.live import tag
+from raysere.search.tensorboard import TrialEvents, confusion_image, hparams
 
 
 def read(folder: Path) -> EventAccumulator:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -107,6 +108,37 @@ def test_status_of_a_run_that_goes_on(run: Path) -> None:
         shown = CliRunner().invoke(cli, ["status", str(run)], catch_exceptions=False).output
         assert "running, search 2 of 12 (2 at once), for 0 s, about 10 s left" in shown
         assert json.loads(CliRunner().invoke(cli, ["status", str(run), "--json"]).output)["planned"] == status["planned"]
+
+
+def test_the_status_counts_by_study_and_by_end(run: Path) -> None:
+    other = toy_study("other", trials=3, outer=(0, 1))
+    save_study(run, other)
+    put(Ledger(run), other, 0, {"lr": 0.1}, status="infeasible", score=None)
+    put(Ledger(run), toy_study("gone"), 0, {"lr": 0.1}, score=0.25)  # of a study that the experiment names no more
+    put(Ledger(run), toy_study(trials=12), 2, {"lr": 0.3}, score=0.75)
+    status = run_status(run)
+    assert (status["finished"], status["planned"]) == (5, 12 + 2 * 3)  # trials of each outer fold
+    assert status["studies"]["toy"] == {"planned": 12, "status": {"done": 3}, "best": 0.75, "mean_seconds": 2.0}
+    assert status["studies"]["other"] == {"planned": 6, "status": {"infeasible": 1}, "best": None, "mean_seconds": 2.0}
+    assert (status["studies"]["gone"]["planned"], status["studies"]["gone"]["best"]) == (0, 0.25)
+    assert (status["evaluated"], status["report"]) == (False, None)
+    (run / "evaluation.json").write_text("{}")
+    (run / "report.html").write_text("")
+    status = run_status(run)
+    assert (status["evaluated"], status["report"]) == (True, str(run / "report.html"))
+
+
+def test_trials_of_an_earlier_start_tell_nothing_of_this_one_s_speed(run: Path, clock: list[float]) -> None:
+    for record in Ledger(run).trials():
+        os.utime(record.folder / "DONE", (500.0, 500.0))
+    progress = Progress(quiet=True)
+    progress.keep_in(run)
+    with only_driver(run):
+        progress.start("search", total=12, done=2, at_once=1)
+        clock[0] += 100
+        progress.advance("search")
+        clock[0] += 100
+        assert run_status(run)["stage"]["left_s"] == pytest.approx(10 * 2.0)
 
 
 def test_a_run_whose_driver_was_killed_does_not_run(run: Path) -> None:

@@ -1,0 +1,347 @@
+"""Decoder processes, the queue and the change of the ensemble, each by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import shutil
+import signal
+import threading
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import psutil
+import pytest
+import yaml
+from live import running
+
+from raysere.serving import batching, decoding
+from raysere.serving.batching import Batcher
+from raysere.serving.decoding import Decoder
+from raysere.serving.faults import Fault
+from raysere.serving.limits import Limits
+
+# --- decoding --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("what", "allowed", "refused", "code"),
+    [
+        ("seconds", {"seconds": 10.0}, {"seconds": 10.1}, "audio_too_long"),
+        ("channels", {"channels": 2}, {"channels": 3}, "channels"),
+        ("rate", {"rate": 8000}, {"rate": 7999}, "sampling_rate"),
+        ("rate", {"rate": 48000}, {"rate": 48001}, "sampling_rate"),
+        ("samples", {"frames": 500, "channels": 2}, {"frames": 501, "channels": 2}, "audio_too_long"),
+    ],
+)
+def test_a_clip_may_be_as_large_as_its_limits(what, allowed, refused, code):
+    limits = Limits(audio_s=10, channels=2, rate_low=8000, rate_high=48000, samples=1000)
+    header = {"seconds": 1.0, "rate": 16000, "channels": 1, "frames": 10}
+    decoding._check(**header | allowed, limits=limits)
+    with pytest.raises(Fault) as caught:
+        decoding._check(**header | refused, limits=limits)
+    assert caught.value.code == code
+
+
+def test_decoding_leaves_one_file_and_no_alarm(tmp_path, clips):
+    clip = decoding._decode(clips[0].read_bytes(), str(tmp_path / "a.wav"), Limits())
+    assert [path.name for path in tmp_path.iterdir()] == ["a.wav"]
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)  # which would end the process later, at another's clip or at none
+    assert clip.path == str(tmp_path / "a.wav")
+    for data in (b"none", bytes(0)):
+        with pytest.raises(Fault):
+            decoding._decode(data, str(tmp_path / "b.wav"), Limits())
+    assert [path.name for path in tmp_path.iterdir()] == ["a.wav"]
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_a_header_that_says_too_much_is_refused_before_samples_are_read(tmp_path, clips, monkeypatch):
+    monkeypatch.setattr(decoding, "read_channels", None)
+    with pytest.raises(Fault) as caught:
+        decoding._decode(clips[0].read_bytes(), str(tmp_path / "a.wav"), Limits(audio_s=0.5))
+    assert caught.value.code == "audio_too_long"
+
+
+@pytest.mark.parametrize("error", [MemoryError, ValueError, OverflowError])
+def test_what_breaks_the_reader_is_a_fault_of_the_audio(tmp_path, clips, monkeypatch, error):
+    def broken(*arguments):
+        raise error("/place/of/somebody/secret")
+
+    monkeypatch.setattr(decoding, "read_channels", broken)
+    with pytest.raises(Fault) as caught:
+        decoding._decode(clips[0].read_bytes(), str(tmp_path / "a.wav"), Limits())
+    assert (caught.value.status, caught.value.code) == (422, "audio_unusable")
+    assert "secret" not in caught.value.message
+
+
+def test_a_fault_comes_whole_from_a_decoder_process(tmp_path, clips):
+    async def main():
+        decoder = Decoder(tmp_path, Limits(audio_s=0.5))
+        try:
+            await decoder.decode(clips[0].read_bytes())
+        finally:
+            decoder.close()
+
+    with pytest.raises(Fault) as caught:
+        asyncio.run(main())
+    assert (caught.value.status, caught.value.code, caught.value.remedy) == (413, "audio_too_long", "Cut it.")
+
+
+def test_decoder_processes_are_bounded_and_end_also_when_they_hang(tmp_path):
+    decoder = Decoder(tmp_path, Limits(decoder_mb=4096))
+    pool = decoder._pool = decoder._new(1)
+    assert pool.submit(resource.getrlimit, resource.RLIMIT_AS).result(60) == (4096 << 20, 4096 << 20)
+    assert pool.submit(resource.getrlimit, resource.RLIMIT_CORE).result(60) == (0, 0)
+    assert pool.submit(signal.getsignal, signal.SIGINT).result(60) == signal.SIG_IGN  # Ctrl-C is for the server, which answers first
+    hung = pool.submit(time.sleep, 600)
+    while not hung.running():  # what has not begun is only taken back
+        time.sleep(0.01)
+    processes = [psutil.Process(number) for number in pool._processes]
+    decoder.close()
+    assert psutil.wait_procs(processes, timeout=30)[1] == []
+
+
+def test_the_process_of_a_second_try_is_ended(tmp_path, clips):
+    made, data = [], clips[0].read_bytes()
+
+    async def main():
+        decoder = Decoder(tmp_path, Limits())
+        new = decoder._new
+        decoder._new = lambda count: made.append(new(count)) or made[-1]
+        await decoder.decode(data)
+        os.kill(next(iter(made[0]._processes)), signal.SIGKILL)
+        await decoder.decode(data)
+        decoder.close()
+
+    asyncio.run(main())
+    assert len(made) == 2
+    with pytest.raises(RuntimeError, match="after shutdown"):  # it is not broken
+        made[1].submit(os.getpid)
+
+
+# --- the queue -------------------------------------------------------------------------------------------------------
+
+
+class _Gated:
+    """Work of which each batch waits until it is let go on; ``batches`` are those that began."""
+
+    def __init__(self):
+        self.batches, self._let = [], threading.Semaphore(0)
+
+    def let(self, count=1):
+        self._let.release(count)
+
+    def __call__(self, items):
+        self.batches.append(list(items))
+        assert self._let.acquire(timeout=20)
+        return [item * 10 for item in items]
+
+    async def began(self, count=1):
+        while len(self.batches) < count:
+            await asyncio.sleep(0.001)
+
+
+async def _waits(batcher, items, audio_s=0.0):
+    """A task whose items wait."""
+    before = batcher.waiting
+    task = asyncio.create_task(batcher.submit(items, audio_s))
+    while batcher.waiting == before:
+        await asyncio.sleep(0)
+    return task
+
+
+def test_a_request_that_is_given_up_moves_no_answer_of_its_batch():
+    async def main():
+        work = _Gated()
+        batcher = Batcher(work, Limits())
+        first = asyncio.create_task(batcher.submit([0], 0.0))
+        await work.began()
+        gone, kept = await _waits(batcher, [1, 2]), await _waits(batcher, [3])
+        work.let()
+        await first
+        await work.began(2)
+        gone.cancel()  # its client went away while the model works on it
+        await asyncio.gather(gone, return_exceptions=True)
+        work.let()
+        found = await kept
+        await batcher.close()
+        return work.batches, found
+
+    assert asyncio.run(main()) == ([[0], [1, 2, 3]], [30])
+
+
+def test_a_client_that_goes_away_leaves_the_queue_whatever_it_sent():
+    async def main():
+        work = _Gated()
+        batcher = Batcher(work, Limits(batch_items=1))
+        first = asyncio.create_task(batcher.submit([np.zeros(3)], 0.0))
+        await work.began()
+        same = [await _waits(batcher, [np.zeros(3)]) for _ in range(2)]  # arrays cannot be told apart by ==
+        same[1].cancel()
+        await asyncio.gather(same[1], return_exceptions=True)
+        waiting = batcher.waiting
+        work.let(9)
+        await asyncio.gather(first, same[0])
+        await batcher.close()
+        return waiting, len(work.batches)
+
+    assert asyncio.run(main()) == (1, 2)
+
+
+def test_the_expected_wait_is_work_by_the_rate_of_earlier_batches(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(batching, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(batching, "_FORGET", 0.5)
+
+    async def main():
+        gate, began = threading.Event(), threading.Event()
+
+        def work(items):
+            began.set()
+            assert gate.wait(20)
+            now[0] += 8.0
+            return items
+
+        batcher = Batcher(work, Limits(wait_s=6))
+        batcher._rate = 0.4
+        first = asyncio.create_task(batcher.submit([0], 9.0))  # 10 units: one item and 9 s of audio
+        while not began.is_set():
+            await asyncio.sleep(0.001)
+        running = batcher.expected_wait(), batcher.running_since
+        second = await _waits(batcher, [1], 4.0)  # 5 more
+        both = batcher.expected_wait()
+        batcher.limits = Limits(wait_s=5.9)
+        with pytest.raises(Fault) as caught:
+            batcher.admit(1)
+        batcher.limits = Limits(wait_s=6, batch_items=1)
+        batcher.admit(1)
+        gate.set()
+        await asyncio.gather(first, second)
+        rate = batcher._rate
+        idle = batcher.expected_wait(), batcher.running_since
+        await batcher.close()
+        return running, both, caught.value.retry_s, rate, idle
+
+    running, both, retry_s, rate, idle = asyncio.run(main())
+    assert running == (pytest.approx(4.0), 100.0)
+    assert both == pytest.approx(6.0)
+    assert retry_s == pytest.approx(6.0 - 5.9 / 2)
+    assert rate == pytest.approx(((0.4 + 8 / 10) / 2 + 8 / 5) / 2)  # 8 s for 10 units, then 8 s for 5
+    assert idle == (0.0, None)
+
+
+def test_the_queue_counts_items():
+    async def main():
+        work = _Gated()
+        batcher = Batcher(work, Limits(queue=3, batch_items=1))
+        first = asyncio.create_task(batcher.submit([0], 0.0))
+        await work.began()
+        others = [await _waits(batcher, [1, 2])]
+        with pytest.raises(Fault):
+            batcher.admit(2)
+        others.append(await _waits(batcher, [3]))  # as many as may wait
+        with pytest.raises(Fault):
+            batcher.admit(1)
+        work.let(9)
+        await asyncio.gather(first, *others)
+        await batcher.close()
+
+    asyncio.run(main())
+
+
+def test_closing_answers_what_has_not_even_begun():
+    async def main():
+        batcher = Batcher(lambda items: items, Limits(request_s=5))
+        task = await _waits(batcher, [1])
+        await batcher.close()
+        return await task
+
+    assert asyncio.run(main()) == [1]
+
+
+# --- changing over ---------------------------------------------------------------------------------------------------
+
+
+def _replace(folder, change=lambda folder, record: None):
+    """Another ensemble in the place of the one in ``folder``, as saving does it."""
+    new = folder.parent / "new"
+    shutil.copytree(folder, new)
+    record = yaml.safe_load((new / "ensemble.yaml").read_text())
+    record["runs"] = [f"run {time.monotonic_ns()}"]
+    change(new, record)
+    (new / "ensemble.yaml").write_text(yaml.safe_dump(record))
+    os.rename(folder, folder.parent / f"old-{time.monotonic_ns()}")
+    os.rename(new, folder)
+
+
+def _until(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def changing(ensemble_copy, tmp_path, monkeypatch):
+    monkeypatch.setattr("raysere.serving.engine._LOOK_S", 0.05)
+    monkeypatch.setattr("raysere.serving.engine._AGAIN_S", 0.2)
+    with running(ensemble_copy, tmp_path) as client:
+        yield client, client.app.state.engine, ensemble_copy
+
+
+def _model(client):
+    return client.post("/v1/predict", json={"text": "lost again"}).json()["model"]
+
+
+def test_the_old_ensemble_answers_while_the_new_one_is_opened(changing, monkeypatch):
+    client, engine, folder = changing
+    load, opening, go_on, told = engine._load, threading.Event(), threading.Event(), []
+
+    def slow():
+        opening.set()
+        told.append(go_on.wait(10))
+        return load()
+
+    monkeypatch.setattr(engine, "_load", slow)
+    before = _model(client)
+    _replace(folder)
+    assert opening.wait(60)
+    assert _model(client) == before
+    go_on.set()
+    _until(lambda: _model(client) != before)
+    assert told == [True]  # the answer came while it was opened, not after
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory"), OSError("the share is away")])
+def test_whatever_keeps_a_new_ensemble_from_opening_the_next_look_is_taken(changing, monkeypatch, caplog, error):
+    client, engine, folder = changing
+    load, tries = engine._load, []
+
+    def fails():
+        tries.append(1)
+        if len(tries) <= 3:
+            raise error
+        return load()
+
+    monkeypatch.setattr(engine, "_load", fails)
+    before = _model(client)
+    _replace(folder)
+    _until(lambda: engine.refused)
+    assert _model(client) == before
+    _until(lambda: _model(client) != before)  # the same one, tried again
+    assert sum("is refused" in line.message for line in caplog.records) == 1  # said once
+    assert (engine.swaps, engine.refused) == (1, None)
+
+
+def test_a_folder_that_is_gone_for_a_while_is_no_change(changing):
+    client, _, folder = changing
+    before = _model(client)
+    away = folder.parent / "away"
+    os.rename(folder, away)
+    time.sleep(0.3)  # several looks
+    assert _model(client) == before
+    os.rename(away, folder)
+    _replace(folder)
+    _until(lambda: _model(client) != before)
