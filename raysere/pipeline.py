@@ -71,8 +71,10 @@ def only_driver(folder: Path) -> Iterator[None]:
             remedy="Wait for it (`raysere status` says how far it is), or give this run another name.",
         )
     try:
+        _sweep(folder)
         yield
     finally:
+        _sweep(folder)  # workers of a killed start may have outlived the first
         handle.close()
 
 
@@ -90,9 +92,13 @@ def is_held(folder: Path) -> bool:
 
 def _sweep(folder: Path) -> None:
     """Remove what a killed start left half written. Only for the one driver of a run folder."""
-    for pattern in (".*.tmp", "search/*/.*.tmp", "ensemble/.*.tmp"):
+    for pattern in (".*.tmp", "search/*/.*.tmp", "search/*/*/.*.tmp", "ensemble/.*.tmp"):
         for path in folder.glob(pattern):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                with suppress(OSError):
+                    path.unlink()
 
 
 # --- running ---------------------------------------------------------------------------------------------------------
@@ -120,7 +126,6 @@ def _run_stages(experiment: Experiment, until: str, progress: Progress, retry_er
     if prepared.dropped:
         progress.say("Left out by the class map: " + ", ".join(f"{count} x {label}" for label, count in sorted(prepared.dropped.items())))
     with only_driver(experiment.run_folder):
-        _sweep(experiment.run_folder)
         folder = write_run(prepared)
         progress.keep_in(folder)
         outcome = Outcome(folder, until, notes=list(prepared.manifest.notes))

@@ -91,6 +91,20 @@ def test_a_killed_driver_loses_nothing_and_repeats_nothing(tmp_path, reference, 
     same_result(run, whole)
 
 
+@pytest.mark.parametrize("place", [".", "search/pooled", "search/pooled/pooled-0000", "ensemble"])
+def test_what_a_killed_start_left_half_written_is_removed(tmp_path, place):
+    (tmp_path / place).mkdir(parents=True, exist_ok=True)
+    left, kept, late = (tmp_path / place / name for name in (".table.1.tmp", "table.tmp", ".orphan.2.tmp"))
+    left.touch()
+    kept.touch()
+    with only_driver(tmp_path):
+        assert not left.exists()
+        late.mkdir()  # by a worker that outlives its driver
+        (late / "part").touch()
+    assert not late.exists()
+    assert kept.exists()
+
+
 def test_a_finished_run_is_skipped_and_a_grown_one_only_adds(reference):
     _, whole = reference
     path = whole.parent.parent / "toy.yaml"
