@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -14,6 +15,24 @@ def analyze() -> None:
     \b
     Example: raysere analyze layers emodb-emovo.yaml --source emodb --target emovo
     """
+
+
+def _ends(out: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """The options that every study has; ``out`` says where its answer goes by default."""
+    options = (
+        click.option("--no-oracle", is_flag=True, help="Leave out what reads emotion labels of the corpus transferred to."),
+        click.option("--out", type=click.Path(path_type=Path), help=f"Folder of the answer; default: {out}."),
+        click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the experiment. Repeatable."),
+        click.option("--json", "as_json", is_flag=True, help="Print JSON for programs instead of text."),
+        click.option("-q", "--quiet", is_flag=True, help="No progress display."),
+    )
+
+    def add(command: Callable[..., int]) -> Callable[..., int]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
 
 
 @analyze.command()
@@ -30,11 +49,7 @@ def analyze() -> None:
 @click.option("--cells", type=click.Path(path_type=Path), help="Parquet of label-free cells (vowels): utterance, cell, layer, vector.")
 @click.option("--draws", default=1000, show_default=True, type=click.IntRange(50), help="Bootstrap draws of speakers.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
-@click.option("--no-oracle", is_flag=True, help="Leave out what reads emotion labels of the target.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the answer; default: `layers` in the run folder.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the experiment. Repeatable.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs instead of text.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress display.")
+@_ends(out="`layers` in the run folder")
 def layers(
     experiment: Path,
     feature: str | None,
@@ -63,12 +78,12 @@ def layers(
     from raysere.analysis.layers import Settings
     from raysere.console import layers_text
     from raysere.experiment import load_experiment
-    from raysere.layer_study import study_layers
     from raysere.progress import Progress
+    from raysere.studies import analyze_layers
 
     settings = Settings(draws=draws, similarity=similarity, width=width, gamma=gamma, seed=seed)
     with Progress(quiet=quiet) as progress:
-        found = study_layers(
+        found = analyze_layers(
             load_experiment(experiment, overrides),
             settings,
             feature=feature,
@@ -96,11 +111,7 @@ def layers(
     metavar="KEY=VALUE",
     help="A further setting, such as norm=speaker, seeds=3, permutations=500 or min_speakers=6. Repeatable.",
 )
-@click.option("--no-oracle", is_flag=True, help="Leave out what reads emotion labels of the language transferred to.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the answer; default: NAME-units beside the run folder.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the experiment. Repeatable.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs instead of text.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress display.")
+@_ends(out="NAME-units beside the run folder")
 def units(
     experiment: Path,
     feature: str | None,

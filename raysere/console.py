@@ -277,7 +277,7 @@ def prediction_text(rows: list[dict[str, Any]]) -> str:
 
 
 def layers_text(found: dict[str, Any]) -> str:
-    """The tables of :func:`raysere.layer_study.study_layers`: one a pair, with what read labels of the target in columns of their own."""
+    """The tables of :func:`raysere.studies.analyze_layers`: one a pair, with what read labels of the target in columns of their own."""
     names = [f"{layer['number']} {layer['name']}" for layer in found["feature"]["layers"]]
     blocks = []
     for pair in found["pairs"]:

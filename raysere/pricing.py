@@ -51,7 +51,7 @@ def price(
 
 
 def _load(prepared: Prepared, features: dict[str, Any], utterances: int, trial_seconds: float | None, cluster: Cluster) -> Load:
-    rate = _core_rate() if cluster.has_gpu else 100e9
+    rate = core_rate() if cluster.has_gpu else 100e9
     encodings, fetch = [], 0.0
     for name, one in features.items():
         fetch += one["bytes_by"][one["granularity"]]
@@ -118,7 +118,7 @@ def _trials(prepared: Prepared, trial_seconds: float | None) -> list[Trials]:
     return result
 
 
-def _core_rate() -> float:
+def core_rate() -> float:
     """Float32 operations a second of large matrix products on one core of this machine."""
     import time
 

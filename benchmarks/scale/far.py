@@ -20,20 +20,20 @@ CLUSTERS = {"h100": Cluster(64, "h100", 1, 16), "a100": Cluster(64, "a100", 1, 1
 def measure(seconds: float = 60.0) -> dict[str, float]:
     """Seconds of speech a second that one core encodes and reads, its rate of products, and seconds of a trial for each row and epoch."""
     from benchmarks.extraction import LARGE, _corpus, _model
-    from raysere.features.plan import _works, measure, measure_reading, spread
+    from raysere.features.plan import measure, measure_reading, spread, works_of
     from raysere.features.spec import resolve
-    from raysere.pricing import _core_rate
+    from raysere.pricing import core_rate
 
     with tempfile.TemporaryDirectory() as name:
         manifest, _ = _corpus(Path(name) / "clips", 24)
         spec = resolve({"backbone": f"hf:{_model(Path(name) / 'large', LARGE)}"})
-        works = [work for work in _works(manifest, spec) if work is not None]
+        works = [work for work in works_of(manifest, spec) if work is not None]
         speed = measure(spec, spread(works), seconds=seconds)
         reading = measure_reading(spec, spread(works), seconds=1.0)
         chunk = spec.model_copy(update={"granularity": "chunk", "dtype": "float16", "chunk_s": 1.0, "chunk_hop_s": 0.5})
         frame = spec.model_copy(update={"granularity": "frame", "dtype": "float16"})
         sizes = {f"{one.granularity}_bytes": _bytes(one) for one in (spec, chunk, frame)}
-    return {"speed": speed or 0.0, "reading_speed": reading or 0.0, "core_rate": _core_rate(), "row_epoch_s": _row_epoch(), **sizes}
+    return {"speed": speed or 0.0, "reading_speed": reading or 0.0, "core_rate": core_rate(), "row_epoch_s": _row_epoch(), **sizes}
 
 
 def _bytes(spec: Any) -> float:

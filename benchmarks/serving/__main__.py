@@ -27,9 +27,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.__main__ import machine
-from benchmarks.serving.client import Tally, closed, opened
+from benchmarks.serving.client import Tally, closed, new_session, opened, send
 from raysere.files import read_json, write_json
 from raysere.serving.deployment import free_port
+from raysere.testing.uploads import mutated, seeds
 
 HERE = Path(__file__).resolve().parent.parent
 RESULT = HERE / "results" / "serving.json"
@@ -272,9 +273,6 @@ def _soak(asked: argparse.Namespace, clips: list[bytes]) -> dict[str, Any]:
 
 def _fuzz(asked: argparse.Namespace, clips: list[bytes]) -> dict[str, Any]:
     """Mutated uploads of all formats: no crash, no 5xx, memory flat."""
-    sys.path.insert(0, str(HERE.parent / "tests" / "serving"))
-    from test_hostile import mutated, seeds
-
     draw, originals = random.Random(1), list(seeds().values())
     rows, statuses = [], {}
     with _ours(asked.ensemble) as (url, process):
@@ -284,19 +282,17 @@ def _fuzz(asked: argparse.Namespace, clips: list[bytes]) -> dict[str, Any]:
             batch = [mutated(draw.choice(originals), draw) for _ in range(1000)]
             tally = Tally()
 
-            async def send(batch: list[bytes] = batch, tally: Tally = tally) -> None:
-                from benchmarks.serving.client import _one, _session
-
+            async def send_all(batch: list[bytes] = batch, tally: Tally = tally) -> None:
                 waiting = iter(batch)
 
                 async def loop() -> None:
                     for data in waiting:
-                        await _one(session, url, data, tally, 0.0)
+                        await send(session, url, data, tally, 0.0)
 
-                async with _session() as session:
+                async with new_session() as session:
                     await asyncio.gather(*(loop() for _ in range(8)))
 
-            asyncio.run(send())
+            asyncio.run(send_all())
             done += len(batch)
             for status in tally.status:
                 statuses[str(status)] = statuses.get(str(status), 0) + 1

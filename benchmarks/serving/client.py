@@ -32,7 +32,8 @@ class Tally:
         }
 
 
-async def _one(session: aiohttp.ClientSession, url: str, data: bytes, tally: Tally, start: float) -> None:
+async def send(session: aiohttp.ClientSession, url: str, data: bytes, tally: Tally, start: float) -> None:
+    """Send one clip and take account of it; ``start`` is when the tally's time began."""
     began = time.perf_counter()
     form = aiohttp.FormData()
     form.add_field("file", data, filename="clip")
@@ -50,7 +51,7 @@ async def _one(session: aiohttp.ClientSession, url: str, data: bytes, tally: Tal
     tally.retry.append(retry)
 
 
-def _session() -> aiohttp.ClientSession:
+def new_session() -> aiohttp.ClientSession:
     return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=60))
 
 
@@ -61,10 +62,10 @@ async def closed(url: str, clips: Sequence[bytes], clients: int, seconds: float)
     async def loop(session: aiohttp.ClientSession, number: int) -> None:
         turn = number
         while time.perf_counter() - start < seconds:
-            await _one(session, url, clips[turn % len(clips)], tally, start)
+            await send(session, url, clips[turn % len(clips)], tally, start)
             turn += clients
 
-    async with _session() as session:
+    async with new_session() as session:
         await asyncio.gather(*(loop(session, number) for number in range(clients)))
     return tally, time.perf_counter() - start
 
@@ -74,10 +75,10 @@ async def opened(url: str, clips: Sequence[bytes], rate: float, seconds: float, 
     tally, generator = Tally(), np.random.default_rng(seed)
     times = np.cumsum(generator.exponential(1 / rate, int(rate * seconds)))
     start = time.perf_counter()
-    async with _session() as session:
+    async with new_session() as session:
         tasks = []
         for n, moment in enumerate(times):
             await asyncio.sleep(max(0.0, moment - (time.perf_counter() - start)))
-            tasks.append(asyncio.create_task(_one(session, url, clips[n % len(clips)], tally, start)))
+            tasks.append(asyncio.create_task(send(session, url, clips[n % len(clips)], tally, start)))
         await asyncio.gather(*tasks)
     return tally, time.perf_counter() - start

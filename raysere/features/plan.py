@@ -91,7 +91,7 @@ def plan(
     """
     store = FeatureStore(store_root)
     held = set(read_index(store.folder(spec))["content"].to_list())
-    works = _works(manifest, spec)
+    works = works_of(manifest, spec)
     found = contents(manifest, spec, FileHashes(store.root), known_only=True)
     cached = [content is not None and content in held for content in found.content]
     left = [work for work, done in zip(works, cached, strict=True) if work is not None and not done]
@@ -228,7 +228,7 @@ def _standing(folder: str | os.PathLike[str]) -> Path:
     return place
 
 
-def _works(manifest: Manifest, spec: FeatureSpec) -> list[Work | None]:
+def works_of(manifest: Manifest, spec: FeatureSpec) -> list[Work | None]:
     """What each row costs, told by the table alone; None where there is nothing to read. The contents are not hashed."""
     result: list[Work | None] = []
     columns = ["utterance", "corpus", "path", "start_s", "end_s", "duration_s", "transcript", "language"]

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import hmac
 import logging
+import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from importlib.resources import files
@@ -25,6 +26,7 @@ from raysere.serving.faults import Fault, error_response
 from raysere.serving.intake import read_batch, read_single
 from raysere.serving.limits import Limits
 from raysere.serving.measures import Measures
+from raysere.serving.proxy import FULL, REFUSED
 from raysere.serving.schema import BatchRequest, BatchResponse, ErrorResponse, Health, PredictRequest, PredictResponse
 
 _LOG = logging.getLogger(__name__)
@@ -45,7 +47,14 @@ _REASONS = {
 
 
 def create_app(
-    folder: Path, limits: Limits, *, measures: Path, token_sha256: str | None = None, device: str = "cpu", threads: int | None = None
+    folder: Path,
+    limits: Limits,
+    *,
+    measures: Path,
+    token_sha256: str | None = None,
+    device: str = "cpu",
+    threads: int | None = None,
+    replicas: int = 1,
 ) -> FastAPI:
     """The application over the ensemble in ``folder``, which is opened when the application starts.
 
@@ -55,6 +64,7 @@ def create_app(
         measures: folder for the counters of all replicas on this machine.
         token_sha256: hex SHA-256 of the bearer token that every request but the probes must carry; None asks for none.
         device, threads: see :class:`~raysere.serving.engine.Engine`.
+        replicas: that answer, this one among them; a proxy that knows all of them to be full asks none.
     """
     engine = Engine(folder, limits, device=device, threads=threads)
 
@@ -82,7 +92,7 @@ def create_app(
         responses={code: {"model": ErrorResponse, "description": _REASONS[code]} for code in (401, 500, 503)},
     )
     app.state.engine, app.state.ready = engine, False
-    _add_errors(app)
+    _add_errors(app, f"{secrets.token_hex(4)} {replicas}")
     _add_guard(app, token_sha256)
     _add_routes(app, engine, limits)
     _add_pages(app)
@@ -99,9 +109,9 @@ def _add_routes(app: FastAPI, engine: Engine, limits: Limits) -> None:
     @app.post("/v1/predict", response_model=PredictResponse, responses=refusals, openapi_extra=_body(PredictRequest, _SINGLE_FORM))
     async def predict(request: Request) -> dict[str, Any]:
         """Emotion of one clip, with or without its transcript, or of a text."""
-        engine.batcher.admit(1)  # before the body is read: a refusal costs next to nothing
-        given, asked = await read_single(request, limits)
-        model, (result,) = await engine.predict([given], votes=asked.votes, trace=asked.trace)
+        with engine.batcher.place(1) as place:  # before the body is read: a refusal costs next to nothing
+            given, asked = await read_single(request, limits)
+            model, (result,) = await engine.predict([given], place, votes=asked.votes, trace=asked.trace)
         if isinstance(result, Fault):
             raise result
         return {"model": model, **result}
@@ -109,9 +119,9 @@ def _add_routes(app: FastAPI, engine: Engine, limits: Limits) -> None:
     @app.post("/v1/predict/batch", response_model=BatchResponse, responses=refusals, openapi_extra=_body(BatchRequest, _BATCH_FORM))
     async def predict_batch(request: Request) -> dict[str, Any]:
         """Emotion of several clips or texts; one that cannot be used has an error in its place."""
-        engine.batcher.admit(1)
-        given, votes = await read_batch(request, limits)
-        model, found = await engine.predict([one for one in given if not isinstance(one, Fault)], votes=votes)
+        with engine.batcher.place(1) as place:
+            given, votes = await read_batch(request, limits)
+            model, found = await engine.predict([one for one in given if not isinstance(one, Fault)], place, votes=votes)
         answers = iter(found)
         results = [one if isinstance(one, Fault) else next(answers) for one in given]
         return {"model": model, "results": [{"error": one.as_json()} if isinstance(one, Fault) else one for one in results]}
@@ -196,6 +206,8 @@ def _add_guard(app: FastAPI, token_sha256: str | None) -> None:
         if hasattr(app.state, "measures"):
             label = route if route in _COUNTED else "other"
             app.state.measures.requests.labels(label, str(response.status_code)).inc()
+            if (refused := request.headers.get(REFUSED, "")).isdecimal():
+                app.state.measures.requests.labels(label, "429").inc(int(refused[:9]))
             app.state.measures.seconds.labels(label).observe(time.monotonic() - started)
         return response
 
@@ -209,10 +221,13 @@ def _known(request: Request, token_sha256: str) -> bool:
     return scheme.lower() == "bearer" and hmac.compare_digest(found, token_sha256)
 
 
-def _add_errors(app: FastAPI) -> None:
+def _add_errors(app: FastAPI, replica: str) -> None:
     @app.exception_handler(Fault)
     async def fault(request: Request, error: Fault) -> Response:
-        return error_response(error)
+        response = error_response(error)
+        if error.full_s > 0:
+            response.headers[FULL] = f"{replica} {error.full_s:.3f}"
+        return response
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:

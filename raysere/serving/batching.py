@@ -7,18 +7,21 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from raysere.serving.faults import Fault
 from raysere.serving.limits import Limits
+from raysere.serving.pace import Pace
 
 _LOG = logging.getLogger(__name__)
-_FIRST_RATE = 0.1  # seconds of work a unit, before anything was measured
 _BASE = 1.0  # units of an item without audio; each second of audio is one more
-_FORGET = 0.2  # weight of the latest batch in the rate
+_USUAL, _FORGET = 4.0, 0.1  # units of an item, until some were seen; weight of the latest request in them
+_FRESH_S = 2.0  # that an admitted request may take until it counts no more
+_ROOM = 0.75  # of `wait_s`: when the wait is down to it, there is room again
+_FEW = 4  # items that may wait however slow the model is
 
 
 @dataclass(eq=False)  # told apart by identity: equality would compare the audio of what waits
@@ -28,7 +31,21 @@ class Job:
     items: list[Any]
     units: float
     future: asyncio.Future[list[Any]]
-    since: float = field(default_factory=time.monotonic)
+
+
+@dataclass(eq=False)
+class Place:
+    """An admitted request whose items are still on their way to the queue (read, decoded), where they count already.
+
+    It counts for :data:`_FRESH_S` alone: clients that send slowly keep nobody out.
+    """
+
+    count: int
+    since: float = field(default_factory=lambda: time.monotonic())
+
+    @property
+    def fresh(self) -> bool:
+        return time.monotonic() - self.since < _FRESH_S
 
 
 def units(count: int, audio_s: float) -> float:
@@ -46,42 +63,75 @@ class Batcher:
 
     def __init__(self, work: Callable[[list[Any]], Sequence[Any]], limits: Limits) -> None:
         self._work, self.limits = work, limits
+        self._coming: set[Place] = set()
         self._waiting: deque[Job] = deque()
         self._wake = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="raysere-model")
         self._task: asyncio.Task[None] | None = None
-        self._rate = _FIRST_RATE
+        self.pace = Pace()
+        self._item_units = _USUAL  # of the items of late
         self._running_units = 0.0
         self.running_since: float | None = None
         self.sizes: Callable[[int], None] = lambda size: None  # told of each batch
 
     @property
     def waiting(self) -> int:
-        """Items that wait."""
-        return sum(len(job.items) for job in self._waiting)
+        """Items that wait, or are about to."""
+        return sum(len(job.items) for job in self._waiting) + sum(place.count for place in self._coming if place.fresh)
 
     def expected_wait(self) -> float:
-        """Seconds until a new request's turn, from the rate of earlier batches."""
-        return self._rate * (self._running_units + sum(job.units for job in self._waiting))
+        """Seconds until all is done that is here now, from the pace of earlier batches."""
+        seconds, here = 0.0, [(len(job.items), job.units) for job in self._waiting]
+        here += [(place.count, place.count * self._item_units) for place in self._coming if place.fresh]
+        while here:
+            taken = self._fitting(here)
+            seconds += self.pace.seconds(sum(work for _, work in here[:taken]))
+            here = here[taken:]
+        if self.running_since is not None:
+            # What takes longer than it should is taken to need as long again: behind a model that hangs, the wait grows.
+            seconds += abs(self.pace.seconds(self._running_units) - (time.monotonic() - self.running_since))
+        return seconds
 
     def admit(self, count: int) -> None:
         """Raises Fault 429 where ``count`` more items would have to wait too long; cheap, so that a refusal is quick."""
-        expected = self.expected_wait()
-        if self.waiting + count > self.limits.queue or expected > self.limits.wait_s:
+        waiting, expected = self.waiting, self.expected_wait()
+        if waiting + count > self.limits.queue or (expected > self.limits.wait_s and waiting >= _FEW):
             raise Fault(
                 429,
                 "overloaded",
-                f"{self.waiting} clips or texts are waiting, for about {expected:.1f} s",
+                f"{waiting} clips or texts are waiting, for about {expected:.1f} s",
                 remedy="Try again after the seconds of Retry-After, or start more replicas.",
                 retry_s=max(1.0, expected - self.limits.wait_s / 2),
+                full_s=max(0.0, expected - _ROOM * self.limits.wait_s),
             )
 
-    async def submit(self, items: list[Any], audio_s: float) -> list[Any]:
-        """Answers of the items. Raises Fault 429 (see :meth:`admit`) or 504 after ``request_s``, and what the work raises."""
-        self.admit(len(items))
+    @contextlib.contextmanager
+    def place(self, count: int) -> Iterator[Place]:
+        """Hold a place for a request of ``count`` items while it is read and decoded, so that it is not refused after that.
+
+        Raises Fault 429 (see :meth:`admit`).
+        """
+        self.admit(count)
+        place = Place(count)
+        self._coming.add(place)
+        try:
+            yield place
+        finally:
+            self._coming.discard(place)
+
+    def enlarge(self, place: Place, count: int) -> None:
+        """The request has ``count`` items, as it turns out. Raises Fault 429 where so many more do not fit."""
+        if count > place.count:
+            self.admit(count - place.count)
+        place.count = count
+
+    async def submit(self, items: list[Any], audio_s: float, place: Place) -> list[Any]:
+        """Answers of the items, which take their place. Raises Fault 504 after ``request_s``, and what the work raises."""
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run())
         job = Job(items, units(len(items), audio_s), asyncio.get_running_loop().create_future())
+        self._item_units += _FORGET * (job.units / len(items) - self._item_units)
+        self._coming.discard(place)
         self._waiting.append(job)
         self._wake.set()
         try:
@@ -101,16 +151,17 @@ class Batcher:
                 await self._answer(jobs)
 
     def _next(self) -> list[Job]:
-        jobs: list[Job] = []
+        return [self._waiting.popleft() for _ in range(self._fitting([(len(job.items), job.units) for job in self._waiting]))]
+
+    def _fitting(self, requests: Sequence[tuple[int, float]]) -> int:
+        """How many of the requests, (items, units) each, make the next batch; at least one where there is any."""
         count, total = 0, 0.0
-        while self._waiting:
-            job = self._waiting[0]
-            too_many = count + len(job.items) > self.limits.batch_items or self._rate * (total + job.units) > self.limits.batch_s
-            if jobs and too_many:
-                break
-            jobs.append(self._waiting.popleft())
-            count, total = count + len(job.items), total + job.units
-        return jobs
+        for taken, (items, work) in enumerate(requests):
+            too_many = count + items > self.limits.batch_items or self.pace.seconds(total + work) > self.limits.batch_s
+            if taken and too_many:
+                return taken
+            count, total = count + items, total + work
+        return len(requests)
 
     async def _answer(self, jobs: list[Job]) -> None:
         items = [item for job in jobs for item in job.items]
@@ -129,8 +180,7 @@ class Batcher:
             return
         finally:
             if self.running_since is not None:
-                took = time.monotonic() - self.running_since
-                self._rate += _FORGET * (took / self._running_units - self._rate)
+                self.pace.learn(self._running_units, time.monotonic() - self.running_since)
             self._running_units, self.running_since = 0.0, None
         begin = 0
         for job in jobs:
@@ -140,7 +190,7 @@ class Batcher:
 
     async def close(self) -> None:
         """Answer what waits, then end the thread."""
-        while self._waiting or self.running_since is not None:
+        while self._waiting or self.running_since is not None or any(place.fresh for place in self._coming):
             await asyncio.sleep(0.01)
         if self._task is not None:
             self._task.cancel()

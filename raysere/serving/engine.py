@@ -18,7 +18,7 @@ from raysere.ensemble.bundle import Bundle
 from raysere.ensemble.card import short_name
 from raysere.ensemble.description import file_hash
 from raysere.ensemble.predict import Ensemble
-from raysere.serving.batching import Batcher
+from raysere.serving.batching import Batcher, Place
 from raysere.serving.decoding import Clip, Decoder
 from raysere.serving.faults import Fault
 from raysere.serving.limits import Limits
@@ -106,15 +106,20 @@ class Engine:
 
     # ---- requests --------------------------------------------------------------------------------------------------------------------
 
-    async def predict(self, given: list[Given], *, votes: bool, trace: bool = False) -> tuple[str, list[dict[str, Any] | Fault]]:
-        """(fingerprint of the ensemble, an answer as ``schema.Prediction`` or the Fault of each item). Raises Fault for the whole."""
-        self.batcher.admit(len(given))
+    async def predict(
+        self, given: list[Given], place: Place, *, votes: bool, trace: bool = False
+    ) -> tuple[str, list[dict[str, Any] | Fault]]:
+        """(fingerprint of the ensemble, an answer as ``schema.Prediction`` or the Fault of each item). Raises Fault for the whole.
+
+        ``place`` is the one of the request in the queue (see :meth:`Batcher.place`).
+        """
+        self.batcher.enlarge(place, len(given))
         clips = await asyncio.gather(*(self._decode(one) for one in given), return_exceptions=True)
         try:
             for clip in clips:
                 if isinstance(clip, BaseException) and not isinstance(clip, Fault):
                     raise clip
-            return await self._answer(given, clips, votes, trace)  # type: ignore[arg-type]
+            return await self._answer(given, clips, place, votes, trace)  # type: ignore[arg-type]
         finally:
             for clip in clips:
                 if isinstance(clip, Clip):
@@ -129,7 +134,7 @@ class Engine:
         return clip
 
     async def _answer(
-        self, given: list[Given], clips: list[Clip | Fault | None], votes: bool, trace: bool
+        self, given: list[Given], clips: list[Clip | Fault | None], place: Place, votes: bool, trace: bool
     ) -> tuple[str, list[dict[str, Any] | Fault]]:
         request = object()
         asked: list[Asked] = []
@@ -146,7 +151,7 @@ class Engine:
         if not asked:
             return self.bundle.fingerprint, [clip for clip in clips if isinstance(clip, Fault)]
         seconds = sum(0.0 if row.clip is None else _length(row) for row in asked)
-        rows = await self.batcher.submit(asked, seconds)
+        rows = await self.batcher.submit(asked, seconds, place)
         results: list[dict[str, Any] | Fault] = [clip if isinstance(clip, Fault) else {} for clip in clips]
         fingerprint = rows[0]["model"]
         for n, row, asking in zip(places, rows, asked, strict=True):

@@ -33,11 +33,15 @@ class Fault(Exception):
         message: one sentence for people.
         remedy: what to do.
         retry_s: seconds for ``Retry-After``, where the same request may be answered later.
+        full_s: seconds for which no other request would be taken either.
     """
 
-    def __init__(self, status: int, code: str, message: str, *, remedy: str | None = None, retry_s: float | None = None) -> None:
+    def __init__(
+        self, status: int, code: str, message: str, *, remedy: str | None = None, retry_s: float | None = None, full_s: float = 0.0
+    ) -> None:
         super().__init__(message)
-        self.status, self.code, self.message, self.remedy, self.retry_s = status, code, message, remedy, retry_s
+        self.status, self.code, self.message, self.remedy = status, code, message, remedy
+        self.retry_s, self.full_s = retry_s, full_s
 
     def __reduce__(self) -> Any:  # faults come from the processes that decode
         return _rebuild, (self.status, self.code, self.message, self.remedy, self.retry_s)

@@ -1,4 +1,4 @@
-"""Serve's HTTP proxies answer in the API's form where no replica does: while it starts, when it ends, when a replica is gone.
+"""What Serve's HTTP proxies do for the API: errors in its form where no replica answers, and refusals at the door where all are full.
 
 :func:`middlewares` is what RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names (``raysere/cluster.py`` and the image set it); every proxy of
 the cluster calls it when it starts.
@@ -6,11 +6,16 @@ the cluster calls it when it starts.
 
 from __future__ import annotations
 
-from starlette.datastructures import Headers
+import time
+
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raysere.serving.faults import Fault, error_response
+
+FULL = "raysere-full"  # in a replica's 429: "REPLICA OF SECONDS", how long it, one of OF, will hardly have room; no client sees it
+REFUSED = "raysere-refused"  # in a request to a replica: how many the proxy refused on that route since the last, for the counters
 
 _SERVES_OWN = "/-/"  # probes of Serve itself (/-/healthz, /-/routes), which Kubernetes asks
 _NOT_READY = Fault(503, "not_ready", "The server is not ready, or is going down", remedy="Try again later.", retry_s=1.0)
@@ -53,6 +58,68 @@ def _of_the_proxy(start: Message) -> bool:
     return start["status"] >= 400 and Headers(raw=start["headers"]).get("content-type", "").startswith("text/plain")
 
 
+class Door:
+    """What a proxy knows of one route: which replicas are full, and until when."""
+
+    def __init__(self) -> None:
+        self.refused = 0  # that no replica was told of yet
+        self.retry_s = 1.0
+        self._replicas = 0
+        self._until: dict[str, float] = {}
+
+    @property
+    def closed(self) -> bool:
+        """Whether every replica is full now."""
+        now = time.monotonic()
+        return 0 < self._replicas <= sum(until > now for until in self._until.values())
+
+    def told(self, full: str, retry_s: float) -> None:
+        """Take account of what a replica said in :data:`FULL`."""
+        replica, replicas, seconds = full.split()
+        now = time.monotonic()
+        self._until = {name: until for name, until in self._until.items() if until > now}
+        self._until[replica] = now + float(seconds)
+        self._replicas, self.retry_s = int(replicas), retry_s
+
+
+class RefusalsAtTheDoor:
+    """ASGI middleware that refuses what every replica would refuse: a refusal there costs as much as a small answer does.
+
+    It holds for a fraction of a second, until the first replica has room again, so it takes no request from one that has.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._doors: dict[str, Door] = {}  # by route, of which a replica has been full
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        path = scope["path"]
+        door = self._doors.get(path)
+        if door is not None and door.closed:
+            door.refused += 1
+            message, remedy = "Every replica is full", "Try again after the seconds of Retry-After, or start more replicas."
+            await error_response(Fault(429, "overloaded", message, remedy=remedy, retry_s=door.retry_s))(scope, receive, send)
+            return
+        headers = [(name, value) for name, value in scope["headers"] if name.lower() != REFUSED.encode()]
+        if door is not None and door.refused:
+            headers.append((REFUSED.encode(), str(door.refused).encode()))
+            door.refused = 0
+
+        async def passed(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] == 429:
+                found = MutableHeaders(raw=list(message["headers"]))
+                if FULL in found:
+                    self._doors.setdefault(path, Door()).told(found[FULL], float(found["retry-after"]))
+                    del found[FULL]
+                    message = {**message, "headers": found.raw}
+            await send(message)
+
+        await self._app({**scope, "headers": headers}, receive, passed)
+
+
 def middlewares() -> list[Middleware]:
-    """For every HTTP proxy of Serve."""
-    return [Middleware(ErrorsAsJson)]
+    """For every HTTP proxy of Serve; the first is the outermost."""
+    return [Middleware(RefusalsAtTheDoor), Middleware(ErrorsAsJson)]

@@ -19,7 +19,7 @@ from raysere.errors import ConfigError
 from raysere.experiment import load_experiment
 from raysere.features.extract import extract_local
 from raysere.features.spec import resolve
-from raysere.studies import frame_feature
+from raysere.studies.features import frame_feature
 
 VOICES = {"a": 700.0, "i": 300.0}  # Hz of the one formant of a made-up vowel
 RATE = 16000

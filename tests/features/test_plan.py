@@ -72,7 +72,7 @@ def test_measured_speed_is_that_of_the_items_after_the_first(tmp_path, monkeypat
     spec = resolve({"backbone": "toy"})
     price = plan(manifest, spec, tmp_path / "store", seconds=1e6)
     monkeypatch.undo()
-    works = spread(plan_module._works(manifest, spec))
+    works = spread(plan_module.works_of(manifest, spec))
     assert sorted(work.utterance for work in works) == manifest.table["utterance"].to_list()
     counted = sum(work.seconds for work in works[1:])
     looks = (counted / price.speed) / 7  # seconds (looks at the clock) an item

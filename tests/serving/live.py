@@ -13,6 +13,7 @@ import uvicorn
 from starlette.testclient import TestClient
 
 from raysere.serving.app import create_app
+from raysere.serving.batching import Batcher
 from raysere.serving.deployment import free_port
 from raysere.serving.limits import Limits
 
@@ -22,6 +23,12 @@ def running(folder: Path, scratch: Path, token: str | None = None, **limits: Any
     app = create_app(folder, Limits(**limits), measures=scratch / "measures", token_sha256=token, threads=1)
     with TestClient(app) as client:
         yield client
+
+
+async def submitted(batcher: Batcher, items: list[Any], audio_s: float = 0.0) -> list[Any]:
+    """Answers of items that are there already."""
+    with batcher.place(len(items)) as place:
+        return await batcher.submit(items, audio_s, place)
 
 
 @contextlib.contextmanager

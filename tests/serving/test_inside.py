@@ -15,13 +15,14 @@ import numpy as np
 import psutil
 import pytest
 import yaml
-from live import running
+from live import running, submitted
 
 from raysere.serving import batching, decoding
 from raysere.serving.batching import Batcher
 from raysere.serving.decoding import Decoder
 from raysere.serving.faults import Fault
 from raysere.serving.limits import Limits
+from raysere.serving.pace import Pace
 
 # --- decoding --------------------------------------------------------------------------------------------------------
 
@@ -146,7 +147,7 @@ class _Gated:
 async def _waits(batcher, items, audio_s=0.0):
     """A task whose items wait."""
     before = batcher.waiting
-    task = asyncio.create_task(batcher.submit(items, audio_s))
+    task = asyncio.create_task(submitted(batcher, items, audio_s))
     while batcher.waiting == before:
         await asyncio.sleep(0)
     return task
@@ -156,7 +157,7 @@ def test_a_request_that_is_given_up_moves_no_answer_of_its_batch():
     async def main():
         work = _Gated()
         batcher = Batcher(work, Limits())
-        first = asyncio.create_task(batcher.submit([0], 0.0))
+        first = asyncio.create_task(submitted(batcher, [0], 0.0))
         await work.began()
         gone, kept = await _waits(batcher, [1, 2]), await _waits(batcher, [3])
         work.let()
@@ -176,7 +177,7 @@ def test_a_client_that_goes_away_leaves_the_queue_whatever_it_sent():
     async def main():
         work = _Gated()
         batcher = Batcher(work, Limits(batch_items=1))
-        first = asyncio.create_task(batcher.submit([np.zeros(3)], 0.0))
+        first = asyncio.create_task(submitted(batcher, [np.zeros(3)], 0.0))
         await work.began()
         same = [await _waits(batcher, [np.zeros(3)]) for _ in range(2)]  # arrays cannot be told apart by ==
         same[1].cancel()
@@ -190,53 +191,147 @@ def test_a_client_that_goes_away_leaves_the_queue_whatever_it_sent():
     assert asyncio.run(main()) == (1, 2)
 
 
-def test_the_expected_wait_is_work_by_the_rate_of_earlier_batches(monkeypatch):
+def _paced(fixed, slope):
+    """A pace that learns nothing."""
+    pace = Pace(slope)
+    pace.fixed, pace.learn = fixed, lambda units, seconds: None
+    return pace
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The batcher's time, in a list of one."""
     now = [100.0]
     monkeypatch.setattr(batching, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    monkeypatch.setattr(batching, "_FORGET", 0.5)
+    return now
 
+
+def test_the_expected_wait_is_until_all_is_done_that_is_here(clock):
     async def main():
-        gate, began = threading.Event(), threading.Event()
-
-        def work(items):
-            began.set()
-            assert gate.wait(20)
-            now[0] += 8.0
-            return items
-
-        batcher = Batcher(work, Limits(wait_s=6))
-        batcher._rate = 0.4
-        first = asyncio.create_task(batcher.submit([0], 9.0))  # 10 units: one item and 9 s of audio
-        while not began.is_set():
-            await asyncio.sleep(0.001)
-        running = batcher.expected_wait(), batcher.running_since
-        second = await _waits(batcher, [1], 4.0)  # 5 more
-        both = batcher.expected_wait()
-        batcher.limits = Limits(wait_s=5.9)
-        with pytest.raises(Fault) as caught:
-            batcher.admit(1)
-        batcher.limits = Limits(wait_s=6, batch_items=1)
-        batcher.admit(1)
-        gate.set()
-        await asyncio.gather(first, second)
-        rate = batcher._rate
-        idle = batcher.expected_wait(), batcher.running_since
+        work, learned = _Gated(), []
+        batcher = Batcher(work, Limits(batch_s=100))
+        batcher.pace = _paced(1.0, 0.5)
+        batcher.pace.learn = lambda units, seconds: learned.append((units, seconds))
+        assert batcher.expected_wait() == 0
+        first = asyncio.create_task(submitted(batcher, [0], 9.0))  # 10 units: one item and 9 s of audio
+        await work.began()
+        seconds = [batcher.expected_wait()]
+        clock[0] += 2  # of the 6 that are expected
+        seconds.append(batcher.expected_wait())
+        others = [await _waits(batcher, [1], 4.0), await _waits(batcher, [2], 4.0)]
+        seconds.append(batcher.expected_wait())
+        batcher.limits = Limits(batch_s=100, batch_items=1)  # a batch each
+        seconds.append(batcher.expected_wait())
+        clock[0] += 8  # 10 already
+        seconds.append(batcher.expected_wait())
+        work.let(9)
+        await asyncio.gather(first, *others)
+        seconds.append(batcher.expected_wait())
         await batcher.close()
-        return running, both, caught.value.retry_s, rate, idle
+        return seconds, learned
 
-    running, both, retry_s, rate, idle = asyncio.run(main())
-    assert running == (pytest.approx(4.0), 100.0)
-    assert both == pytest.approx(6.0)
-    assert retry_s == pytest.approx(6.0 - 5.9 / 2)
-    assert rate == pytest.approx(((0.4 + 8 / 10) / 2 + 8 / 5) / 2)  # 8 s for 10 units, then 8 s for 5
-    assert idle == (0.0, None)
+    seconds, learned = asyncio.run(main())
+    assert seconds == [6, 4, 4 + (1 + 0.5 * 10), 4 + 2 * (1 + 0.5 * 5), 4 + 2 * (1 + 0.5 * 5), 0]
+    assert learned == [(10, 10), (5, 0), (5, 0)]
+
+
+def test_a_wait_that_is_too_long_is_refused_unless_hardly_anything_waits(clock):
+    async def main():
+        work = _Gated()
+        batcher = Batcher(work, Limits(wait_s=2, batch_items=1))
+        batcher.pace = _paced(1.0, 0.0)
+        tasks = [asyncio.create_task(submitted(batcher, [0]))]
+        await work.began()
+        tasks += [await _waits(batcher, [n]) for n in range(4)]  # 5 s, but never more than three waited
+        with pytest.raises(Fault) as refused:
+            batcher.admit(1)
+        batcher.limits = Limits(wait_s=5, batch_items=1)
+        batcher.admit(1)
+        batcher.limits = Limits(wait_s=4.9, batch_items=1)
+        with pytest.raises(Fault):
+            batcher.admit(1)
+        work.let(9)
+        await asyncio.gather(*tasks)
+        await batcher.close()
+        return refused.value
+
+    fault = asyncio.run(main())
+    assert (fault.status, fault.code, fault.retry_s) == (429, "overloaded", 5 - 2 / 2)
+
+
+def test_a_request_that_is_read_holds_its_place_for_a_while(clock):
+    async def main():
+        batcher = Batcher(lambda items: items, Limits(queue=4))
+        batcher.pace = _paced(1.0, 0.5)
+        with batcher.place(1) as place:
+            alone = batcher.waiting, batcher.expected_wait()
+            batcher.enlarge(place, 3)
+            batcher.admit(1)
+            with pytest.raises(Fault):
+                batcher.admit(2)
+            with pytest.raises(Fault):
+                batcher.enlarge(place, 5)
+            three = batcher.waiting, batcher.expected_wait()
+            assert await batcher.submit([1, 2, 3], 17.0, place) == [1, 2, 3]  # 20 units
+            assert batcher.waiting == 0
+        with batcher.place(1) as place:
+            later = batcher.expected_wait()  # an item of late was more work
+            clock[0] += 1.9
+            fresh = batcher.waiting
+            clock[0] += 0.2
+            stale = batcher.waiting, batcher.expected_wait()
+        with pytest.raises(RuntimeError), batcher.place(4):
+            raise RuntimeError("a body that cannot be read")
+        assert batcher.waiting == 0
+        await batcher.close()
+        return alone, three, later, fresh, stale
+
+    alone, three, later, fresh, stale = asyncio.run(main())
+    assert (alone, three) == ((1, 1 + 0.5 * 4), (3, 1 + 0.5 * 12))
+    assert later == pytest.approx(1 + 0.5 * (4 + 0.1 * (20 / 3 - 4)))
+    assert (fresh, stale) == (1, (0, 0))
+
+
+def test_closing_waits_for_what_is_still_read():
+    async def main():
+        batcher = Batcher(lambda items: items, Limits())
+        with batcher.place(1) as place:
+            closing = asyncio.create_task(batcher.close())
+            await asyncio.sleep(0.05)
+            answer = await batcher.submit([1], 0.0, place)
+        await closing
+        return answer
+
+    assert asyncio.run(main()) == [1]
+
+
+def test_the_pace_of_batches_has_a_fixed_part_and_a_slope():
+    pace = Pace()
+    assert (pace.seconds(0), pace.seconds(10)) == (0, pytest.approx(1.0))
+    for units in (4, 64, 16, 8, 32) * 20:
+        pace.learn(units, 0.03 + 0.005 * units)
+    assert (pace.fixed, pace.slope) == (pytest.approx(0.03, abs=0.002), pytest.approx(0.005, rel=0.02))
+    for _ in range(200):  # another model, always the same batch: what is known of this size is right
+        pace.learn(8, 0.4)
+    assert pace.seconds(8) == pytest.approx(0.4, rel=1e-6)
+    assert pace.seconds(16) == pytest.approx(0.8, rel=1e-6)  # and nothing tells of a fixed part
+
+
+def test_no_part_of_the_pace_is_negative():
+    quicker, dearer = Pace(), Pace()
+    for _ in range(50):
+        for units in (1, 9):
+            quicker.learn(units, 1.0 - 0.1 * units)  # larger batches took less: no slope
+            dearer.learn(units, units**2)  # a line through them would begin below nothing
+    assert (quicker.slope, quicker.fixed) == (0, pytest.approx(0.5, rel=0.1))
+    assert (dearer.fixed, dearer.slope) == (0, pytest.approx(41 / 5, rel=0.1))
 
 
 def test_the_queue_counts_items():
     async def main():
         work = _Gated()
         batcher = Batcher(work, Limits(queue=3, batch_items=1))
-        first = asyncio.create_task(batcher.submit([0], 0.0))
+        first = asyncio.create_task(submitted(batcher, [0], 0.0))
         await work.began()
         others = [await _waits(batcher, [1, 2])]
         with pytest.raises(Fault):

@@ -11,7 +11,7 @@ import time
 
 import pytest
 import yaml
-from live import running
+from live import running, submitted
 
 from raysere.errors import ConfigError, DataError
 from raysere.serving.batching import Batcher
@@ -19,6 +19,7 @@ from raysere.serving.decoding import Decoder
 from raysere.serving.engine import Engine, segments
 from raysere.serving.faults import Fault
 from raysere.serving.limits import Limits, read_limits
+from raysere.serving.pace import Pace
 
 
 def _batched(scenario, work, **limits):
@@ -43,10 +44,10 @@ def test_what_waits_is_answered_together_and_in_order():
         return [item * 10 for item in items]
 
     async def scenario(batcher):
-        first = asyncio.create_task(batcher.submit([1], 0.1))
+        first = asyncio.create_task(submitted(batcher, [1], 0.1))
         while not sizes:
             await asyncio.sleep(0.001)
-        others = [asyncio.create_task(batcher.submit([n, n + 100], 0.1)) for n in range(2, 7)]
+        others = [asyncio.create_task(submitted(batcher, [n, n + 100], 0.1)) for n in range(2, 7)]
         await asyncio.sleep(0.01)
         gate.set()
         return await asyncio.gather(first, *others)
@@ -65,22 +66,17 @@ def test_a_batch_takes_no_longer_than_its_budget():
         return items
 
     async def scenario(batcher):
-        first = asyncio.create_task(batcher.submit([0], 1.0))
+        first = asyncio.create_task(submitted(batcher, [0], 1.0))
         while not sizes:
             await asyncio.sleep(0.001)
-        others = [asyncio.create_task(batcher.submit([n], 1.0)) for n in range(8)]
+        others = [asyncio.create_task(submitted(batcher, [n], 1.0)) for n in range(8)]
         await asyncio.sleep(0.01)
-        batcher._rate = 0.25  # a clip of one second costs half a second
+        batcher.pace = Pace(0.25)  # a clip of one second costs half a second
+        batcher.pace.learn = lambda units, seconds: None
         gate.set()
         await asyncio.gather(first, *others)
 
-    from raysere.serving import batching
-
-    before, batching._FORGET = batching._FORGET, 0.0
-    try:
-        _batched(scenario, work, batch_s=1.0, wait_s=100)
-    finally:
-        batching._FORGET = before
+    _batched(scenario, work, batch_s=1.0, wait_s=100)
     assert sizes == [1, 2, 2, 2, 2]
 
 
@@ -92,22 +88,21 @@ def test_too_much_is_refused_at_once_and_says_when_to_come_back():
         return items
 
     async def scenario(batcher):
-        taken = [asyncio.create_task(batcher.submit([0], 0.0))]
+        taken = [asyncio.create_task(submitted(batcher, [0], 0.0))]
         await asyncio.sleep(0.05)
-        taken += [asyncio.create_task(batcher.submit([n], 0.0)) for n in range(1, 4)]
+        taken += [asyncio.create_task(submitted(batcher, [n], 0.0)) for n in range(1, 5)]
         await asyncio.sleep(0.05)
         with pytest.raises(Fault) as full:
-            await batcher.submit([9], 0.0)
-        batcher._rate = 10.0
+            await submitted(batcher, [9], 0.0)
+        batcher.pace = Pace(10.0)
         with pytest.raises(Fault) as slow:
             batcher.admit(0)
         gate.set()
         await asyncio.gather(*taken)
-        batcher._rate = 0.1
-        assert await batcher.submit([9], 0.0) == [9]
+        assert await submitted(batcher, [9], 0.0) == [9]
         return full.value, slow.value
 
-    full, slow = _batched(scenario, work, queue=3, batch_items=1)
+    full, slow = _batched(scenario, work, queue=4, batch_items=1)
     assert (full.status, full.code) == (slow.status, slow.code) == (429, "overloaded")
     assert full.retry_s >= 1
     assert slow.retry_s > 20
@@ -123,7 +118,7 @@ def test_a_request_that_nobody_answers_in_time_is_told_so_and_leaves_the_queue()
         return items
 
     async def scenario(batcher):
-        both = [asyncio.create_task(batcher.submit([n], 0.0)) for n in range(2)]
+        both = [asyncio.create_task(submitted(batcher, [n], 0.0)) for n in range(2)]
         found = await asyncio.gather(*both, return_exceptions=True)
         assert batcher.waiting == 0
         gate.set()
@@ -141,7 +136,7 @@ def test_one_request_that_breaks_the_model_breaks_no_other():
         return items
 
     async def scenario(batcher):
-        return await asyncio.gather(*(batcher.submit([n], 0.0) for n in (1, -1, 2)), return_exceptions=True)
+        return await asyncio.gather(*(submitted(batcher, [n], 0.0) for n in (1, -1, 2)), return_exceptions=True)
 
     one, broken, two = _batched(scenario, work)
     assert (one, two) == ([1], [2])
@@ -155,7 +150,7 @@ def test_closing_answers_what_was_accepted():
 
     async def main():
         batcher = Batcher(work, Limits(batch_items=1))
-        waiting = [asyncio.create_task(batcher.submit([n], 0.0)) for n in range(4)]
+        waiting = [asyncio.create_task(submitted(batcher, [n], 0.0)) for n in range(4)]
         await asyncio.sleep(0.01)
         await batcher.close()
         return await asyncio.gather(*waiting)

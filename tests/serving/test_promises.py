@@ -23,6 +23,7 @@ from raysere.serving.engine import Asked, Given
 from raysere.serving.faults import Fault, clip_fault, error_response
 from raysere.serving.intake import read_batch, read_single
 from raysere.serving.limits import Limits
+from raysere.serving.proxy import FULL, REFUSED
 from raysere.training.task import Task
 
 
@@ -39,11 +40,27 @@ def _code(response):
 
 
 def test_overload_is_refused_before_the_body_is_read(client, engine, monkeypatch):
-    monkeypatch.setattr(engine.batcher, "expected_wait", lambda: 9.2)
-    for route in ("/v1/predict", "/v1/predict/batch"):
-        response = client.post(route, content=b"{ no json", headers={"content-type": "application/json"})
-        assert _code(response) == (429, "overloaded")
-        assert response.headers["retry-after"] == "9"  # 9.2 s less half of wait_s, rounded up
+    wait_s = engine.limits.wait_s
+    monkeypatch.setattr(engine.batcher, "expected_wait", lambda: wait_s / 2 + 8.4)
+    with engine.batcher.place(4):
+        for route in ("/v1/predict", "/v1/predict/batch"):
+            response = client.post(route, content=b"{ no json", headers={"content-type": "application/json"})
+            assert _code(response) == (429, "overloaded")
+            assert response.headers["retry-after"] == "9"
+            replica, replicas, seconds = response.headers[FULL].split()  # which Serve's proxy keeps to itself
+            assert (len(replica), replicas, float(seconds)) == (8, "1", pytest.approx(8.4 - wait_s / 4, abs=0.002))
+
+
+def test_what_the_proxy_refused_is_counted(client):
+    def refused():
+        counted = re.findall(r'raysere_requests_total\{[^}]*route="/v1/predict",status="429"\} ([0-9.]+)', client.get("/metrics").text)
+        return sum(map(float, counted))
+
+    before = refused()
+    assert client.post("/v1/predict", json={"text": "a"}, headers={REFUSED: "17"}).status_code == 200
+    assert refused() == before + 17
+    assert client.post("/v1/predict", json={"text": "a"}, headers={REFUSED: "-3 or so"}).status_code == 200
+    assert refused() == before + 17
 
 
 def test_nothing_is_decoded_that_would_not_fit_into_the_queue(real_run, tmp_path, clips, monkeypatch):
@@ -61,7 +78,7 @@ def test_retry_after_is_whole_seconds_and_never_none(seconds, header):
 
 
 def test_a_fault_of_the_server_tells_the_log_and_not_the_client(client, engine, monkeypatch, caplog):
-    async def broken(given, **options):
+    async def broken(given, place, **options):
         raise RuntimeError("/place/of/somebody/secret")
 
     monkeypatch.setattr(engine, "predict", broken)
@@ -264,7 +281,7 @@ def _rows(engine, monkeypatch, model="m"):
     seen = []
     answer = {"predicted": "high", "confidence": 1.0, "probabilities": {"high": 1.0}, "attributes": {}}
 
-    async def submit(asked, seconds):
+    async def submit(asked, seconds, place):
         seen.append((asked, seconds))
         return [{"model": model, "answer": answer, "members": 1, "note": None, "error": None, "votes": None} for _ in asked]
 

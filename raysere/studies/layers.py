@@ -12,18 +12,19 @@ import polars as pl
 
 from raysere.errors import ConfigError, DataError, MissingFileError, UnknownNameError
 from raysere.experiment import Experiment
-from raysere.pipeline import extract_feature, own_ray
 from raysere.preparation import load_manifest
 from raysere.progress import Progress
+from raysere.studies.features import extracted, utterance_feature
 
 if TYPE_CHECKING:
     from raysere.analysis.cells import Cells
     from raysere.analysis.layers import CorpusLayers, Description, Settings
     from raysere.corpora.manifest import Manifest
     from raysere.features.spec import FeatureSpec
+    from raysere.features.views import FeatureView
 
 
-def study_layers(
+def analyze_layers(
     experiment: Experiment,
     settings: Settings,
     *,
@@ -62,7 +63,7 @@ def study_layers(
 
     progress = progress or Progress(quiet=True)
     settings.check((*DISTANCES, *(() if cells is None else CELL_MEASURES)))
-    name, spec = _spec(experiment, feature)
+    name, spec = utterance_feature(experiment, feature)
     rules = experiment.class_map()
     if rules is None:
         raise ConfigError("The analysis of layers needs classes: relevance is the UAR of a probe", where="task.classes")
@@ -75,8 +76,8 @@ def study_layers(
     table = manifest.table.with_columns(label=pl.Series([codes.get(label or "", -1) for label in mapped], dtype=pl.Int64))
     table = table.filter((pl.col("label") >= 0) | pl.col("emotion").is_null())
     manifest = manifest.with_rows(table.drop("label"))
-    refused = _extract(experiment, manifest, spec, progress)
-    corpora, labels = _corpora(experiment, manifest, spec, table, pooling)
+    view, refused = extracted(experiment, spec, manifest, progress)
+    corpora, labels = _corpora(view, manifest, spec, table, pooling)
     ready = None if cells is None else _cells(cells, corpora)
 
     progress.start("analyze layers", total=len(corpora) + len(pairs))
@@ -130,18 +131,6 @@ def study_layers(
     return {**content, "folder": str(folder), "page": str(write_page(folder))}
 
 
-def _spec(experiment: Experiment, feature: str | None) -> tuple[str, FeatureSpec]:
-    from raysere.features.spec import resolve
-
-    name = feature or next(iter(experiment.features))
-    if name not in experiment.features:
-        raise UnknownNameError("feature", name, experiment.features)
-    spec = resolve(experiment.features[name].model_copy(update={"granularity": "utterance", "layers": "all"}))
-    if spec.kind != "dense":
-        raise ConfigError(f"The feature {name!r} has counts of words, not vectors", where=f"features.{name}")
-    return name, spec
-
-
 def _pairs(names: list[str], source: str | None, target: str | None) -> list[tuple[str, str]]:
     for wanted in (source, target):
         if wanted is not None and wanted not in names:
@@ -152,20 +141,12 @@ def _pairs(names: list[str], source: str | None, target: str | None) -> list[tup
     return pairs
 
 
-def _extract(experiment: Experiment, manifest: Manifest, spec: FeatureSpec, progress: Progress) -> list[dict[str, Any]]:
-    with own_ray():
-        done = extract_feature(experiment, spec, manifest, progress)
-    return done.quarantined.select("path", "utterance", "reason", "stage").to_dicts()
-
-
 def _corpora(
-    experiment: Experiment, manifest: Manifest, spec: FeatureSpec, table: pl.DataFrame, pooling: str
+    view: FeatureView, manifest: Manifest, spec: FeatureSpec, table: pl.DataFrame, pooling: str
 ) -> tuple[dict[str, CorpusLayers], dict[str, np.ndarray]]:
     """The vectors of each corpus, and apart from them its labels (n,); utterances without features are left out."""
     from raysere.analysis.layers import CorpusLayers
-    from raysere.features.store import FeatureStore
 
-    view = FeatureStore(experiment.store_folder).open(spec, manifest)
     corpora, labels = {}, {}
     for name in sorted(table["corpus"].unique().to_list()):
         part = table.filter(pl.col("corpus") == name)
