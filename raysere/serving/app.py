@@ -54,6 +54,7 @@ def create_app(
     token_sha256: str | None = None,
     device: str = "cpu",
     threads: int | None = None,
+    apart: bool = False,
     replicas: int = 1,
 ) -> FastAPI:
     """The application over the ensemble in ``folder``, which is opened when the application starts.
@@ -63,10 +64,10 @@ def create_app(
         limits: bounds.
         measures: folder for the counters of all replicas on this machine.
         token_sha256: hex SHA-256 of the bearer token that every request but the probes must carry; None asks for none.
-        device, threads: see :class:`~raysere.serving.engine.Engine`.
+        device, threads, apart: see :class:`~raysere.serving.engine.Engine`.
         replicas: that answer, this one among them; a proxy that knows all of them to be full asks none.
     """
-    engine = Engine(folder, limits, device=device, threads=threads)
+    engine = Engine(folder, limits, device=device, threads=threads, apart=apart)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -142,7 +143,7 @@ def _add_routes(app: FastAPI, engine: Engine, limits: Limits) -> None:
     @app.get("/healthz", response_model=Health)
     async def healthz() -> dict[str, str]:
         """Whether the process lives."""
-        return {"status": "alive", "model": engine.bundle.fingerprint if engine.ensemble else ""}
+        return {"status": "alive", "model": engine.bundle.fingerprint if engine.model else ""}
 
     @app.get("/readyz", response_model=Health)
     async def readyz() -> dict[str, str]:

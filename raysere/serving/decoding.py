@@ -24,6 +24,7 @@ import soundfile
 from raysere.corpora.audiofile import probe
 from raysere.errors import DataError
 from raysere.features.audio import SILENT_PEAK, read_channels
+from raysere.serving.children import die_with_parent
 from raysere.serving.faults import Fault, clip_fault
 from raysere.serving.limits import Limits
 
@@ -94,7 +95,7 @@ class Decoder:
 
 
 def _confine(megabytes: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_with_parent()
     resource.setrlimit(resource.RLIMIT_AS, (megabytes << 20, megabytes << 20))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 

@@ -94,6 +94,7 @@ def replica_app(asked: Options, limits: Limits, measures: Path) -> Any:
         token_sha256=asked.token_sha256 or token_hash(os.environ.get(TOKEN_VARIABLE)),
         device="cuda" if asked.gpus else "cpu",
         threads=asked.threads or max(1, int(asked.cpus)),
+        apart=True,
         replicas=asked.replicas,
     )
 

@@ -8,47 +8,27 @@ import logging
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from raysere.ensemble.bundle import Bundle
 from raysere.ensemble.card import short_name
 from raysere.ensemble.description import file_hash
-from raysere.ensemble.predict import Ensemble
-from raysere.serving.batching import Batcher, Place
+from raysere.serving.batching import Batcher, Place, units
 from raysere.serving.decoding import Clip, Decoder
 from raysere.serving.faults import Fault
 from raysere.serving.limits import Limits
+from raysere.serving.model import Answering, Asked, Given, Model, ModelApart
+from raysere.serving.pace import Pace
 
 _LOG = logging.getLogger(__name__)
 _LOOK_S = 2.0  # how often the folder is looked at for a newer ensemble
 _AGAIN_S = 30.0  # when a refused one is tried again: its files may still have been on their way
 _STUCK = 4.0  # times the time limit of a request that a batch may take before the replica is given up
-
-
-@dataclass(frozen=True)
-class Given:
-    """One item of a request, as it came: the bytes of an audio file, a transcript, or both."""
-
-    audio: bytes | None = None
-    text: str | None = None
-    language: str | None = None
-    corpus: str | None = None
-    speaker: str | None = None
-
-
-@dataclass(frozen=True)
-class Asked:
-    """One row for the ensemble: a clip, a segment of it, or a text."""
-
-    clip: Clip | None
-    given: Given
-    speaker: str | None
-    segment: tuple[float, float] | None
-    votes: bool
 
 
 class Engine:
@@ -59,11 +39,13 @@ class Engine:
         limits: bounds.
         device: of the backbones and members.
         threads: of torch; None leaves them.
+        apart: whether the model gets a process of its own.
     """
 
-    def __init__(self, folder: Path, limits: Limits, *, device: str = "cpu", threads: int | None = None) -> None:
-        self.folder, self.limits, self.device, self.threads = folder, limits, device, threads
-        self.ensemble: Ensemble | None = None
+    def __init__(self, folder: Path, limits: Limits, *, device: str = "cpu", threads: int | None = None, apart: bool = False) -> None:
+        self.folder, self.limits, self.device, self.threads, self.apart = folder, limits, device, threads, apart
+        self.model: Answering | None = None
+        self._answering = threading.Lock()  # of the model's thread: no model is changed, and closed, while it answers
         self.refused: str | None = None  # fingerprint of an ensemble that could not be opened
         self.swaps = 0
         self.heard: Callable[[Clip], None] = lambda clip: None
@@ -72,14 +54,11 @@ class Engine:
 
     async def open(self) -> Engine:
         """Open the ensemble with all its members and backbones. Raises what ``Ensemble.load`` and ``Ensemble.open`` raise."""
-        if self.threads is not None:
-            import torch
-
-            torch.set_num_threads(self.threads)
-        self.ensemble = await asyncio.to_thread(self._load)
+        self.model = await asyncio.to_thread(self._load)
         self._spool = Path(tempfile.mkdtemp(prefix="raysere-serve-"))
         self.decoder = Decoder(self._spool, self.limits)
         self.batcher = Batcher(self._work, self.limits)
+        self.batcher.pace = _pace(self.model)
         await self.decoder.warm()
         self._watch = asyncio.create_task(self._look())
         return self
@@ -92,14 +71,18 @@ class Engine:
             await self.batcher.close()
             self.decoder.close()
             shutil.rmtree(self._spool, ignore_errors=True)
+        if self.model is not None:
+            self.model.close()
 
     @property
     def bundle(self) -> Bundle:
-        assert self.ensemble is not None
-        return self.ensemble.bundle
+        assert self.model is not None
+        return self.model.bundle
 
     def check(self) -> None:
-        """Raises RuntimeError where the model has hung for long: the replica is to be replaced."""
+        """Raises RuntimeError where the model has died, or hung for long: the replica is to be replaced."""
+        if self.model is not None and not self.model.alive:
+            raise RuntimeError("the process of the model has died")
         since = self.batcher.running_since
         if since is not None and time.monotonic() - since > _STUCK * self.limits.request_s:
             raise RuntimeError("the model does not come back from a batch")
@@ -147,7 +130,8 @@ class Engine:
             if trace and clip is not None:
                 wanted += segments(clip.seconds, self.limits)
             places += [n] * len(wanted)
-            asked += [Asked(clip, one, speaker, segment, votes and segment is None) for segment in wanted]
+            told = replace(one, audio=None)  # it is in the clip's file
+            asked += [Asked(clip, told, speaker, segment, votes and segment is None) for segment in wanted]
         if not asked:
             return self.bundle.fingerprint, [clip for clip in clips if isinstance(clip, Fault)]
         seconds = sum(0.0 if row.clip is None else _length(row) for row in asked)
@@ -174,51 +158,23 @@ class Engine:
             "segments": [] if trace and clip is not None else None,
         }
 
-    # ---- the model's thread ------------------------------------------------------------------------------------------------------------
+    # ---- the model -------------------------------------------------------------------------------------------------------------------
 
     def _work(self, asked: list[Asked]) -> list[dict[str, Any]]:
-        ensemble = self.ensemble
-        assert ensemble is not None
-        votes = any(row.votes for row in asked)
-        table = ensemble.predict(
-            [None if row.clip is None else row.clip.path for row in asked],
-            [row.given.text for row in asked],
-            [row.speaker for row in asked],
-            corpora=[row.given.corpus for row in asked],
-            languages=[row.given.language for row in asked],
-            segments=[row.segment for row in asked],
-            contributions=votes,
-        )
-        task = ensemble.task
-        scale = list(task.scale)
-        answers = []
-        for row, one in zip(table.iter_rows(named=True), asked, strict=True):
-            classed = row.get("predicted") is not None
-            answers.append(
-                {
-                    "model": ensemble.bundle.fingerprint,
-                    "answer": {
-                        "predicted": row.get("predicted"),
-                        "confidence": row.get("confidence"),
-                        "probabilities": {name: row[f"p.{name}"] for name in task.classes} if classed else {},
-                        "attributes": {
-                            name: {"value": row[name], "scale": scale}
-                            for name in (task.attributes if task.dimensional else ())
-                            if row[name] is not None
-                        },
-                    },
-                    "members": row["members"],
-                    "note": row["note"],
-                    "error": row["error"],
-                    "votes": [_vote(vote, task.classes) for vote in row["contributions"]] if one.votes else None,
-                }
-            )
-        return answers
+        with self._answering:
+            assert self.model is not None
+            return self.model.answer(asked)
 
     # ---- changing over -----------------------------------------------------------------------------------------------------------------
 
-    def _load(self) -> Ensemble:
-        return Ensemble.load(self.folder, device=self.device).open()
+    def _load(self) -> Answering:
+        return (ModelApart if self.apart else Model)(self.folder, self.device, self.threads)
+
+    def _change(self, new: Answering) -> None:
+        with self._answering:
+            old, self.model = self.model, new
+        if old is not None:
+            old.close()
 
     async def _look(self) -> None:
         """Change over when another ensemble stands in the folder. The old one answers until the new one is open."""
@@ -232,7 +188,9 @@ class Engine:
             if found == self.bundle.fingerprint or (found == self.refused and time.monotonic() < again):
                 continue
             try:
-                self.ensemble = await asyncio.to_thread(self._load)
+                new = await asyncio.to_thread(self._load)
+                await asyncio.to_thread(self._change, new)
+                self.batcher.pace = _pace(new)
                 self.swaps, self.refused = self.swaps + 1, None
                 _LOG.warning("changed over to the ensemble %s", self.bundle.fingerprint)
             except Exception as error:  # also what torch raises, such as no memory on the GPU for two: the next one is looked for still
@@ -292,15 +250,13 @@ def segments(seconds: float, limits: Limits) -> list[tuple[float, float] | None]
     return [(start, start + length) for start in starts]
 
 
+def _pace(model: Answering) -> Pace:
+    pace = Pace()
+    for count, audio_s, took in model.tried:
+        pace.learn(units(count, audio_s), took)
+    return pace
+
+
 def _length(row: Asked) -> float:
     assert row.clip is not None
     return row.clip.seconds if row.segment is None else row.segment[1] - row.segment[0]
-
-
-def _vote(vote: dict[str, Any], classes: tuple[str, ...]) -> dict[str, Any]:
-    return {
-        "member": vote["member"],
-        "modality": vote["modality"],
-        "share": vote["share"],
-        "probabilities": dict(zip(classes, vote["p"], strict=True)),
-    }

@@ -13,9 +13,9 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
-from raysere.serving.engine import Given
 from raysere.serving.faults import Fault
 from raysere.serving.limits import Limits
+from raysere.serving.model import Given
 from raysere.serving.schema import BatchRequest, Item, PredictRequest
 
 M = TypeVar("M", bound=BaseModel)
