@@ -21,9 +21,16 @@ _BASE = 1.0  # units of an item without audio; each second of audio is one more
 _USUAL, _FORGET = 4.0, 0.1  # units of an item, until some were seen; weight of the latest request in them
 _FRESH_S = 2.0  # that an admitted request may take until it counts no more
 _ROOM = 0.75  # of `wait_s`: when the wait is down to it, there is room again
-_TELLING_S = 0.1  # a shorter wait tells nothing of how well waits are told
-_WORSE, _BETTER, _LATEST = 0.1, 0.02, 3.0  # weight of a request that took longer, or less, than expected; bound of the factor
 _FEW = 4  # items that may wait however slow the model is
+
+
+@dataclass(eq=False)  # told apart by identity: equality would compare the audio of what waits
+class Job:
+    """The items of one request, answered together. ``units`` is the expected work: items and seconds of audio."""
+
+    items: list[Any]
+    units: float
+    future: asyncio.Future[list[Any]]
 
 
 @dataclass(eq=False)
@@ -34,22 +41,11 @@ class Place:
     """
 
     count: int
-    ahead_s: float = 0.0  # by the pace, of what was there before it
     since: float = field(default_factory=lambda: time.monotonic())
 
     @property
     def fresh(self) -> bool:
         return time.monotonic() - self.since < _FRESH_S
-
-
-@dataclass(eq=False)  # told apart by identity: equality would compare the audio of what waits
-class Job:
-    """The items of one request, answered together. ``units`` is the expected work: items and seconds of audio."""
-
-    items: list[Any]
-    units: float
-    place: Place
-    future: asyncio.Future[list[Any]]
 
 
 def units(count: int, audio_s: float) -> float:
@@ -73,7 +69,6 @@ class Batcher:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="raysere-model")
         self._task: asyncio.Task[None] | None = None
         self.pace = Pace()
-        self.late = 1.0
         self._item_units = _USUAL  # of the items of late
         self._running_units = 0.0
         self.running_since: float | None = None
@@ -85,10 +80,7 @@ class Batcher:
         return sum(len(job.items) for job in self._waiting) + sum(place.count for place in self._coming if place.fresh)
 
     def expected_wait(self) -> float:
-        """Seconds until all is done that is here now: from the pace of batches, and from how far it was wrong of late."""
-        return self.late * self._work_ahead()
-
-    def _work_ahead(self) -> float:
+        """Seconds until all is done that is here now, from the pace of earlier batches."""
         seconds, here = 0.0, [(len(job.items), job.units) for job in self._waiting]
         here += [(place.count, place.count * self._item_units) for place in self._coming if place.fresh]
         while here:
@@ -120,7 +112,7 @@ class Batcher:
         Raises Fault 429 (see :meth:`admit`).
         """
         self.admit(count)
-        place = Place(count, self._work_ahead())
+        place = Place(count)
         self._coming.add(place)
         try:
             yield place
@@ -137,7 +129,7 @@ class Batcher:
         """Answers of the items, which take their place. Raises Fault 504 after ``request_s``, and what the work raises."""
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run())
-        job = Job(items, units(len(items), audio_s), place, asyncio.get_running_loop().create_future())
+        job = Job(items, units(len(items), audio_s), asyncio.get_running_loop().create_future())
         self._item_units += _FORGET * (job.units / len(items) - self._item_units)
         self._coming.discard(place)
         self._waiting.append(job)
@@ -192,17 +184,9 @@ class Batcher:
             self._running_units, self.running_since = 0.0, None
         begin = 0
         for job in jobs:
-            self._compare(job.place)
             if not job.future.done():
                 job.future.set_result(list(answers[begin : begin + len(job.items)]))
             begin += len(job.items)
-
-    def _compare(self, place: Place) -> None:
-        """Take account of how much longer than by the pace a request has taken; quick to believe that it was longer."""
-        if place.ahead_s >= _TELLING_S:
-            ratio = (time.monotonic() - place.since) / place.ahead_s
-            self.late += (_WORSE if ratio > self.late else _BETTER) * (ratio - self.late)
-            self.late = min(max(1.0, self.late), _LATEST)
 
     async def close(self) -> None:
         """Answer what waits, then end the thread."""
