@@ -19,7 +19,7 @@ class Limits(BaseModel):
         text: characters of one transcript.
         items: clips or texts of one batch request.
         queue: clips and texts that may wait; more are refused with 429.
-        wait_s: expected seconds of waiting above which a request is refused with 429 instead.
+        wait_s: expected seconds of waiting above which a request is refused with 429 instead, unless fewer than four clips and texts wait.
         request_s: seconds after which a request is answered with 504.
         decode_s: seconds that decoding one clip may take.
         decoders: processes that decode.
@@ -41,12 +41,12 @@ class Limits(BaseModel):
     text: int = Field(10_000, ge=1)
     items: int = Field(32, ge=1)
     queue: int = Field(256, ge=1)
-    wait_s: float = Field(1.5, gt=0)
+    wait_s: float = Field(0.75, gt=0)
     request_s: float = Field(30, gt=0)
     decode_s: float = Field(10, gt=0)
     decoders: int = Field(1, ge=1, le=64)
     decoder_mb: int = Field(2048, ge=512)
-    batch_s: float = Field(0.5, gt=0)
+    batch_s: float = Field(0.25, gt=0)
     batch_items: int = Field(32, ge=1)
     segment_s: float = Field(3, ge=0.5)
     segments: int = Field(120, ge=1)

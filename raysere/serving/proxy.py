@@ -6,6 +6,7 @@ the cluster calls it when it starts.
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -17,6 +18,9 @@ from raysere.serving.faults import Fault, error_response
 FULL = "raysere-full"  # in a replica's 429: "REPLICA OF SECONDS", how long it, one of OF, will hardly have room; no client sees it
 REFUSED = "raysere-refused"  # in a request to a replica: how many the proxy refused on that route since the last, for the counters
 
+_SLOWED_S = (
+    0.1  # of a refusal at the door: clients that come back at once, whatever Retry-After says, do not take the processor from others
+)
 _SERVES_OWN = "/-/"  # probes of Serve itself (/-/healthz, /-/routes), which Kubernetes asks
 _NOT_READY = Fault(503, "not_ready", "The server is not ready, or is going down", remedy="Try again later.", retry_s=1.0)
 _FAULTS = {
@@ -100,6 +104,7 @@ class RefusalsAtTheDoor:
         door = self._doors.get(path)
         if door is not None and door.closed:
             door.refused += 1
+            await asyncio.sleep(_SLOWED_S)
             message, remedy = "Every replica is full", "Try again after the seconds of Retry-After, or start more replicas."
             await error_response(Fault(429, "overloaded", message, remedy=remedy, retry_s=door.retry_s))(scope, receive, send)
             return
