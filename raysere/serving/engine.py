@@ -251,10 +251,7 @@ def segments(seconds: float, limits: Limits) -> list[tuple[float, float] | None]
 
 
 def _pace(model: Answering) -> Pace:
-    pace = Pace()
-    for count, audio_s, took in model.tried:
-        pace.learn(units(count, audio_s), took)
-    return pace
+    return Pace([(units(count, audio_s), took) for count, audio_s, took in model.tried])
 
 
 def _length(row: Asked) -> float:
