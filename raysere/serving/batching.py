@@ -20,7 +20,7 @@ _LOG = logging.getLogger(__name__)
 _BASE = 1.0  # units of an item without audio; each second of audio is one more
 _USUAL, _FORGET = 4.0, 0.1  # units of an item, until some were seen; weight of the latest request in them
 _FRESH_S = 2.0  # that an admitted request may take until it counts no more
-_ROOM = 0.75  # of `wait_s`: when the wait is down to it, there is room again
+_ROOM, _ROOM_S = 0.75, 0.5  # of `wait_s`: when the wait is down to it, there is room again; seconds until that is looked at again
 _FEW = 4  # items that may wait however slow the model is
 
 
@@ -102,7 +102,7 @@ class Batcher:
                 f"{waiting} clips or texts are waiting, for about {expected:.1f} s",
                 remedy="Try again after the seconds of Retry-After, or start more replicas.",
                 retry_s=max(1.0, expected - self.limits.wait_s / 2),
-                full_s=max(0.0, expected - _ROOM * self.limits.wait_s),
+                full_s=min(_ROOM_S, max(0.0, expected - _ROOM * self.limits.wait_s)),
             )
 
     @contextlib.contextmanager
@@ -157,7 +157,7 @@ class Batcher:
         """How many of the requests, (items, units) each, make the next batch; at least one where there is any."""
         count, total = 0, 0.0
         for taken, (items, work) in enumerate(requests):
-            too_many = count + items > self.limits.batch_items or self.pace.seconds(total + work) > self.limits.batch_s
+            too_many = count + items > self.limits.batch_items or self.pace.calm(total + work) > self.limits.batch_s
             if taken and too_many:
                 return taken
             count, total = count + items, total + work

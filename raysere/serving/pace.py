@@ -1,4 +1,4 @@
-"""How long a batch takes: a fixed part and one by the work in it, as tried when the model was opened, times how much slower it is of late."""
+"""How long a batch takes: a fixed part and one by the work in it, as tried on a calm machine, times how much slower it is of late."""
 
 from __future__ import annotations
 
@@ -29,8 +29,12 @@ class Pace:
 
     def learn(self, units: float, seconds: float) -> None:
         """Take account of a batch of ``units`` (> 0) of work that took ``seconds``."""
-        self.load += _FORGET * (seconds / (self.fixed + self.slope * units) - self.load)
+        self.load += _FORGET * (seconds / self.calm(units) - self.load)
+
+    def calm(self, units: float) -> float:
+        """Seconds of one batch of ``units`` on a calm machine; nothing takes no time."""
+        return self.fixed + self.slope * units if units > 0 else 0.0
 
     def seconds(self, units: float) -> float:
-        """Of one batch of ``units``; nothing takes no time."""
-        return self.load * (self.fixed + self.slope * units) if units > 0 else 0.0
+        """Seconds of one batch of ``units`` as things are."""
+        return self.load * self.calm(units)
