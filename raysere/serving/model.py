@@ -19,10 +19,7 @@ from raysere.serving.children import die_with_parent
 from raysere.serving.decoding import Clip
 from raysere.serving.faults import Fault
 
-_TRIED_S, _TRIED = (
-    2.0,
-    (1, 1, 4),
-)  # seconds of the noise that a model tries itself on, clips of each batch; the first is slow and not counted
+_TRIED_S, _TRIED = 2.0, (1, 1, 8, 1, 8)  # seconds of the noise that a model tries itself on; clips of each batch, the first is slow
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -16,12 +18,16 @@ import psutil
 import pytest
 import yaml
 from live import running, submitted
+from starlette.testclient import TestClient
 
+from raysere.errors import DataError
 from raysere.serving import batching, decoding
+from raysere.serving.app import create_app
 from raysere.serving.batching import Batcher
-from raysere.serving.decoding import Decoder
+from raysere.serving.decoding import Clip, Decoder
 from raysere.serving.faults import Fault
 from raysere.serving.limits import Limits
+from raysere.serving.model import Asked, Given, Model, ModelApart
 from raysere.serving.pace import Pace
 
 # --- decoding --------------------------------------------------------------------------------------------------------
@@ -156,7 +162,7 @@ async def _waits(batcher, items, audio_s=0.0):
 def test_a_request_that_is_given_up_moves_no_answer_of_its_batch():
     async def main():
         work = _Gated()
-        batcher = Batcher(work, Limits())
+        batcher = Batcher(work, Limits(batch_s=60))
         first = asyncio.create_task(submitted(batcher, [0], 0.0))
         await work.began()
         gone, kept = await _waits(batcher, [1, 2]), await _waits(batcher, [3])
@@ -193,8 +199,8 @@ def test_a_client_that_goes_away_leaves_the_queue_whatever_it_sent():
 
 def _paced(fixed, slope):
     """A pace that learns nothing."""
-    pace = Pace(slope)
-    pace.fixed, pace.learn = fixed, lambda units, seconds: None
+    pace = Pace([(0.0, fixed), (1.0, fixed + slope)])
+    pace.learn = lambda units, seconds: None
     return pace
 
 
@@ -305,26 +311,59 @@ def test_closing_waits_for_what_is_still_read():
     assert asyncio.run(main()) == [1]
 
 
-def test_the_pace_of_batches_has_a_fixed_part_and_a_slope():
-    pace = Pace()
-    assert (pace.seconds(0), pace.seconds(10)) == (0, pytest.approx(1.0))
-    for units in (4, 64, 16, 8, 32) * 20:
-        pace.learn(units, 0.03 + 0.005 * units)
-    assert (pace.fixed, pace.slope) == (pytest.approx(0.03, abs=0.002), pytest.approx(0.005, rel=0.02))
-    for _ in range(200):  # another model, always the same batch: what is known of this size is right
-        pace.learn(8, 0.4)
-    assert pace.seconds(8) == pytest.approx(0.4, rel=1e-6)
-    assert pace.seconds(16) == pytest.approx(0.8, rel=1e-6)  # and nothing tells of a fixed part
+def test_the_pace_of_batches_is_a_line_times_the_load_of_late():
+    pace = Pace([(4, 0.05), (64, 0.35), (4, 0.05)])
+    assert (pace.fixed, pace.slope, pace.load) == (pytest.approx(0.03), pytest.approx(0.005), 1)
+    assert (pace.seconds(0), pace.seconds(10)) == (0, pytest.approx(0.08))
+    pace.learn(10, 0.24)  # three times as long
+    assert pace.seconds(10) == pytest.approx((1 + 0.1 * 2) * 0.08)
+    for _ in range(200):
+        pace.learn(2, 0.08)  # twice as long, whatever the size
+    assert (pace.seconds(2), pace.seconds(34)) == (pytest.approx(0.08), pytest.approx(0.4))
+    assert (pace.calm(34), pace.fixed, pace.slope) == (pytest.approx(0.2), pytest.approx(0.03), pytest.approx(0.005))
 
 
 def test_no_part_of_the_pace_is_negative():
-    quicker, dearer = Pace(), Pace()
-    for _ in range(50):
-        for units in (1, 9):
-            quicker.learn(units, 1.0 - 0.1 * units)  # larger batches took less: no slope
-            dearer.learn(units, units**2)  # a line through them would begin below nothing
-    assert (quicker.slope, quicker.fixed) == (0, pytest.approx(0.5, rel=0.1))
-    assert (dearer.fixed, dearer.slope) == (0, pytest.approx(41 / 5, rel=0.1))
+    assert Pace().seconds(10) == pytest.approx(1.0)
+    for tried, fixed, slope in (
+        ([(1, 0.9), (9, 0.1)], 0.5, 0.0),  # the larger one took less
+        ([(1, 1.0), (9, 81.0)], 0.0, 41 / 5),  # the line would begin below nothing
+        ([(4, 0.4), (4, 0.8)], 0.0, 0.15),  # one size tells of no fixed part
+    ):
+        pace = Pace(tried)
+        assert (pace.fixed, pace.slope) == (pytest.approx(fixed), pytest.approx(slope))
+
+
+def test_a_batch_is_limited_by_its_time_on_a_calm_machine(clock):
+    batcher = Batcher(lambda items: items, Limits(batch_s=1.0, batch_items=10))
+    batcher.pace = Pace([(0.0, 0.1), (1.0, 0.2)])
+    requests = [(1, 2.0)] * 20
+    assert batcher._fitting(requests) == 4
+    batcher.pace.load = 5.0  # smaller batches would make it slower still
+    assert batcher._fitting(requests) == 4
+    assert batcher._fitting([(1, 90.0), (1, 1.0)]) == 1
+    assert batcher._fitting([(20, 1.0), (1, 1.0)]) == 1
+    assert batcher._fitting([(5, 1.0), (5, 1.0), (1, 1.0)]) == 2
+    assert batcher._fitting([]) == 0
+
+
+def test_for_how_long_there_is_no_room(clock):
+    async def full(wait_s, running):
+        work = _Gated()
+        batcher = Batcher(work, Limits(wait_s=wait_s, batch_items=1))
+        batcher.pace = _paced(running, 0.0)
+        tasks = [asyncio.create_task(submitted(batcher, [0]))]
+        await work.began()
+        tasks += [await _waits(batcher, [n]) for n in range(4)]
+        with pytest.raises(Fault) as refused:
+            batcher.admit(1)
+        work.let(9)
+        await asyncio.gather(*tasks)
+        await batcher.close()
+        return refused.value.full_s
+
+    assert asyncio.run(full(1.0, 0.22)) == pytest.approx(5 * 0.22 - 0.75)
+    assert asyncio.run(full(1.0, 10.0)) == 0.5
 
 
 def test_the_queue_counts_items():
@@ -428,6 +467,111 @@ def test_whatever_keeps_a_new_ensemble_from_opening_the_next_look_is_taken(chang
     _until(lambda: _model(client) != before)  # the same one, tried again
     assert sum("is refused" in line.message for line in caplog.records) == 1  # said once
     assert (engine.swaps, engine.refused) == (1, None)
+
+
+def test_the_old_model_ends_when_it_has_answered_and_not_before(changing, monkeypatch):
+    client, engine, folder = changing
+    old, answering, go_on, closed = engine.model, threading.Event(), threading.Event(), []
+    answer = old.answer
+
+    def slow(asked):
+        answering.set()
+        assert go_on.wait(60)
+        assert not closed
+        return answer(asked)
+
+    monkeypatch.setattr(old, "answer", slow)
+    monkeypatch.setattr(old, "close", lambda: closed.append(1))
+    told = []
+    asking = threading.Thread(target=lambda: told.append(_model(client)))
+    asking.start()
+    assert answering.wait(60)
+    before = engine.bundle.fingerprint
+    load, loaded = engine._load, threading.Event()
+    monkeypatch.setattr(engine, "_load", lambda: (load(), loaded.set())[0])
+    _replace(folder)
+    assert loaded.wait(60)
+    time.sleep(0.2)  # it is open, and waits for the old one
+    assert (engine.model is old, closed) == (True, [])
+    go_on.set()
+    asking.join(60)
+    assert told == [before]
+    _until(lambda: engine.swaps == 1)
+    assert closed == [1]
+    assert engine.batcher.pace.load == 1  # what was known of the old one's pace says nothing of the new
+
+
+# --- a process of its own --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def apart(real_run):
+    model = ModelApart(real_run["folder"] / "ensemble", threads=1)
+    yield model
+    model.close()
+
+
+def _child(model):
+    (number,) = model._pool._processes
+    return psutil.Process(number)
+
+
+def test_a_model_apart_gives_the_same_answers(real_run, clips, apart):
+    here = Model(real_run["folder"] / "ensemble")
+    clip = Clip(str(clips[0]), 0.6, 16000, 1)
+    asked = [Asked(clip, Given(text="lost again"), None, None, True), Asked(None, Given(text="a"), None, None, False)]
+    assert apart.answer(asked) == here.answer(asked)
+    assert apart.bundle.fingerprint == here.bundle.fingerprint
+    assert [(count, audio) for count, audio, _ in apart.tried] == [(1, 2.0), (8, 16.0)] * 2
+    assert all(took > 0 for *_, took in apart.tried)
+    assert _child(apart).pid != os.getpid()
+
+
+def test_why_a_model_apart_does_not_open_is_told_as_it_is_here(ensemble_copy):
+    record = yaml.safe_load((ensemble_copy / "ensemble.yaml").read_text())
+    record["members"][0].update(sha256="0" * 64)
+    (ensemble_copy / "ensemble.yaml").write_text(yaml.safe_dump(record))
+    with pytest.raises(DataError, match="was changed") as caught:
+        ModelApart(ensemble_copy)
+    assert caught.value.where
+
+
+def test_a_model_whose_process_dies_is_told_by_the_checks(real_run, tmp_path):
+    app = create_app(real_run["folder"] / "ensemble", Limits(), measures=tmp_path / "measures", threads=1, apart=True)
+    with TestClient(app) as client:
+        assert client.post("/v1/predict", json={"text": "lost again"}).status_code == 200
+        engine = client.app.state.engine
+        engine.check()
+        _child(engine.model).kill()
+        _until(lambda: not engine.model.alive)
+        answer = client.post("/v1/predict", json={"text": "lost again"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "not_ready")
+        assert int(answer.headers["retry-after"]) >= 1
+        assert client.get("/readyz").status_code == 503
+        with pytest.raises(RuntimeError, match="died"):
+            engine.check()
+
+
+def test_a_model_s_process_ends_with_whoever_started_it(real_run):
+    code = (
+        "import sys, os, signal; from pathlib import Path; from raysere.serving.model import ModelApart\n"
+        "if __name__ == '__main__':\n"
+        "    model = ModelApart(Path(sys.argv[1]), threads=1)\n"
+        "    print(*model._pool._processes, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(real_run["folder"] / "ensemble")], capture_output=True, text=True, timeout=120, check=False
+    )
+    (number,) = done.stdout.split()
+    _until(lambda: not psutil.pid_exists(int(number)))
+
+
+def test_closing_a_model_ends_its_process(real_run):
+    model = ModelApart(real_run["folder"] / "ensemble", threads=1)
+    child = _child(model)
+    model.close()
+    assert psutil.wait_procs([child], timeout=60)[1] == []
 
 
 def test_a_folder_that_is_gone_for_a_while_is_no_change(changing):

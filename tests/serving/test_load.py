@@ -52,7 +52,7 @@ def test_what_waits_is_answered_together_and_in_order():
         gate.set()
         return await asyncio.gather(first, *others)
 
-    answers = _batched(scenario, work, batch_items=6, batch_s=60)
+    answers = _batched(scenario, work, batch_items=6, batch_s=60, wait_s=60)
     assert answers == [[10], *([n * 10, n * 10 + 1000] for n in range(2, 7))]
     assert sizes == [1, 6, 4]
 
@@ -71,7 +71,7 @@ def test_a_batch_takes_no_longer_than_its_budget():
             await asyncio.sleep(0.001)
         others = [asyncio.create_task(submitted(batcher, [n], 1.0)) for n in range(8)]
         await asyncio.sleep(0.01)
-        batcher.pace = Pace(0.25)  # a clip of one second costs half a second
+        batcher.pace = Pace([(1.0, 0.25)])  # a clip of one second costs half a second
         batcher.pace.learn = lambda units, seconds: None
         gate.set()
         await asyncio.gather(first, *others)
@@ -94,7 +94,7 @@ def test_too_much_is_refused_at_once_and_says_when_to_come_back():
         await asyncio.sleep(0.05)
         with pytest.raises(Fault) as full:
             await submitted(batcher, [9], 0.0)
-        batcher.pace = Pace(10.0)
+        batcher.pace = Pace([(1.0, 10.0)])
         with pytest.raises(Fault) as slow:
             batcher.admit(0)
         gate.set()

@@ -78,8 +78,14 @@ class _Replicas:
 
 @pytest.fixture
 def clock(monkeypatch):
-    now = [50.0]
+    now, slept = [50.0], []
     monkeypatch.setattr(proxy, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    async def sleep(seconds):
+        slept.append(seconds)
+
+    monkeypatch.setattr(proxy, "asyncio", SimpleNamespace(sleep=sleep))
+    now.append(slept)
     return now
 
 
@@ -98,6 +104,7 @@ def test_a_full_replica_is_asked_again_when_it_has_room(clock):
     assert (refused.status_code, refused.headers["retry-after"], refused.json()["error"]["code"]) == (429, "3", "overloaded")
     assert _post(client) == 429
     assert len(app.asked) == 1
+    assert clock[1] == [0.1, 0.1]  # who comes back at once is slowed
     assert client.get("/v1/predict").status_code == _post(client, "/v1/other") == 200  # other routes are not meant
     clock[0] += 0.02
     assert [_post(client), _post(client, **{REFUSED: "999"})] == [200, 200]
