@@ -53,6 +53,13 @@ def is_gelu(activation: Any) -> bool:
     return bool(torch.equal(activation(x), F.gelu(x)))
 
 
+def _packs(device: torch.device, precision: torch.dtype) -> bool:
+    """Whether oneDNN packs weights of this precision; for bfloat16 it needs a processor that multiplies it."""
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    return precision != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 class Product(nn.Module):
     """``x @ weight.T + bias`` of a ``nn.Linear``, x (..., inputs), the product in ``precision``.
 
@@ -63,7 +70,7 @@ class Product(nn.Module):
     def __init__(self, linear: nn.Linear, precision: torch.dtype, *, gelu: bool = False) -> None:
         super().__init__()
         self.precision, self.gelu = precision, gelu
-        self.packed = linear.weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+        self.packed = _packs(linear.weight.device, precision)
         weight = linear.weight.detach().to(precision).contiguous()
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, None) if self.packed else weight
         self.bias = None if linear.bias is None else linear.bias.detach().to(precision)
@@ -88,7 +95,7 @@ class Convolution(nn.Module):
         super().__init__()
         assert conv.padding_mode == "zeros"
         self.precision, self.gelu = precision, gelu
-        self.packed = conv.weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+        self.packed = _packs(conv.weight.device, precision)
         self.weight = conv.weight.detach()[:, :, None].to(precision).contiguous(memory_format=torch.channels_last)
         self.bias = None if conv.bias is None else conv.bias.detach().to(precision)
         self.stride, self.padding, self.dilation, self.groups = conv.stride, conv.padding, conv.dilation, conv.groups
