@@ -102,7 +102,7 @@ class Batcher:
                 f"{waiting} clips or texts are waiting, for about {expected:.1f} s",
                 remedy="Try again after the seconds of Retry-After, or start more replicas.",
                 retry_s=max(1.0, expected - self.limits.wait_s / 2),
-                full_s=min(_ROOM_S, max(0.0, expected - _ROOM * self.limits.wait_s)),
+                full_s=min(_ROOM_S, expected - _ROOM * self.limits.wait_s) if expected > self.limits.wait_s else 0.0,
             )
 
     @contextlib.contextmanager
@@ -165,7 +165,8 @@ class Batcher:
 
     async def _answer(self, jobs: list[Job]) -> None:
         items = [item for job in jobs for item in job.items]
-        self._running_units, self.running_since = sum(job.units for job in jobs), time.monotonic()
+        work, began = sum(job.units for job in jobs), time.monotonic()
+        self._running_units, self.running_since = work, began
         self.sizes(len(items))
         try:
             answers = await asyncio.get_running_loop().run_in_executor(self._thread, self._work, items)
@@ -178,9 +179,9 @@ class Batcher:
             if not jobs[0].future.done():
                 jobs[0].future.set_exception(error)
             return
+        else:
+            self.pace.learn(work, time.monotonic() - began)  # how quickly work fails tells nothing of it
         finally:
-            if self.running_since is not None:
-                self.pace.learn(self._running_units, time.monotonic() - self.running_since)
             self._running_units, self.running_since = 0.0, None
         begin = 0
         for job in jobs:

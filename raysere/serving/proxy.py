@@ -18,9 +18,7 @@ from raysere.serving.faults import Fault, error_response
 FULL = "raysere-full"  # in a replica's 429: "REPLICA OF SECONDS", how long it, one of OF, will hardly have room; no client sees it
 REFUSED = "raysere-refused"  # in a request to a replica: how many the proxy refused on that route since the last, for the counters
 
-_SLOWED_S = (
-    0.1  # of a refusal at the door: clients that come back at once, whatever Retry-After says, do not take the processor from others
-)
+_SLOWED_S = 0.1  # of a refusal at the door: who comes back at once, whatever Retry-After says, takes no processor from the answers
 _SERVES_OWN = "/-/"  # probes of Serve itself (/-/healthz, /-/routes), which Kubernetes asks
 _NOT_READY = Fault(503, "not_ready", "The server is not ready, or is going down", remedy="Try again later.", retry_s=1.0)
 _FAULTS = {
@@ -89,7 +87,7 @@ class Door:
 class RefusalsAtTheDoor:
     """ASGI middleware that refuses what every replica would refuse: a refusal there costs as much as a small answer does.
 
-    It holds for a fraction of a second, until the first replica has room again, so it takes no request from one that has.
+    It holds until the first replica expects to have room again, half a second at the most.
     """
 
     def __init__(self, app: ASGIApp) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -143,21 +144,17 @@ def trainers() -> list[int]:
     """Processes of this Ray that are in a training step now."""
     import psutil
 
-    return [
-        process.pid
-        for process in psutil.Process().children(recursive=True)
-        if (process.status() != psutil.STATUS_ZOMBIE and "TrialActor.train" in _title(process))
-        or "ResourceTrainable.train" in _title(process)
-    ]
+    return [process.pid for process in psutil.Process().children(recursive=True) if _trains(process)]
 
 
-def _title(process: object) -> str:
+def _trains(process: object) -> bool:
     import psutil
 
     try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
+        title = " ".join(process.cmdline())  # of a zombie it is empty
+    except psutil.Error:  # it ended between the list and the look
+        return False
+    return "TrialActor.train" in title or "ResourceTrainable.train" in title
 
 
 def long_study(**more: object):
@@ -173,8 +170,9 @@ def killing(times: int, done: threading.Event) -> threading.Thread:
         while not done.is_set() and len(killed) < times:
             for pid in trainers():
                 if pid not in killed and len(killed) < times:
-                    killed.add(pid)
-                    os.kill(pid, signal.SIGKILL)
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                        killed.add(pid)
             time.sleep(0.02)
 
     thread = threading.Thread(target=loop, daemon=True)

@@ -22,6 +22,7 @@ from starlette.testclient import TestClient
 
 from raysere.errors import DataError
 from raysere.serving import batching, decoding
+from raysere.serving import model as serving_model
 from raysere.serving.app import create_app
 from raysere.serving.batching import Batcher
 from raysere.serving.decoding import Clip, Decoder
@@ -525,6 +526,43 @@ def test_a_model_apart_gives_the_same_answers(real_run, clips, apart):
     assert [(count, audio) for count, audio, _ in apart.tried] == [(1, 2.0), (8, 16.0)] * 2
     assert all(took > 0 for *_, took in apart.tried)
     assert _child(apart).pid != os.getpid()
+
+
+def test_a_slow_model_is_not_tried_for_long(monkeypatch):
+    now, tried = [0.0], []
+    model = object.__new__(Model)
+    model.ensemble = SimpleNamespace(modalities=["text"])
+    monkeypatch.setattr(serving_model, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def answer(asked):
+        tried.append(len(asked))
+        now[0] += 2.0 * len(asked)
+
+    monkeypatch.setattr(model, "answer", answer)
+    assert model._try() == [(1, 0.0, 2.0)]
+    assert tried == [1, 1]  # after 4 s there is an end
+    monkeypatch.setattr(model, "answer", lambda asked: now.__setitem__(0, now[0] + 0.1 * len(asked)))
+    assert [count for count, *_ in model._try()] == [1, 8, 1, 8]
+
+
+def test_work_that_fails_at_once_does_not_make_the_pace_quicker():
+    async def main():
+        def work(items):
+            raise RuntimeError("out of order")
+
+        batcher = Batcher(work, Limits())
+        await asyncio.gather(*(submitted(batcher, [n]) for n in range(3)), return_exceptions=True)
+        await batcher.close()
+        return batcher.pace.load
+
+    assert asyncio.run(main()) == 1
+
+
+def test_a_request_too_large_for_the_queue_keeps_no_other_out():
+    batcher = Batcher(lambda items: items, Limits(queue=4, wait_s=100))
+    with pytest.raises(Fault) as refused:
+        batcher.admit(5)
+    assert refused.value.full_s == 0
 
 
 def test_why_a_model_apart_does_not_open_is_told_as_it_is_here(ensemble_copy):
