@@ -16,22 +16,12 @@ from typing import Any
 import click
 
 from raysere.cli_analyze import analyze
+from raysere.cli_options import EXPERIMENT, JSON, QUIET, RUN, SET
 from raysere.cli_serve import serve
 from raysere.cli_submit import submit
 from raysere.errors import RaysereError
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
-SET = click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Override a key of the experiment, such as search.0.trials=40. Repeatable.",
-)
-JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs instead of text.")
-QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress display.")
-EXPERIMENT = click.argument("experiment", type=click.Path(path_type=Path))
-RUN = click.argument("run", type=click.Path(path_type=Path))
 
 
 @click.group(context_settings=CONTEXT)
@@ -108,7 +98,7 @@ def _finish(outcome: Any, as_json: bool, allow_rejected: bool) -> int:
 
 
 @cli.command()
-@click.argument("experiment", type=click.Path(path_type=Path))
+@EXPERIMENT
 @click.option(
     "--corpus",
     required=True,

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from raysere.cli_options import EXPERIMENT, JSON, QUIET, SET
+
 
 @click.group()
 def analyze() -> None:
@@ -22,9 +24,9 @@ def _ends(out: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
     options = (
         click.option("--no-oracle", is_flag=True, help="Leave out what reads emotion labels of the corpus transferred to."),
         click.option("--out", type=click.Path(path_type=Path), help=f"Folder of the answer; default: {out}."),
-        click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the experiment. Repeatable."),
-        click.option("--json", "as_json", is_flag=True, help="Print JSON for programs instead of text."),
-        click.option("-q", "--quiet", is_flag=True, help="No progress display."),
+        SET,
+        JSON,
+        QUIET,
     )
 
     def add(command: Callable[..., int]) -> Callable[..., int]:
@@ -36,7 +38,7 @@ def _ends(out: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
 
 
 @analyze.command()
-@click.argument("experiment", type=click.Path(path_type=Path))
+@EXPERIMENT
 @click.option("--feature", help="Which of the experiment's features; default: its first.")
 @click.option("--source", help="The labelled corpus; default: every corpus in turn.")
 @click.option("--target", help="The corpus to transfer to; default: every other one in turn.")
@@ -100,7 +102,7 @@ def layers(
 
 
 @analyze.command()
-@click.argument("experiment", type=click.Path(path_type=Path))
+@EXPERIMENT
 @click.option("--feature", help="Which of the experiment's features; default: the only one of audio.")
 @click.option("--layer", type=click.IntRange(0), help="Layer; default: the one whose units tell phones apart best.")
 @click.option("--units", type=click.IntRange(2), help="Number of units; default: the largest usual one that the vowels have frames for.")

@@ -6,13 +6,15 @@ from pathlib import Path
 
 import click
 
+from raysere.cli_options import EXPERIMENT, SET
+
 
 @click.command()
-@click.argument("experiment", type=click.Path(path_type=Path))
+@EXPERIMENT
 @click.option(
     "--address", default="http://127.0.0.1:8265", envvar="RAY_API_SERVER_ADDRESS", show_default=True, help="URL of the cluster's dashboard."
 )
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a key of the experiment. Repeatable.")
+@SET
 @click.option(
     "--storage",
     type=click.Path(path_type=Path),

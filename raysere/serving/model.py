@@ -132,7 +132,7 @@ class Model:
         """Answer for noise: what is slow the first time is done then, and how long a batch takes is known before anybody waits."""
         import soundfile
 
-        found = []
+        found: list[tuple[int, float, float]] = []
         with tempfile.TemporaryDirectory(prefix="raysere-try-") as folder:
             path, rate = Path(folder) / "noise.wav", 16000
             noise = 0.1 * np.random.default_rng(0).standard_normal(int(_TRIED_S * rate))

@@ -237,7 +237,7 @@ def test_it_is_ahead_of_the_source_alone_where_axes_are_stretched(normalise, exp
     said = table.select([f"p.{name}" for name in data.task.classes]).to_numpy().argmax(1)
     ours = np.mean([(said[truth == k] == k).mean() for k in range(4)])
     assert ours > source + 0.02
-    assert ours == pytest.approx(expected, abs=0.08), "as measured once (T.23), on another processor than most"
+    assert ours == pytest.approx(expected, abs=0.08)  # measured values; processors round differently, and training spreads that (T.23)
     watched = trainer.rows[-1]
     assert watched["train.perplexity_source"] > 4
     assert 0 <= watched["train.overlap"] <= 1
