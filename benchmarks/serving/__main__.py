@@ -1,11 +1,13 @@
 """``python -m benchmarks.serving ENSEMBLE --clips FOLDER [--only load|overload|kill|soak|fuzz ...]``: the server under load, on loopback.
 
-Beside ``raysere serve`` stands the same ensemble behind a plain FastAPI application, in the same run, with the same clips, once as it comes
-and once with one thread of torch for each request; ratios are against the faster. Every part is bounded. Writes
-``benchmarks/results/serving.json``.
+Beside ``raysere serve`` stands the same ensemble behind a plain FastAPI application, in the same run, with the same clips: as it
+comes, with one thread of torch for each request, and with requests that take turns at the model; ratios are against the fastest. Every
+part is bounded. Writes ``benchmarks/results/serving.json``.
 
 Predicted before the first run (two cores, demo ensemble of 27 members): a batch of 16 takes a third of the time of 16 calls, so three times
-the plain application's requests a second at 16 clients, less what Serve's proxy costs on the same two cores; no gain at 1 client.
+the plain application's requests a second at 16 clients, less what Serve's proxy costs on the same two cores; no gain at 1 client. Before
+the first run in turn: as many a second at any number of clients as at one, so that the gain at 16 clients falls from 4.5 to 2.3 times, and
+everybody of 64 waits for six seconds.
 """
 
 from __future__ import annotations
@@ -98,9 +100,9 @@ def _ours(ensemble: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen
 
 
 @contextlib.contextmanager
-def _plain(ensemble: Path, **environment: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def _plain(ensemble: Path, *options: str, **environment: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     port = free_port("127.0.0.1")
-    with _server([sys.executable, "-m", "benchmarks.serving.plain", str(ensemble), str(port)], **environment) as process:
+    with _server([sys.executable, "-m", "benchmarks.serving.plain", str(ensemble), str(port), *options], **environment) as process:
         for _ in range(100):
             with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5):
                 break
@@ -117,6 +119,7 @@ def _load(asked: argparse.Namespace, clips: list[bytes]) -> dict[str, Any]:
     contenders = {
         "plain": lambda: _plain(asked.ensemble),
         "plain, one thread of torch": lambda: _plain(asked.ensemble, OMP_NUM_THREADS="1"),
+        "plain, in turn": lambda: _plain(asked.ensemble, "--in-turn"),
         "raysere, 1 replica": lambda: _ours(asked.ensemble),
         "raysere, 2 replicas": lambda: _ours(asked.ensemble, "--replicas", "2"),
     }
@@ -136,7 +139,7 @@ def _load(asked: argparse.Namespace, clips: list[bytes]) -> dict[str, Any]:
         }
         for name, of in rounds.items()
     }
-    plain = {  # the faster of the two at each number of clients
+    plain = {  # the fastest of them at each number of clients
         clients: min((medians[name][clients] for name in medians if name.startswith("plain")), key=lambda row: -row["per_s"])
         for clients in medians["plain"]
     }

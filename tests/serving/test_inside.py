@@ -143,7 +143,7 @@ class _Gated:
 
     def __call__(self, items):
         self.batches.append(list(items))
-        assert self._let.acquire(timeout=20)
+        assert self._let.acquire(timeout=60)
         return [item * 10 for item in items]
 
     async def began(self, count=1):
@@ -436,7 +436,7 @@ def test_the_old_ensemble_answers_while_the_new_one_is_opened(changing, monkeypa
 
     def slow():
         opening.set()
-        told.append(go_on.wait(10))
+        told.append(go_on.wait(60))
         return load()
 
     monkeypatch.setattr(engine, "_load", slow)

@@ -211,7 +211,7 @@ def test_changing_over_to_another_ensemble_loses_no_request(ensemble_copy, tmp_p
         return response.json()
 
     def until(condition):
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while not condition(answer := ask(client)):
             assert time.monotonic() < deadline
         return answer
