@@ -12,13 +12,15 @@ from torch import Tensor
 
 from raysere.errors import ConfigError, DataError
 from raysere.features.residency import RESIDENT
-from raysere.features.rows import JoinedLayers, LayerSource, MemoryLayers, Placement, flat, gather, offsets, pack
+from raysere.features.rows import JoinedLayers, LayerSource, MemoryLayers, Placement, gather, offsets, pack
 from raysere.features.spec import common_stats
 from raysere.files import digest
 
 if TYPE_CHECKING:
     from raysere.features.prefix import PrefixSums
     from raysere.features.spec import FeatureSpec, StreamShape
+
+_BLOCK = 1 << 14  # rows of a float64 copy, and what is left of the last utterance
 
 
 @dataclass
@@ -208,15 +210,14 @@ class FeatureView:
         return make() if kept is None else kept
 
     def _moments(self, layer: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        width = self.spec.width(layer)
+        """In the order of ``rows``, whatever shards hold them: chance decides who writes a shard, and no result may depend on it."""
+        width, rows = self.spec.width(layer), rows[self.present[rows]]
         count, mean, squares = 0, np.zeros(width), np.zeros(width)
-        shard, first, lengths = self.placement.shard[rows], self.placement.first[rows], self.placement.rows[rows]
-        for number in np.unique(shard[shard >= 0]):
-            stretch = flat(first[shard == number], lengths[shard == number])
-            array = self.source.array(int(number), layer)
-            for begin in range(0, len(stretch), 1 << 16):  # in blocks, merged after Chan, Golub and LeVeque: no large float64 copy
-                block = array[stretch[begin : begin + (1 << 16)]].astype(np.float64)
-                size, centre = len(block), block.mean(0)
+        stretch = offsets(self.lengths(rows))[:-1] // _BLOCK
+        for part in np.split(rows, np.flatnonzero(np.diff(stretch)) + 1):  # merged after Chan, Golub and LeVeque: no large float64 copy
+            block = self.packed(layer, part).astype(np.float64)
+            if size := len(block):
+                centre = block.mean(0)
                 step = centre - mean
                 squares += ((block - centre) ** 2).sum(0) + step**2 * (count * size / (count + size))
                 mean += step * (size / (count + size))

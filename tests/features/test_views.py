@@ -252,6 +252,20 @@ def test_moments_are_those_of_all_valid_frames(counts, offset, seed):
             view.moments(1, absent)
 
 
+def test_moments_have_the_same_bits_whatever_shards_hold_the_utterances(tmp_path, monkeypatch):
+    random, counts = np.random.default_rng(3), [40, 0, 7, 90, 1, 33, 61, 20]
+    arrays = {layer: [random.normal(5, 3, (count, FRAME.width(layer))) if count else None for count in counts] for layer in FRAME.numbers}
+    layouts = [[0] * 8, [2, 0, 1, 0, 2, 1, 1, 0], [7, 6, 5, 4, 3, 2, 1, 0]]
+    views = [on_disk(tmp_path / str(number), FRAME, arrays, layout) for number, layout in enumerate(layouts)]
+    for block in (1 << 14, 50):
+        monkeypatch.setattr("raysere.features.views._BLOCK", block)
+        one, *others = [[part.tobytes() for part in view._moments(1, np.array([6, 0, 1, 3, 7, 2, 5]))] for view in views]
+        assert [one] * 2 == others
+        everything = np.concatenate([arrays[1][row] for row in (0, 2, 3, 5, 6, 7)]).astype(FRAME.dtype).astype(float)
+        np.testing.assert_allclose(np.frombuffer(one[0]), everything.mean(0), rtol=1e-12)
+        np.testing.assert_allclose(np.frombuffer(one[1]), everything.std(0), rtol=1e-12)
+
+
 def test_from_arrays_refuses_what_does_not_fit():
     with pytest.raises(DataError, match=r"layer 1 are not \(rows, 5\)"):
         FeatureView.from_arrays(FRAME, ["a"], {0: [np.zeros((2, 3))], 1: [np.zeros((3, 5))]})
