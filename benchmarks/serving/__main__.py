@@ -50,14 +50,18 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3, help="of load: servers take turns; medians are reported")
     parser.add_argument("--uploads", type=int, default=20_000, help="of fuzz")
     parser.add_argument("--requests", type=int, default=20_000, help="of soak")
+    parser.add_argument(
+        "--option", action="append", default=[], help="of raysere serve, as in --option=--limit=wait_s=0.5; figures are printed, not kept"
+    )
     asked = parser.parse_args()
     clips = [path.read_bytes() for path in sorted(asked.clips.rglob("*")) if path.suffix in (".wav", ".flac")][:256]
     found = read_json(RESULT) if RESULT.is_file() else {}
     for part in [part for part in asked.only if part != "page"]:
         print(f"== {part}", flush=True)
         found[part] = {**globals()[f"_{part}"](asked, clips), "machine": machine()}
-        write_json(RESULT, found)
-    if "load" in found:
+        if not asked.option:
+            write_json(RESULT, found)
+    if "load" in found and not asked.option:
         _draw(found["load"]["medians"])
     return 0
 
@@ -120,8 +124,8 @@ def _load(asked: argparse.Namespace, clips: list[bytes]) -> dict[str, Any]:
         "plain": lambda: _plain(asked.ensemble),
         "plain, one thread of torch": lambda: _plain(asked.ensemble, OMP_NUM_THREADS="1"),
         "plain, in turn": lambda: _plain(asked.ensemble, "--in-turn"),
-        "raysere, 1 replica": lambda: _ours(asked.ensemble),
-        "raysere, 2 replicas": lambda: _ours(asked.ensemble, "--replicas", "2"),
+        "raysere, 1 replica": lambda: _ours(asked.ensemble, *asked.option),
+        "raysere, 2 replicas": lambda: _ours(asked.ensemble, *asked.option, "--replicas", "2"),
     }
     rounds: dict[str, dict[int, list[dict[str, Any]]]] = {name: {} for name in contenders}
     for _ in range(asked.rounds):
@@ -155,9 +159,11 @@ def _load(asked: argparse.Namespace, clips: list[bytes]) -> dict[str, Any]:
 
 def _overload(asked: argparse.Namespace, clips: list[bytes]) -> dict[str, Any]:
     """Twice what it can answer: refusals are quick and say when to come back, accepted requests keep their p99."""
-    with _ours(asked.ensemble) as (url, _process):
+    with _ours(asked.ensemble, *asked.option) as (url, _process):
         _measured(url, clips, 16, 3)
-        capacity = _measured(url, clips, 16, asked.seconds)["per_s"]
+        row = _measured(url, clips, 16, asked.seconds)
+        print("at 16 clients", row, flush=True)
+        capacity = row["per_s"]
         result: dict[str, Any] = {"capacity_per_s": capacity}
         for name, factor in (("at 0.8", 0.8), ("at 2", 2.0)):
             tally, wall = asyncio.run(opened(url, clips, factor * capacity, 2 * asked.seconds))
@@ -199,7 +205,7 @@ def _descends(child: int, ancestor: int) -> bool:
 
 def _kill(asked: argparse.Namespace, clips: list[bytes]) -> dict[str, Any]:
     """SIGKILL one of two replicas under load: who fails, and when all is well again."""
-    with _ours(asked.ensemble, "--replicas", "2") as (url, process):
+    with _ours(asked.ensemble, *asked.option, "--replicas", "2") as (url, process):
         _measured(url, clips, 8, 3)
 
         async def both() -> tuple[Tally, float, float]:
@@ -257,7 +263,7 @@ def _held(process: subprocess.Popen[str]) -> dict[str, float]:
 def _soak(asked: argparse.Namespace, clips: list[bytes]) -> dict[str, Any]:
     """As many requests as two hours bring at about three a second, as fast as they are answered: memory and descriptors over time."""
     rows = []
-    with _ours(asked.ensemble) as (url, process):
+    with _ours(asked.ensemble, *asked.option) as (url, process):
         done, statuses, began = 0, {}, time.perf_counter()
         while done < asked.requests and time.perf_counter() - began < 1500:
             tally, _ = asyncio.run(closed(url, clips, 16, 20))
@@ -278,7 +284,7 @@ def _fuzz(asked: argparse.Namespace, clips: list[bytes]) -> dict[str, Any]:
     """Mutated uploads of all formats: no crash, no 5xx, memory flat."""
     draw, originals = random.Random(1), list(seeds().values())
     rows, statuses = [], {}
-    with _ours(asked.ensemble) as (url, process):
+    with _ours(asked.ensemble, *asked.option) as (url, process):
         (replica,) = _replicas(process)
         began, done = time.perf_counter(), 0
         while done < asked.uploads and time.perf_counter() - began < 3000:
