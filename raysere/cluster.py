@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import secrets
 import signal
 import sys
+import tempfile
 import threading
 import uuid
 from pathlib import Path
 from typing import Any
 
 from raysere.errors import EnvironmentFault
+from raysere.listeners import listeners, process_tree
 
 NAMESPACE = "raysere"
 _ANSWER_S = 60.0
@@ -23,8 +27,6 @@ _SWITCHES = {
 _UNPACKED = "runtime_resources"
 PRELOADED = "RAY_preload_python_modules"
 _LOCAL_SWITCHES = {
-    # Ray would write a token into the home folder for a cluster that nobody else reaches; on a cluster its own setting and token count
-    "RAY_AUTH_MODE": "disabled",
     # idle workers import what trials need while the driver reads its files, and are kept until there is a trial for them
     PRELOADED: "raysere.search.preload",
     "RAY_idle_worker_killing_time_threshold_ms": "600000",
@@ -34,8 +36,14 @@ _LOCAL_SWITCHES = {
 }
 
 
+_LOOPBACK = "127.0.0.1"
+
+
 def start_ray(cpus: int | None = None, object_store_gb: float = 1.0, *, debug: bool | None = None) -> bool:
     """Connect to the cluster of ``RAY_ADDRESS``, or start Ray on this machine. Does nothing when this process is connected already.
+
+    A Ray that is started here listens on loopback alone and asks for a token that only this user can read; a cluster keeps its own
+    authentication.
 
     Args:
         cpus: cores that a local Ray may use; default: all that this process may run on.
@@ -67,6 +75,7 @@ def start_ray(cpus: int | None = None, object_store_gb: float = 1.0, *, debug: b
     else:
         options |= {
             "address": "local",
+            "_node_ip_address": _LOOPBACK,
             "num_cpus": cpus or available_cores(),
             "include_dashboard": False,
             "object_store_memory": int(object_store_gb * (1 << 30)),
@@ -76,9 +85,11 @@ def start_ray(cpus: int | None = None, object_store_gb: float = 1.0, *, debug: b
         os.environ["PYTHONPATH"] = _python_path(before)
         for name, value in _LOCAL_SWITCHES.items():
             os.environ.setdefault(name, value)
+        _PRIVACY.enter()
     try:
         ray.init(**options)
     except Exception as error:  # Ray raises anything from ConnectionError to RuntimeError
+        _PRIVACY.leave()
         where = f"the cluster at {address}" if address else "this machine"
         raise EnvironmentFault(
             f"Ray does not start: {' '.join(str(error).split())[:300]}",
@@ -87,6 +98,8 @@ def start_ray(cpus: int | None = None, object_store_gb: float = 1.0, *, debug: b
         ) from error
     else:
         _end_on_sigterm()
+        if not address:
+            tell_open_ports()
     finally:
         if not address:
             if before is None:
@@ -169,6 +182,76 @@ def stop_ray() -> None:
 
         if ray.is_initialized():
             ray.shutdown()
+    _PRIVACY.leave()
+
+
+class _Privacy:
+    """What makes a local Ray private, for as long as it runs: a token of this process, and loopback as the address of the node.
+
+    Ray reads both from the environment when it starts its processes, and its C++ part keeps what it has read: hence the resets.
+    Afterwards the environment is as before, so that a cluster to which this process connects next sees its own token.
+    """
+
+    def __init__(self) -> None:
+        self._before: dict[str, str | None] | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None  # removed at the latest when this process ends
+
+    def enter(self) -> None:
+        if self._before is not None:
+            return
+        self._folder = tempfile.TemporaryDirectory(prefix="raysere-token-", ignore_cleanup_errors=True)  # mode 0700
+        token = Path(self._folder.name) / "token"
+        descriptor = os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(32))
+        wanted = {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": None,  # it would count before the file
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # nodes have the loopback address, as Ray does by itself on macOS
+        }
+        self._before = {name: os.environ.get(name) for name in wanted}
+        self._set(wanted, clustered=False)
+
+    def leave(self) -> None:
+        if self._before is not None and self._folder is not None:
+            self._set(self._before, clustered=self._before["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] not in ("0", "false"))
+            self._folder.cleanup()
+            self._before = self._folder = None
+
+    @staticmethod
+    def _set(values: dict[str, str | None], *, clustered: bool) -> None:
+        for name, value in values.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        from ray._private import ray_constants
+
+        ray_constants.ENABLE_RAY_CLUSTER = clustered and not ray_constants.IS_WINDOWS_OR_OSX
+        with contextlib.suppress(ImportError, AttributeError):  # private parts of Ray that another version may not have
+            from ray._raylet import AuthenticationTokenLoader, Config
+
+            Config.initialize("")
+            AuthenticationTokenLoader.instance().reset_cache()
+
+
+_PRIVACY = _Privacy()
+
+
+def tell_open_ports(wanted: int | None = None) -> None:
+    """Say on the console which ports of the local Ray other machines reach: none, unless this version of Ray cannot be bound.
+
+    Args:
+        wanted: a port that the user has asked for, which is left out.
+    """
+    for one in listeners(process_tree(os.getpid())):
+        if one.beyond and one.port != wanted:
+            print(
+                f"Warning: {one.process} listens on {one.address} port {one.port}, which other machines may reach: this version of Ray "
+                "does not keep it on this machine. Block the port, or install the Ray of constraints.txt.",
+                file=sys.stderr,
+            )
 
 
 def in_job() -> bool:

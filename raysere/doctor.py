@@ -113,7 +113,7 @@ def _machine() -> list[Finding]:
 
 
 def _cluster() -> list[Finding]:
-    """The cluster that commands would connect to, and dashboards on this machine that others can reach: whoever does can run code."""
+    """The cluster that commands would connect to, and Ray's doors on this machine that others can reach: whoever does can run code."""
     lines = []
     remedy = (
         "Set RAY_AUTH_MODE=token on every node and here (`ray get-auth-token --generate` makes the token), or listen on 127.0.0.1 alone."
@@ -122,12 +122,10 @@ def _cluster() -> list[Finding]:
         lines.append(Finding("ok", "ray cluster", f"RAY_ADDRESS is {address}"))
         if not _has_token(os.environ) and not address.startswith(("127.", "localhost", "auto", "http://127.", "http://localhost")):
             lines.append(Finding("note", "ray cluster", "no token authentication: whoever reaches the cluster can run code on it", remedy))
-    for host, environment in _dashboards():
+    for part, host, environment in _doors():
         if host not in ("127.0.0.1", "localhost", "::1") and not _has_token(environment):
             lines.append(
-                Finding(
-                    "note", "ray dashboard", f"listens on {host} without a token: whoever reaches it can run code on this machine", remedy
-                )
+                Finding("note", part, f"listens on {host} without a token: whoever reaches it can run code on this machine", remedy)
             )
     return lines
 
@@ -140,19 +138,27 @@ def _has_token(environment: Mapping[str, str]) -> bool:
     return bool(named) or (Path(environment.get("HOME", "~")).expanduser() / ".ray" / "auth_token").is_file()
 
 
-def _dashboards(processes: Path = Path("/proc")) -> list[tuple[str, dict[str, str]]]:
-    """Host and environment of each Ray dashboard on this machine, as far as this user may see them (Linux)."""
+_DOORS = {  # the end of a word of its command line, and the option that says where it listens
+    "dashboard/dashboard.py": ("ray dashboard", "--host="),
+    "gcs/gcs_server": ("ray head", "--node-ip-address="),
+}
+
+
+def _doors(processes: Path = Path("/proc")) -> list[tuple[str, str, dict[str, str]]]:
+    """Each Ray dashboard and head on this machine, its address and its environment, as far as this user may see them (Linux)."""
     found = []
     for line in processes.glob("[0-9]*/cmdline"):
         try:
             words = line.read_text(errors="replace").split("\0")
-            if not any(word.endswith("dashboard/dashboard.py") for word in words):
+            end = next((end for end in _DOORS if any(word.endswith(end) for word in words)), None)
+            if end is None:
                 continue
-            host = next((word.partition("=")[2] for word in words if word.startswith("--host=")), "127.0.0.1")
+            part, option = _DOORS[end]
+            host = next((word.partition("=")[2] for word in words if word.startswith(option)), "127.0.0.1")
             pairs = (line.parent / "environ").read_text(errors="replace").split("\0")
         except OSError:  # it ended, or is somebody else's
             continue
-        found.append((host, dict(pair.split("=", 1) for pair in pairs if "=" in pair)))
+        found.append((part, host, dict(pair.split("=", 1) for pair in pairs if "=" in pair)))
     return found
 
 

@@ -13,7 +13,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-ALONE = ("cluster", "end_to_end/test_kill_resume.py", "features/test_extract.py", "search/test_search_run.py", "serving", "test_jobs.py")
+ALONE = (
+    "cluster",
+    "end_to_end/test_kill_resume.py",
+    "end_to_end/test_ports.py",
+    "features/test_extract.py",
+    "search/test_search_run.py",
+    "serving",
+    "test_jobs.py",
+)
 
 
 @pytest.hookimpl(tryfirst=True)  # before markers choose

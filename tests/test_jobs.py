@@ -225,54 +225,84 @@ def test_a_job_writes_only_where_it_lasts(project, monkeypatch):
     load_experiment("toy.yaml")
 
 
-def test_the_doctor_sees_a_dashboard_that_anybody_can_use(tmp_path, monkeypatch):
+def test_the_doctor_sees_a_ray_that_anybody_can_use(tmp_path, monkeypatch):
     from raysere import doctor
 
-    def process(number: int, host: str, **environment: str) -> None:
+    def process(number: int, *words: str, **environment: str) -> None:
         folder = tmp_path / str(number)
         folder.mkdir()
-        (folder / "cmdline").write_text("\0".join(["python", "/site-packages/ray/dashboard/dashboard.py", f"--host={host}", "--port=8265"]))
+        (folder / "cmdline").write_text("\0".join(words))
         (folder / "environ").write_text("\0".join(f"{key}={value}" for key, value in ({"HOME": str(tmp_path)} | environment).items()))
 
-    process(1, "0.0.0.0")
-    process(2, "0.0.0.0", RAY_AUTH_MODE="token")
-    process(3, "127.0.0.1")
-    process(4, "10.0.0.2", RAY_AUTH_MODE="disabled")
-    seen = doctor._dashboards(tmp_path)
-    assert sorted(host for host, _ in seen) == ["0.0.0.0", "0.0.0.0", "10.0.0.2", "127.0.0.1"]
-    monkeypatch.setattr(doctor, "_dashboards", lambda: seen)
+    dashboard, head = ("python", "/site-packages/ray/dashboard/dashboard.py"), "/site-packages/ray/core/src/ray/gcs/gcs_server"
+    process(1, *dashboard, "--host=0.0.0.0", "--port=8265")
+    process(2, *dashboard, "--host=0.0.0.0", RAY_AUTH_MODE="token")
+    process(3, *dashboard, "--host=127.0.0.1")
+    process(4, *dashboard, "--host=10.0.0.2", RAY_AUTH_MODE="disabled")
+    process(5, head, "--node-ip-address=10.0.0.3", RAY_AUTH_MODE="disabled")
+    process(6, head, "--node-ip-address=127.0.0.1", RAY_AUTH_MODE="token")
+    seen = doctor._doors(tmp_path)
+    assert sorted(host for _, host, _ in seen) == ["0.0.0.0", "0.0.0.0", "10.0.0.2", "10.0.0.3", "127.0.0.1", "127.0.0.1"]
+    monkeypatch.setattr(doctor, "_doors", lambda: sorted(seen, key=lambda door: door[:2]))
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     subjects = [(one.subject, one.level) for one in doctor._cluster()]
-    assert subjects == [("ray cluster", "ok"), ("ray cluster", "note"), ("ray dashboard", "note"), ("ray dashboard", "note")]
+    assert subjects == [("ray cluster", "ok"), ("ray cluster", "note"), *[("ray dashboard", "note")] * 2, ("ray head", "note")]
     (tmp_path / ".ray").mkdir()
     (tmp_path / ".ray/auth_token").write_text("t")  # Ray takes it without being told, unless it is told not to
-    assert [one.text.split()[2] for one in doctor._cluster() if one.level == "note"] == ["10.0.0.2"]
+    assert [one.text.split()[2] for one in doctor._cluster() if one.level == "note"] == ["10.0.0.2", "10.0.0.3"]
 
 
-def test_a_cluster_s_own_authentication_is_left_alone(monkeypatch):
+def test_a_local_ray_asks_for_a_token_of_its_own_and_a_cluster_keeps_its_authentication(monkeypatch):
     import ray
 
     from raysere import cluster
 
     given = []
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", lambda **options: given.append(options))
+    monkeypatch.setattr(ray, "init", lambda **options: given.append({**options, "environment": dict(os.environ)}))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
     for name in (*cluster._SWITCHES, *cluster._LOCAL_SWITCHES):
         monkeypatch.setenv(name, "x")  # so that what is set is undone
         monkeypatch.delenv(name)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # of the cluster
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "of the cluster")
     cluster.start_ray()
-    assert "RAY_AUTH_MODE" not in os.environ
+    assert given[0]["address"] == "10.0.0.1:6379"
+    assert "_node_ip_address" not in given[0]
+    assert given[0]["environment"]["RAY_AUTH_MODE"] == "disabled"
+    assert given[0]["environment"]["RAY_AUTH_TOKEN"] == "of the cluster"
     monkeypatch.delenv("RAY_ADDRESS")
-    cluster.start_ray()
-    assert os.environ["RAY_AUTH_MODE"] == "disabled"
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    cluster.start_ray()
-    assert os.environ["RAY_AUTH_MODE"] == "token"
-    assert [options["address"] for options in given] == ["10.0.0.1:6379", "local", "local"]
+    tokens = []
+    for _ in range(2):
+        cluster.start_ray()
+        local, before = given[-1], dict(os.environ)
+        token = Path(local["environment"]["RAY_AUTH_TOKEN_PATH"])
+        assert local["address"] == "local"
+        assert local["_node_ip_address"] == "127.0.0.1"
+        assert local["environment"]["RAY_AUTH_MODE"] == "token"
+        assert "RAY_AUTH_TOKEN" not in local["environment"]
+        assert token.stat().st_mode & 0o777 == 0o600
+        assert token.parent.stat().st_mode & 0o777 == 0o700
+        tokens.append(token.read_text())
+        cluster.stop_ray()
+        assert not token.parent.exists()
+        assert before["RAY_AUTH_MODE"] == "token"
+        assert os.environ["RAY_AUTH_MODE"] == "disabled"
+        assert os.environ["RAY_AUTH_TOKEN"] == "of the cluster"
+    assert len(set(tokens)) == 2
+    assert min(map(len, tokens)) == 64
+
+    def fails(**options: object) -> None:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(ray, "init", fails)
+    with pytest.raises(EnvironmentFault, match="Ray does not start"):
+        cluster.start_ray()
+    assert os.environ["RAY_AUTH_MODE"] == "disabled"  # the environment is as before
 
 
 # --- a cluster -------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from raysere.cluster import start_ray, stop_ray
+from raysere.cluster import start_ray, stop_ray, tell_open_ports
 from raysere.ensemble.bundle import load_ensemble
 from raysere.errors import ConfigError, EnvironmentFault
 from raysere.serving.limits import Limits, read_limits
@@ -87,6 +87,7 @@ def replica_app(asked: Options, limits: Limits, measures: Path) -> Any:
     from raysere.serving.app import create_app
 
     logging.getLogger("raysere").setLevel(logging.INFO)
+    _keep_calls_of_deployments_on_loopback()
     return create_app(
         Path(asked.ensemble),
         limits,
@@ -97,6 +98,18 @@ def replica_app(asked: Options, limits: Limits, measures: Path) -> Any:
         apart=True,
         replicas=asked.replicas,
     )
+
+
+def _keep_calls_of_deployments_on_loopback() -> None:
+    """Bind the gRPC server that Serve opens in every replica to loopback: by itself it listens on all addresses, asks for no token, and
+    unpickles what it is sent. It is for calls from other deployments, which raysere has none of; its port is opened after this."""
+    from ray.serve._private import constants, replica
+
+    if getattr(constants, "RAY_SERVE_USE_GRPC_BY_DEFAULT", False) or getattr(constants, "RAY_SERVE_PROXY_USE_GRPC", False):
+        return  # the owner of the cluster wants requests to come that way
+    bind = getattr(replica, "add_port_to_grpc_server", None)
+    if bind is not None:  # another version of Ray may have none, or name it otherwise; what is open is said on the console
+        replica.add_port_to_grpc_server = lambda server, address: bind(server, address.replace("[::]", "127.0.0.1"))
 
 
 def token_hash(token: str | None) -> str | None:
@@ -169,6 +182,8 @@ def serving(options: Options, *, host: str = "127.0.0.1", port: int = 8000, read
         try:
             serve.run(build(options.model_dump(), measures), name=APP, route_prefix="/", blocking=False)
             _await_ready(ready_s)
+            if started and not os.environ.get("RAY_ADDRESS"):
+                tell_open_ports(wanted=port)
             yield Server(f"http://{'[' + host + ']' if ':' in host else host}:{port}", fingerprint)
         finally:
             serve.delete(APP, _blocking=True)  # replicas answer what they accepted
