@@ -54,7 +54,7 @@ class Watched:
 
 
 def watch(
-    command: Sequence[str], environment: dict[str, str], folder: Path, *, until: Callable[[str], bool] | None = None, limit_s: float = 300
+    command: Sequence[str], environment: dict[str, str], folder: Path, *, until: Callable[[str], bool] | None = None, limit_s: float = 500
 ) -> Watched:
     """Run ``command`` in ``folder`` and collect what it opens.
 
@@ -64,16 +64,17 @@ def watch(
     """
     seen: set[Listener] = set()
     ran: list[str] | None = None
-    with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        output = Path(scratch) / "output"
+        with output.open("w") as log:
+            process = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         end = time.monotonic() + limit_s
         try:
             while process.poll() is None and time.monotonic() < end:
                 tree = process_tree(process.pid)
                 found = listeners(tree)
                 seen.update(found)
-                log.seek(0)
-                ready = until is None or until(log.read())
+                ready = until is None or until(output.read_text())
                 gcs = next((one.port for one in found if one.process == "gcs_server"), None)
                 if ran is None and gcs and ready and any(one.pid == process.pid for one in found):  # the command is connected to its Ray
                     os.kill(process.pid, signal.SIGSTOP)
@@ -87,8 +88,7 @@ def watch(
             if process.poll() is None:
                 process.kill()
             process.wait()
-        log.seek(0)
-        return Watched(process.returncode, log.read(), sorted(seen), ran or [])
+        return Watched(process.returncode, output.read_text(), sorted(seen), ran or [])
 
 
 def _try_tasks(gcs: int, environment: dict[str, str], tree: set[int]) -> list[str]:

@@ -39,7 +39,7 @@ def check(seen: Watched) -> None:
     assert "Warning" not in seen.output
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "arguments", [("extract", "toy.yaml"), ("tune", "toy.yaml"), ("run", "toy.yaml", "--set", "name=other")], ids=lambda a: a[0]
 )
@@ -47,7 +47,7 @@ def test_a_command_opens_nothing_to_the_network(place, arguments):
     check(watched(place, *arguments))
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_a_server_without_a_token_opens_nothing_to_the_network(place):
     ensemble = place / "runs" / "other" / "ensemble"
     if not ensemble.is_dir():
