@@ -75,7 +75,7 @@ def watch(
                 found = listeners(tree)
                 seen.update(found)
                 ready = until is None or until(output.read_text())
-                gcs = next((one.port for one in found if one.process == "gcs_server"), None)
+                gcs = next((one for one in found if one.process == "gcs_server"), None)
                 if ran is None and gcs and ready and any(one.pid == process.pid for one in found):  # the command is connected to its Ray
                     os.kill(process.pid, signal.SIGSTOP)
                     ran = _try_tasks(gcs, environment, tree)
@@ -91,34 +91,32 @@ def watch(
         return Watched(process.returncode, output.read_text(), sorted(seen), ran or [])
 
 
-def _try_tasks(gcs: int, environment: dict[str, str], tree: set[int]) -> list[str]:
-    """Who runs a task in the Ray whose GCS listens on a port."""
+def _try_tasks(gcs: Listener, environment: dict[str, str], tree: set[int]) -> list[str]:
+    """Who runs a task in the Ray of a GCS."""
     plain = {name: value for name, value in environment.items() if not name.startswith("RAY_")}
     plain |= {"RAY_NUM_REDIS_GET_RETRIES": "2", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_USAGE_STATS_ENABLED": "0"}
     tries = {}
     with contextlib.ExitStack() as stack:
         for name, more in (_STRANGERS | {OWNER: _credentials(tree)}).items():
-            # the loopback address as it is given: Ray would take the machine's own for it; and that one for a Ray that listens everywhere
-            for clustered in ("0", "1"):
-                address = f"127.0.0.1:{gcs}"
-                tries[name, clustered] = stack.enter_context(
-                    subprocess.Popen(
-                        [sys.executable, "-c", _TASK, address],
-                        env={**plain, **more, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": clustered},
-                        cwd=tempfile.gettempdir(),
-                        stdout=subprocess.PIPE,
-                        stderr=subprocess.DEVNULL,
-                        text=True,
-                    )
+            tries[name] = stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", _TASK, f"127.0.0.1:{gcs.port}"],
+                    # Ray takes the machine's own address for the loopback one, unless it is told that there are no clusters
+                    env={**plain, **more, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1" if gcs.beyond else "0"},
+                    cwd=tempfile.gettempdir(),
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    text=True,
                 )
+            )
         ran = []
-        for (name, _), one in tries.items():
+        for name, one in tries.items():
             try:
                 output, _ = one.communicate(timeout=90)
             except subprocess.TimeoutExpired:
                 one.kill()
                 output, _ = one.communicate()
-            if "RAN 7" in output and name not in ran:
+            if "RAN 7" in output:
                 ran.append(name)
     return ran
 
