@@ -106,7 +106,14 @@ def _finish(outcome: Any, as_json: bool, allow_rejected: bool) -> int:
 )
 @click.option("--path", "folder", required=True, type=click.Path(path_type=Path), help="Folder of the corpus, or the table file.")
 @click.option("--classes", help="Class map; default: the corpus's own.")
-@click.option("--task", "kind", type=click.Choice(["categorical", "dimensional", "both"]), default="categorical", show_default=True)
+@click.option(
+    "--task",
+    "kind",
+    type=click.Choice(["categorical", "dimensional", "both"]),
+    default="categorical",
+    show_default=True,
+    help="What is predicted: classes, attributes such as arousal and valence, or both.",
+)
 @click.option("--force", is_flag=True, help="Replace an experiment that is there.")
 def init(experiment: Path, corpus: str, folder: Path, classes: str | None, kind: str, force: bool) -> int:
     """Write a commented EXPERIMENT.yaml for a corpus folder.
@@ -126,16 +133,33 @@ def init(experiment: Path, corpus: str, folder: Path, classes: str | None, kind:
 @EXPERIMENT
 @SET
 @JSON
-@click.option("--seconds", default=10.0, show_default=True, help="How long to measure each backbone; 0 skips it.")
+@click.option("--seconds", default=10.0, show_default=True, help="Measure the speed of each backbone for so many seconds; 0 skips it.")
 @click.option("--nodes", type=click.IntRange(1), help="Price it on a cluster of that many nodes as well.")
 @click.option("--gpu", "gpu", metavar="KIND", help="GPU of each node: none, t4, l4, a10g, a100, h100, h200.  [default: none]")
 @click.option("--gpus", type=click.IntRange(1), default=1, show_default=True, help="GPUs of a node.")
 @click.option("--cores", type=click.IntRange(1), help="Cores of a node.  [default: as many as here]")
 @click.option(
-    "--link", type=click.FloatRange(0, min_open=True), default=10.0, show_default=True, help="Gbit/s between a node and the storage."
+    "--link",
+    type=click.FloatRange(0, min_open=True),
+    metavar="GBIT/S",
+    default=10.0,
+    show_default=True,
+    help="Speed of the network between one node and the shared storage.",
 )
-@click.option("--storage", type=click.FloatRange(0, min_open=True), default=20.0, show_default=True, help="Gbit/s of the storage in all.")
-@click.option("--trial-seconds", type=click.FloatRange(0, min_open=True), help="Of a trial, in place of the finished ones' or of a guess.")
+@click.option(
+    "--storage",
+    type=click.FloatRange(0, min_open=True),
+    metavar="GBIT/S",
+    default=20.0,
+    show_default=True,
+    help="Speed of the shared storage, all nodes together. A number; it is `raysere submit` that is given the folder.",
+)
+@click.option(
+    "--trial-seconds",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="How long one trial takes, if you know it.  [default: the mean of the run's finished trials, or else a guess]",
+)
 def plan(
     experiment: Path,
     overrides: tuple[str, ...],
@@ -149,10 +173,11 @@ def plan(
     storage: float,
     trial_seconds: float | None,
 ) -> int:
-    """Price an experiment before it runs: bytes, time and trials, from durations and a short measurement.
+    """Price an experiment before it runs: bytes, time, trials.
 
-    With --nodes or --gpu also on a cluster: hours, network, and beyond how many nodes one more does not pay. Trials that the run has
-    finished already tell how long one takes, so a search of three trials makes a good price of three thousand.
+    Durations of the audio and a short measurement tell what the features cost. With --nodes or --gpu it is priced on a cluster, too:
+    hours, network, and beyond how many nodes one more does not pay; all options from --gpus to --trial-seconds are for that price alone.
+    Trials that the run has finished already tell how long one takes, so a search of three trials makes a good price of three thousand.
 
     \b
     Example: raysere plan emodb.yaml --seconds 5
@@ -172,15 +197,25 @@ def plan(
     return 0
 
 
+_RETRY = click.option("--retry-errors", is_flag=True, help="Run those trials again that are recorded as failed by an unexpected error.")
+
+
 def _stage(name: str, until: str, summary: str, example: str) -> None:
     @cli.command(name, help=f"{summary}\n\n\b\nExample: {example}")
     @EXPERIMENT
     @SET
     @JSON
     @QUIET
-    @click.option("--retry-errors", is_flag=True, help="Run trials again that ended with an unexpected error.")
-    @click.option("--allow-rejected", is_flag=True, help="End with code 0 also where inputs were rejected: a job has no code 1, it fails.")
-    def command(experiment: Path, overrides: tuple[str, ...], as_json: bool, quiet: bool, retry_errors: bool, allow_rejected: bool) -> int:
+    @(_RETRY if until != "extract" else lambda command: command)
+    @click.option(
+        "--allow-rejected",
+        is_flag=True,
+        help="End with code 0, not 1, where inputs were rejected (they are listed all the same). "
+        "For jobs on a cluster, of which any code but 0 counts as failed.",
+    )
+    def command(
+        experiment: Path, overrides: tuple[str, ...], as_json: bool, quiet: bool, allow_rejected: bool, retry_errors: bool = False
+    ) -> int:
         from raysere.experiment import load_experiment
         from raysere.pipeline import run_experiment
 
@@ -190,15 +225,23 @@ def _stage(name: str, until: str, summary: str, example: str) -> None:
 
 
 _stage(
-    "extract", "extract", "Cache the features of an experiment; what is cached already is not computed again.", "raysere extract emodb.yaml"
+    "extract",
+    "extract",
+    "Cache the features of an experiment. What is cached already is not computed again; nothing is trained.",
+    "raysere extract emodb.yaml",
 )
 _stage(
     "tune",
     "tune",
-    "Cache the features and search; finished trials are never run again.",
+    "Cache the features and search. Finished trials are never run again.",
     "raysere tune emodb.yaml --set search.0.trials=40",
 )
-_stage("run", "report", "Do everything: features, search, ensemble, evaluation, report. What is done is skipped.", "raysere run emodb.yaml")
+_stage(
+    "run",
+    "report",
+    "Do everything: features, search, ensemble, report. The ensemble is scored on held-out rows before that. What is done is skipped.",
+    "raysere run emodb.yaml",
+)
 
 
 @cli.command()
@@ -206,7 +249,9 @@ _stage("run", "report", "Do everything: features, search, ensemble, evaluation, 
 @JSON
 @click.option("--top", default=20, show_default=True, help="Rows to print; 0 prints all.")
 def leaderboard(run: Path, as_json: bool, top: int) -> int:
-    """Print the trials of a RUN, best first (also written as leaderboard.parquet).
+    """Print the trials of a RUN, best first.
+
+    They stand in leaderboard.parquet of the run folder, too.
 
     \b
     Example: raysere leaderboard runs/emodb --top 10
@@ -227,7 +272,9 @@ def leaderboard(run: Path, as_json: bool, top: int) -> int:
 @RUN
 @JSON
 def status(run: Path, as_json: bool) -> int:
-    """Say how far a RUN is, also from another shell while it runs: the stage, the time left, the trials of each study.
+    """Say how far a RUN is: its stage, the time left, its trials.
+
+    It works from another shell while the run goes on, and on a run that was stopped.
 
     \b
     Example: raysere status runs/emodb
@@ -243,9 +290,13 @@ def status(run: Path, as_json: bool) -> int:
 @cli.command()
 @RUN
 @JSON
-@click.option("--ablation", is_flag=True, help="Say instead what each part of the procedure is worth; writes ablation.json, nothing else.")
+@click.option(
+    "--ablation", is_flag=True, help="Only say what each part of the procedure is worth, by leaving it out; writes ablation.json."
+)
 def evaluate(run: Path, as_json: bool, ablation: bool) -> int:
-    """Fit the ensemble of a RUN and write evaluation.json, with 95 % intervals by speaker.
+    """Fit the ensemble of a RUN and score it on held-out rows.
+
+    It takes the trials as they are and trains none. It writes the folder `ensemble` and evaluation.json, with 95 % intervals by speaker.
 
     \b
     Example: raysere evaluate runs/emodb
@@ -286,9 +337,11 @@ def report(run: Path) -> int:
 @cli.command()
 @RUN
 @click.option("--port", default=6006, show_default=True, help="0 takes a free one; TensorBoard says which.")
-@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Beyond this machine whoever reaches it reads the run.")
 def tensorboard(run: Path, port: int, host: str) -> int:
-    """Watch the trials of a RUN in TensorBoard, also while it runs: scalars, hparams, confusion matrices, weights of layers, resources.
+    """Watch the trials of a RUN in TensorBoard, also as it runs.
+
+    There are scalars, hparams, confusion matrices, the weights of layers, and the resources of each trial.
 
     \b
     Example: raysere tensorboard runs/emodb --port 6007
@@ -307,12 +360,27 @@ def tensorboard(run: Path, port: int, host: str) -> int:
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the ensemble.")
 @click.option(
     "--family",
-    type=click.Choice(["auto", "best_single", "average", "vote", "greedy_once", "greedy", "convex", "stack"]),
-    help="Default: that of the first run's experiment.",
+    type=click.Choice(["auto", "best_single", "average", "vote", "greedy_once", "greedy", "convex", "blend", "stack"]),
+    metavar="FAMILY",
+    help="How members are chosen and weighed: one of the families above.  [default: that of the first run's experiment]",
 )
 @JSON
 def ensemble(runs: tuple[Path, ...], out: Path, family: str | None, as_json: bool) -> int:
-    """Fuse finished trials of any number of RUNS with the same classes into one ensemble.
+    """Fuse finished trials of several RUNS into one ensemble.
+
+    The runs must have the same classes. Nothing is trained but the weights of the ensemble.
+
+    \b
+    Families of weights:
+      auto         chosen by inner folds of speakers: blend, unless another one is clearly better
+      best_single  the one member that scores best by itself
+      average      all members alike
+      vote         each member has one vote for its class
+      greedy_once  members are added one by one, while the score rises
+      greedy       the mean of many greedy passes, over halves of the members
+      convex       weights of the greatest likelihood, none negative
+      blend        the mean of greedy and convex
+      stack        a logistic regression on the answers of the members
 
     \b
     Example: raysere ensemble runs/emodb runs/emodb-text --out ensembles/both
@@ -350,10 +418,12 @@ def predict(folder: Path, files: tuple[Path, ...], texts: tuple[str, ...], speak
 
 @cli.command()
 @click.argument("folder", default="demo", type=click.Path(path_type=Path))
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", default=0, show_default=True, help="Another seed makes another corpus.")
 @QUIET
 def demo(folder: Path, seed: int, quiet: bool) -> int:
-    """Synthesise the demo corpus (English, Mandarin, Russian; synthetic speech) and an experiment for it in FOLDER.
+    """Make the demo: synthetic speech, and an experiment for it.
+
+    A synthesiser speaks English, Mandarin and Russian into FOLDER; what is learned from it says nothing about real speakers.
 
     \b
     Example: raysere demo demo && raysere run demo/experiment.yaml
@@ -399,7 +469,7 @@ def doctor(fix: bool, network: bool, as_json: bool, quiet: bool) -> int:
 @cli.command()
 @click.argument("kind", type=click.Choice(["experiment", "space"]))
 def schema(kind: str) -> int:
-    """Print the JSON schema of experiment files or of search spaces.
+    """Print the JSON schema of experiments or of search spaces.
 
     \b
     Example: raysere schema experiment > experiment.schema.json

@@ -12,7 +12,9 @@ from raysere.cli_options import EXPERIMENT, JSON, QUIET, SET
 
 @click.group()
 def analyze() -> None:
-    """Study the features of an experiment across corpora and languages: alike layers, shared units of speech.
+    """Study features across corpora: alike layers, shared units.
+
+    Both commands compare the corpora of one experiment, most often two languages.
 
     \b
     Example: raysere analyze layers emodb-emovo.yaml --source emodb --target emovo
@@ -22,7 +24,11 @@ def analyze() -> None:
 def _ends(out: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
     """The options that every study has; ``out`` says where its answer goes by default."""
     options = (
-        click.option("--no-oracle", is_flag=True, help="Leave out what reads emotion labels of the corpus transferred to."),
+        click.option(
+            "--no-oracle",
+            is_flag=True,
+            help="Leave out the part marked ORACLE. It reads emotion labels that a transfer to a new language would not have.",
+        ),
         click.option("--out", type=click.Path(path_type=Path), help=f"Folder of the answer; default: {out}."),
         SET,
         JSON,
@@ -43,14 +49,39 @@ def _ends(out: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
 @click.option("--source", help="The labelled corpus; default: every corpus in turn.")
 @click.option("--target", help="The corpus to transfer to; default: every other one in turn.")
 @click.option(
-    "--pooling", type=click.Choice(["mean", "mean_std"]), default="mean", show_default=True, help="What a vector holds of an utterance."
+    "--pooling",
+    type=click.Choice(["mean", "mean_std"]),
+    default="mean",
+    show_default=True,
+    help="One vector an utterance: the mean of its frames, or mean and standard deviation.",
 )
-@click.option("--similarity", default="covariance_gap", show_default=True, help="The measure that the anchors are chosen by.")
-@click.option("--width", default=3, show_default=True, type=click.IntRange(1), help="Layers of a group of anchors.")
-@click.option("--gamma", default=1.0, show_default=True, type=click.FloatRange(0), help="Weight of the similarity against the relevance.")
-@click.option("--cells", type=click.Path(path_type=Path), help="Parquet of label-free cells (vowels): utterance, cell, layer, vector.")
-@click.option("--draws", default=1000, show_default=True, type=click.IntRange(50), help="Bootstrap draws of speakers.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+@click.option(
+    "--similarity",
+    metavar="MEASURE",
+    default="covariance_gap",
+    show_default=True,
+    help="Measure of how alike a layer is in both corpora, by which anchor layers are chosen; an unknown name lists them all.",
+)
+@click.option(
+    "--width", default=3, show_default=True, type=click.IntRange(1), help="How many neighbouring layers make up the group of anchor layers."
+)
+@click.option(
+    "--gamma",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="How much the likeness of a layer counts when anchors are chosen, beside how well it tells emotions in the source "
+    "(which counts 1). At 0 only the latter counts.",
+)
+@click.option(
+    "--cells",
+    type=click.Path(path_type=Path),
+    metavar="PARQUET",
+    help="Compare pieces of speech that both languages have, such as vowels, too: a table with the columns utterance, cell (the name of "
+    "the piece), layer and vector. No emotion label is needed.",
+)
+@click.option("--draws", default=1000, show_default=True, type=click.IntRange(50), help="Bootstrap draws of speakers, for the intervals.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of folds, draws and random choices.")
 @_ends(out="`layers` in the run folder")
 def layers(
     experiment: Path,
@@ -70,7 +101,9 @@ def layers(
     as_json: bool,
     quiet: bool,
 ) -> int:
-    """Compare the layers of one feature across the corpora of an EXPERIMENT; writes layers.json, tables and layers.html.
+    """Compare the layers of one feature across corpora.
+
+    All corpora of the EXPERIMENT are compared in pairs. It writes layers.json, tables and layers.html.
 
     \b
     Example: raysere analyze layers emodb-emovo.yaml --feature speech --source emodb --target emovo
@@ -126,7 +159,9 @@ def units(
     as_json: bool,
     quiet: bool,
 ) -> int:
-    """Learn discrete units of speech from all corpora of an EXPERIMENT and say what languages, vowels and emotions share of them.
+    """Learn units of speech, and what corpora share of them.
+
+    Discrete units are learned from all corpora of an EXPERIMENT; the answer says what languages, vowels and emotions share of them.
 
     Writes units.json, the codebook, tables as parquet, figures as SVG and units.html. A feature that the experiment has not by frames is
     cached by frames first, all its layers, or the one of --layer.

@@ -18,8 +18,9 @@ from raysere.cli_options import EXPERIMENT, SET
 @click.option(
     "--storage",
     type=click.Path(path_type=Path),
+    metavar="FOLDER",
     envvar="RAYSERE_STORAGE",
-    help="Folder that every node of the cluster mounts, for the runs and features of an experiment that names relative folders.",
+    help="Folder that every node of the cluster mounts; relative folders of the experiment (runs, features) then lie in it.",
 )
 @click.option(
     "--working-dir",
@@ -33,7 +34,9 @@ from raysere.cli_options import EXPERIMENT, SET
 def submit(
     experiment: Path, address: str, overrides: tuple[str, ...], storage: Path | None, working_dir: Path, no_wait: bool, dry_run: bool
 ) -> int:
-    """Run an EXPERIMENT as a job on a Ray cluster: prints the `ray job submit` line, and runs it.
+    """Run an EXPERIMENT as a job on a Ray cluster.
+
+    It prints the `ray job submit` line, and runs it.
 
     \b
     Example: raysere submit emodb.yaml --storage /shared/raysere

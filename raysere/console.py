@@ -243,7 +243,12 @@ def _state(status: dict[str, Any]) -> str:
     finished, planned = status["finished"], status["planned"]
     if not status["running"]:
         if finished < planned or not planned:
-            return f"stopped, {finished} of {planned} trials are finished; the command that started it goes on where it was"
+            stage = status["stopped_in"]
+            where = f" in {stage['name']} at {stage['done']} of {stage['total']}" if stage else ""
+            trials = f"{finished} of {planned} trials are finished" if planned or finished else "no trial has begun"
+            if stage and stage["done"] >= stage["total"]:  # as `raysere extract` ends
+                return f"stopped after {stage['name']}, {trials}; `raysere tune` or `raysere run` goes on from there"
+            return f"stopped{where}, {trials}; the command that started it goes on where it was"
         return "finished" if status["report"] else "all trials are finished; nobody works on it"
     stage = status["stage"]
     if stage is None:

@@ -68,7 +68,7 @@ def only_driver(folder: Path) -> Iterator[None]:
         raise ConfigError(
             "Another raysere works on this run already",
             where=folder,
-            remedy="Wait for it (`raysere status` says how far it is), or give this run another name.",
+            remedy=f"Wait for it; `raysere status {folder}` says how far it is.",
         )
     try:
         _sweep(folder)

@@ -20,6 +20,7 @@ def run_status(run: str | os.PathLike[str]) -> dict[str, Any]:
 
     ``running`` is whether a living process holds the run: what a killed driver left behind counts for nothing. ``stage`` (only
     then) has ``name``, ``done``, ``total``, ``at_once``, ``seconds`` since it began and ``left_s``, the estimated seconds to its end.
+    ``stopped_in`` (only else) has ``name``, ``done`` and ``total`` of the extraction in which the last start ended, if it did.
     ``finished`` and ``planned`` count trials; ``studies`` has both by study, with ``best`` and ``mean_seconds`` of a trial.
     """
     folder = open_run(run)
@@ -35,6 +36,7 @@ def run_status(run: str | os.PathLike[str]) -> dict[str, Any]:
         "run": str(folder),
         "running": running,
         "stage": _stage(folder, trials, planned) if running else None,
+        "stopped_in": None if running else _stopped_in(folder),
         "finished": sum(map(len, trials.values())),
         "planned": sum(planned.values()),
         "studies": studies,
@@ -73,6 +75,13 @@ def _stage(folder: Path, trials: Mapping[str, Sequence[Record]], planned: Mappin
         "seconds": round(stage.elapsed, 1),
         "left_s": None if left is None else round(left, 1),
     }
+
+
+def _stopped_in(folder: Path) -> dict[str, Any] | None:
+    stage = read_stage(folder)
+    if stage is None or stage.name == STAGE or not stage.total:  # trials tell how far a search is; the ensemble has no count
+        return None
+    return {"name": stage.name, "done": stage.done, "total": stage.total}
 
 
 def _ended(record: Record) -> float:

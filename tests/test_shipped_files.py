@@ -6,6 +6,7 @@ import re
 import tomllib
 from pathlib import Path
 
+import click
 import pytest
 
 from raysere.experiment import load_experiment
@@ -43,6 +44,26 @@ def test_every_command_of_the_readme_exists_and_has_an_example():
     assert named - {"doctor"} <= set(cli.commands) | {"table"}, named
     for name, command in cli.commands.items():
         assert f"Example: raysere {name}" in (command.help or ""), name
+
+
+def test_the_help_is_whole_and_every_option_says_what_it_does():
+    from raysere.cli import cli
+    from raysere.ensemble.config import FAMILIES
+
+    top = click.Context(cli, info_name="raysere", terminal_width=80, max_content_width=80)
+    groups = {"raysere": cli, **{name: one for name, one in cli.commands.items() if isinstance(one, click.Group)}}
+    for name, group in groups.items():
+        shown = group.get_help(click.Context(group, info_name=name, parent=None if group is cli else top, terminal_width=80))
+        assert "..." not in shown.split("Commands:")[1], shown  # a summary that is cut says half
+    commands = {f"{name} {inner}": one for name, group in groups.items() for inner, one in group.commands.items()}
+    for name, command in commands.items():
+        for option in (one for one in command.params if isinstance(one, click.Option)):
+            assert option.help, (name, option.opts)
+    options = {name: {opt for one in command.params for opt in one.opts} for name, command in commands.items()}
+    assert {name for name, names in options.items() if "--retry-errors" in names} == {"raysere run", "raysere tune"}  # what has trials
+    family = cli.commands["ensemble"].help
+    assert family
+    assert set(re.findall(r"^ +([a-z_]+)  ", family, re.M)) == {"auto", *FAMILIES}
 
 
 def test_the_extras_that_the_readme_and_the_doctor_name_exist():

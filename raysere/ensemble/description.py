@@ -234,7 +234,11 @@ def _copy_weights(run: Run, member: MemberInfo, folder: Path) -> dict[str, str]:
     assert member.record is not None
     source = member.record.folder / "model.safetensors"
     if not source.is_file():
-        raise MissingFileError(f"The tensors of {member.id} are gone", where=source, remedy="Search again, or restore this file.")
+        raise MissingFileError(
+            f"The tensors of {member.id} are gone",
+            where=source,
+            remedy="Restore this file, or move the folder of this trial away; `raysere run` then trains it anew.",
+        )
     name = f"members/{re.sub(r'[^A-Za-z0-9._-]', '_', member.id)}-{digest(member.id, 6)}.safetensors"
     shutil.copyfile(source, folder / name)
     return {"weights": name, "sha256": file_hash(folder / name)}

@@ -229,7 +229,7 @@ def load_predictions(runs: Sequence[Run], outer: int, part: Literal["dev", "test
                 raise DataError(
                     f"The predictions of {record.trial} cannot be read: {(str(error).splitlines() or [type(error).__name__])[0]}",
                     where=record.folder / "predictions.parquet",
-                    remedy="Move the folder of this trial away and run the same command again: the trial is then trained anew.",
+                    remedy="Move the folder of this trial away; `raysere run` or `raysere tune` then trains it anew.",
                 ) from error
             members.append(_member(run, record))
     if not members:
@@ -286,7 +286,7 @@ def _check_rows(table: pl.DataFrame, rows: pl.DataFrame, task: Task, record: Rec
         raise DataError(
             f"{record.trial} was trained on other folds than the run's splits",
             where=path,
-            remedy="Its rows may have been training rows: search again.",
+            remedy="Its rows may have been training rows: move the folder of this trial away; `raysere run` then trains it anew.",
         )
     return table.select("utterance", pl.col(wanted).cast(pl.Float32).fill_null(float("nan")))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from raysere.features.views import FeatureView
 
 
+_NO_AUDIO, _NO_TEXT, _KNOWN_ONLY = "no audio", "no text", "holds features of known utterances only"
+_NOT_GIVEN = (_NO_AUDIO, _NO_TEXT, _KNOWN_ONLY)
 _NO_SPEAKER = "no speaker named: members that normalise by speaker use training statistics"
 
 
@@ -184,13 +186,13 @@ class Ensemble:
             spec = self.bundle.specs[key]
             if spec.reads == "id":
                 for reasons in failures:
-                    reasons[key] = f"{spec.backbone} holds features of known utterances only"
+                    reasons[key] = f"{spec.backbone} {_KNOWN_ONLY}"
                 continue
             given = paths if spec.reads == "wave" else words
             usable = [n for n, value in enumerate(given) if value is not None]
             for n, value in enumerate(given):
                 if value is None:
-                    failures[n][key] = "no audio" if spec.reads == "wave" else "no text"
+                    failures[n][key] = _NO_AUDIO if spec.reads == "wave" else _NO_TEXT
             if not usable:
                 continue
             heard = _heard(spec)
@@ -292,7 +294,7 @@ class Ensemble:
             parts += [_NO_SPEAKER] if fell_back[n] else []
             notes.append(("; ".join(part for part in parts if part) or None) if answered[n] else None)
         columns["note"] = pl.Series(notes, dtype=pl.String)
-        columns["error"] = pl.Series([None if answered[n] else _reasons(failures[n].values()) for n in range(len(paths))], dtype=pl.String)
+        columns["error"] = pl.Series([None if answered[n] else _why(failures[n].values()) for n in range(len(paths))], dtype=pl.String)
         if contributions:
             columns["contributions"] = self._shares(predictions)
         floats = {name: pl.Float64 for name in columns if name.startswith("p.") or name in ("confidence", *task.attributes)}
@@ -344,6 +346,12 @@ class EncodeOnce(Backbone):
 def _heard(spec: FeatureSpec) -> str:
     """What a backbone is given for an item, and which backbone: specs that agree in it differ only in what they keep of the rows."""
     return canonical_json([spec.backbone, spec.options, spec.reads, spec.channel, spec.level, spec.speed, spec.noise_db])
+
+
+def _why(reasons: Iterable[str]) -> str:
+    """Why nothing was answered: what is wrong with what was given; what was not given, only where nothing was."""
+    told = sorted(set(reasons))
+    return _reasons([reason for reason in told if not reason.endswith(_NOT_GIVEN)] or told)
 
 
 def _reasons(reasons: Any) -> str:

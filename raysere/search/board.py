@@ -257,7 +257,7 @@ class Board:
                 raise RaysereError(
                     f"All {len(mine)} trials of the study {study.name!r} failed, {count} of them with: {reason}",
                     where=self.ledger.folder / mine[0].trial / "DONE",
-                    remedy="Correct the space, the features or the machine, then retry the errors, or give the search another name.",
+                    remedy="Correct the space, the features or the machine, then add --retry-errors, or give the search another name.",
                 )
 
     def summary(self, notes: list[str]) -> SearchSummary:

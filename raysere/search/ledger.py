@@ -217,7 +217,7 @@ def make_record(folder: Path, head: dict[str, Any], done: dict[str, Any]) -> Rec
         raise DataError(
             f"The trial lacks {error}",
             where=folder,
-            remedy="Move this folder away and run the same command again: the trial is then trained anew.",
+            remedy="Move this folder away; `raysere run` or `raysere tune` then trains the trial anew.",
         ) from error
 
 

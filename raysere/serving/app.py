@@ -16,8 +16,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import FileResponse, HTMLResponse
+from fastapi.responses import FileResponse
 from starlette.exceptions import HTTPException
 
 from raysere import __version__
@@ -30,9 +29,22 @@ from raysere.serving.proxy import FULL, REFUSED
 from raysere.serving.schema import BatchRequest, BatchResponse, ErrorResponse, Health, PredictRequest, PredictResponse
 
 _LOG = logging.getLogger(__name__)
-_PAGE = Path(__file__).with_name("page.html")
-_FREE = ("/", "/healthz", "/readyz")  # what tells nothing of the model; probes carry no token
-_POLICY = "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline'; media-src blob:"
+_OWN, _SWAGGER = Path(__file__).with_name("pages"), Path(str(files("fastapi_offline"))) / "static"
+_PAGES = {"/": "page.html", "/docs": "docs.html"}
+_ASSETS = {
+    **{f"/assets/{name}": (_OWN / name, "text/javascript") for name in ("page.js", "docs.js", "session.js")},
+    "/assets/swagger-ui-bundle.js": (_SWAGGER / "swagger-ui-bundle.js", "text/javascript"),
+    "/assets/swagger-ui.css": (_SWAGGER / "swagger-ui.css", "text/css"),
+}
+_STATIC = (*_PAGES, *_ASSETS)
+_FREE = (*_STATIC, "/healthz", "/readyz")  # what tells nothing of the model; probes carry no token, nor does a browser that opens a page
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; media-src blob:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Cache-Control": "no-cache",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
 _REASONS = {
     400: "The body cannot be read",
     401: "The token is missing or wrong",
@@ -164,28 +176,15 @@ def _add_routes(app: FastAPI, engine: Engine, limits: Limits) -> None:
 
 
 def _add_pages(app: FastAPI) -> None:
-    assets = Path(str(files("fastapi_offline"))) / "static"
+    """The two pages and what they load: the same files for everybody; what the model is they ask for with the token."""
+    served = {path: (_OWN / name, "text/html") for path, name in _PAGES.items()} | _ASSETS
 
-    @app.get("/", include_in_schema=False)
-    async def page() -> HTMLResponse:
-        return HTMLResponse(_PAGE.read_text(encoding="utf-8"), headers={"Content-Security-Policy": _POLICY})
+    async def static(request: Request) -> FileResponse:
+        file, kind = served[request.scope["route"].path]
+        return FileResponse(file, media_type=kind, headers=_HEADERS)
 
-    @app.get("/docs", include_in_schema=False)
-    async def docs() -> HTMLResponse:
-        shown = get_swagger_ui_html(
-            openapi_url="openapi.json",
-            title="raysere",
-            swagger_js_url="docs/swagger-ui-bundle.js",
-            swagger_css_url="docs/swagger-ui.css",
-            swagger_favicon_url="data:,",
-        )
-        return HTMLResponse(bytes(shown.body).decode(), headers={"Content-Security-Policy": _POLICY})
-
-    @app.get("/docs/{name}", include_in_schema=False)
-    async def asset(name: str) -> FileResponse:
-        if name not in ("swagger-ui-bundle.js", "swagger-ui.css"):
-            raise HTTPException(404)
-        return FileResponse(assets / name)
+    for path in served:
+        app.add_api_route(path, static, include_in_schema=False)
 
 
 def _add_guard(app: FastAPI, token_sha256: str | None) -> None:
@@ -196,7 +195,7 @@ def _add_guard(app: FastAPI, token_sha256: str | None) -> None:
             fault = Fault(401, "token", "The token is missing or wrong", remedy="Send 'Authorization: Bearer TOKEN'.")
             response: Response = error_response(fault)
             response.headers["WWW-Authenticate"] = "Bearer"
-        elif not app.state.ready and route not in ("/healthz", "/"):
+        elif not app.state.ready and route not in ("/healthz", *_STATIC):
             response = error_response(Fault(503, "not_ready", "The server is not ready", retry_s=1.0))
         else:
             try:

@@ -305,6 +305,7 @@ def test_a_damaged_file_is_named(tmp_path, toy, damage):
         with pytest.raises(DataError, match="cannot be read") as caught:
             load_selection([Run.open(run.folder)])
         assert caught.value.where == str(path)
+        assert name == "splits.parquet" or "`raysere run` or `raysere tune` then trains it anew" in str(caught.value)  # `evaluate` does not
         path.write_bytes(kept)
     assert load_selection([Run.open(run.folder)]).predictions.present.all()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +16,9 @@ from toy import toy_run, toy_study
 
 from raysere import progress as progress_module
 from raysere.cli import cli
+from raysere.errors import ConfigError
 from raysere.files import write_yaml
-from raysere.pipeline import only_driver
+from raysere.pipeline import evaluate_run, only_driver
 from raysere.preparation import RUN_FORMAT
 from raysere.progress import Progress, Stage, duration, read_stage
 from raysere.search.ledger import Ledger
@@ -160,6 +162,30 @@ def test_a_run_whose_driver_was_killed_does_not_run(run: Path) -> None:
     assert status["finished"] < status["planned"]
     shown = CliRunner().invoke(cli, ["status", str(run)], catch_exceptions=False).output
     assert f"stopped, {status['finished']} of {status['planned']} trials are finished" in shown
+
+
+def test_the_status_of_a_run_that_was_stopped_in_extraction(run: Path) -> None:
+    def line() -> str:
+        return CliRunner().invoke(cli, ["status", str(run)], catch_exceptions=False).output.splitlines()[0]
+
+    progress = Progress(quiet=True)
+    progress.keep_in(run)
+    progress.start("extract acoustic", total=720, done=30)
+    assert "stopped in extract acoustic at 30 of 720, 2 of 12 trials are finished; the command that started it goes on" in line()
+    for part in ("search", "trials"):
+        shutil.rmtree(run / part)  # a new run has no study yet
+    assert line().endswith("stopped in extract acoustic at 30 of 720, no trial has begun; the command that started it goes on where it was")
+    assert run_status(run)["stopped_in"] == {"name": "extract acoustic", "done": 30, "total": 720}
+    progress.advance("extract acoustic", 690)
+    assert line().endswith("stopped after extract acoustic, no trial has begun; `raysere tune` or `raysere run` goes on from there")
+    (run / progress_module.FILE).unlink()
+    assert line().endswith("stopped, no trial has begun; the command that started it goes on where it was")
+
+
+def test_a_command_that_finds_the_run_held_names_what_says_how_far_it_is(run: Path) -> None:
+    with only_driver(run), pytest.raises(ConfigError) as caught:
+        evaluate_run(run)
+    assert str(caught.value).endswith(f"Wait for it; `raysere status {run}` says how far it is.")  # no other name: it evaluates this run
 
 
 def test_a_look_at_the_status_does_not_turn_a_driver_away(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

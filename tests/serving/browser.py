@@ -53,6 +53,13 @@ class Tab:
         node = await self.call("DOM.querySelector", nodeId=root["root"]["nodeId"], selector=selector)
         await self.call("DOM.setFileInputFiles", nodeId=node["nodeId"], files=[str(path)])
 
+    async def enter(self, selector: str, text: str) -> None:
+        """Type ``text`` into a field, then the key Enter, as a user does: by events that the browser trusts."""
+        await self.value(f"(field => {{ field.value = ''; field.focus() }})(document.querySelector({json.dumps(selector)}))")
+        await self.call("Input.insertText", text=text)
+        for kind in ("keyDown", "keyUp"):
+            await self.call("Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13, text="\r")
+
     async def picture(self, path: Path) -> None:
         path.write_bytes(base64.b64decode((await self.call("Page.captureScreenshot", format="png"))["data"]))
 

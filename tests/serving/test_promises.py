@@ -109,14 +109,14 @@ def test_a_replica_whose_model_hangs_is_not_ready(client, engine, monkeypatch):
 
 def test_routes_say_what_they_take_and_what_is_not_there(client, engine, monkeypatch):
     assert client.get("/v1/predict").headers["allow"] == "POST"
-    assert client.get("/docs/redoc.standalone.js").status_code == 404  # only what the page loads
+    assert client.get("/assets/redoc.standalone.js").status_code == 404  # only what the page loads
     monkeypatch.delitem(engine.bundle.record, "card")
     assert _code(client.get("/v1/card")) == (404, "no_card")
 
 
-def test_the_token_guards_what_the_pages_load(real_run, tmp_path):
+def test_the_token_guards_all_but_the_pages_and_their_files(real_run, tmp_path):
     with running(real_run["folder"] / "ensemble", tmp_path, token_hash("secret")) as client:
-        for path in ("/docs/swagger-ui.css", "/healthz/", "//v1/model", "/v1/nothing"):
+        for path in ("/assets/redoc.standalone.js", "/assets/../app.py", "/docs/", "/healthz/", "//v1/model", "/v1/nothing"):
             assert client.get(path, follow_redirects=False).status_code == 401, path
         assert client.post("/v1/predict", json={"text": "a"}).status_code == 401
         assert client.post("/v1/predict", json={"text": "a"}, headers={"Authorization": "Bearer secret"}).status_code == 200
