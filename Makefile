@@ -4,21 +4,32 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DEMO_STAMP := $(VENV)/.installed-demo
 
-.PHONY: env demo test test-slow check bench accuracy clean
+.PHONY: env demo test test-slow check bench accuracy image-requirements clean
+.NOTPARALLEL:
 
 env: $(STAMP)
 
 # torch first and pinned: a bare `torch` may bring a build for GPUs that are not there. `doctor --fix` repairs
 # torchaudio where its wheel was made for another build of torch.
-$(STAMP): pyproject.toml constraints.txt
+define install
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(1)]'
 	$(BIN)/raysere doctor --fix --quiet
-	touch $(STAMP)
+endef
 
-demo: env
+# The tests need openSMILE and with it its licence; the demo does not. What the tests need holds what the demo needs.
+$(STAMP): pyproject.toml constraints.txt
+	$(call install,test)
+	touch $(STAMP) $(DEMO_STAMP)
+
+$(DEMO_STAMP): pyproject.toml constraints.txt
+	$(call install,demo)
+	touch $(DEMO_STAMP)
+
+demo: $(DEMO_STAMP)
 	$(BIN)/raysere demo demo
 	$(BIN)/raysere run demo/experiment.yaml
 
@@ -47,6 +58,10 @@ bench: env
 # An hour or more; it may be stopped, and goes on where it was.
 accuracy: env
 	$(BIN)/python -m benchmarks.accuracy
+
+# After a change of constraints.txt: the hashes that the image is installed with.
+image-requirements: env
+	$(BIN)/python .ci/image_requirements.py
 
 clean:
 	rm -rf $(VENV) demo build dist

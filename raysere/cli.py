@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 done but some inputs were rejected (they are listed), 2 wr
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from typing import Any
 import click
 
 from raysere.cli_analyze import analyze
-from raysere.cli_options import EXPERIMENT, JSON, QUIET, RUN, SET
+from raysere.cli_options import EXPERIMENT, JSON, QUIET, RUN, SET, echo
 from raysere.cli_serve import serve
 from raysere.cli_submit import submit
 from raysere.errors import RaysereError
@@ -45,21 +46,23 @@ def main() -> None:
     try:
         code = cli.main(standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        echo(shown.getvalue().rstrip("\n"), err=True)
         code = error.exit_code if error.exit_code != 1 else 2
     except (click.Abort, KeyboardInterrupt):
         again = "raysere " + " ".join(sys.argv[1:])
-        click.echo(f"\nInterrupted. Finished work is kept; go on with:\n  {again}", err=True)
+        echo(f"\nInterrupted. Finished work is kept; go on with:\n  {again}", err=True)
         code = 130
     except RaysereError as error:
         from raysere.jobs import job_hint
 
-        click.echo(f"Error: {error}", err=True)
+        echo(f"Error: {error}", err=True)
         if hint := job_hint(error):
-            click.echo(hint, err=True)
+            echo(hint, err=True)
         code = error.exit_code
     except MemoryError:
-        click.echo("Error: the memory of this machine is used up. Run fewer trials at once (trial.concurrent) or fewer layers.", err=True)
+        echo("Error: the memory of this machine is used up. Run fewer trials at once (trial.concurrent) or fewer layers.", err=True)
         code = 3
     except BrokenPipeError:
         sys.stderr.close()
@@ -67,10 +70,8 @@ def main() -> None:
     except Exception:
         import traceback
 
-        traceback.print_exc()
-        click.echo(
-            "Error: this is a fault of raysere, not of your input. Finished work is kept; the lines above tell where it is.", err=True
-        )
+        echo(traceback.format_exc(), err=True)
+        echo("Error: this is a fault of raysere, not of your input. Finished work is kept; the lines above tell where it is.", err=True)
         code = 3
     sys.exit(code or 0)
 
@@ -84,7 +85,7 @@ def _progress(quiet: bool) -> Iterator[Any]:
 
 
 def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def _finish(outcome: Any, as_json: bool, allow_rejected: bool) -> int:
@@ -93,7 +94,7 @@ def _finish(outcome: Any, as_json: bool, allow_rejected: bool) -> int:
     if as_json:
         _print_json(outcome_json(outcome))
     else:
-        click.echo(outcome_text(outcome))
+        echo(outcome_text(outcome))
     return 1 if outcome.rejected and not allow_rejected else 0
 
 
@@ -124,8 +125,8 @@ def init(experiment: Path, corpus: str, folder: Path, classes: str | None, kind:
     from raysere.template import write_experiment
 
     for line in write_experiment(experiment, corpus=corpus, folder=folder, classes=classes, kind=kind, force=force):
-        click.echo(line)
-    click.echo(f"Wrote {experiment}. Next: raysere plan {experiment}, then raysere run {experiment}")
+        echo(line)
+    echo(f"Wrote {experiment}. Next: raysere plan {experiment}, then raysere run {experiment}")
     return 0
 
 
@@ -193,7 +194,7 @@ def plan(
     if nodes or gpu:
         cluster = Cluster(nodes or 1, (gpu or "none").lower(), gpus, cores or available_cores(), link * 1e9 / 8, storage * 1e9 / 8)
     priced = price(load_experiment(experiment, overrides), seconds=seconds, cluster=cluster, trial_seconds=trial_seconds)
-    _print_json(priced) if as_json else click.echo(plan_text(priced))
+    _print_json(priced) if as_json else echo(plan_text(priced))
     return 0
 
 
@@ -264,7 +265,7 @@ def leaderboard(run: Path, as_json: bool, top: int) -> int:
     if as_json:
         _print_json(table.to_dicts())
     else:
-        click.echo(leaderboard_text(table, top))
+        echo(leaderboard_text(table, top))
     return 0
 
 
@@ -283,7 +284,7 @@ def status(run: Path, as_json: bool) -> int:
     from raysere.status import run_status
 
     found = run_status(run)
-    _print_json(found) if as_json else click.echo(status_text(found))
+    _print_json(found) if as_json else echo(status_text(found))
     return 0
 
 
@@ -311,11 +312,11 @@ def evaluate(run: Path, as_json: bool, ablation: bool) -> int:
         folder = open_run(run)
         rows = ablate(folder)
         write_json(folder / "ablation.json", {"format": "raysere.ablation/1", "rows": rows})
-        _print_json(rows) if as_json else click.echo(ablation_text(rows, read_yaml(folder / "experiment.yaml")["task"]["metric"]))
+        _print_json(rows) if as_json else echo(ablation_text(rows, read_yaml(folder / "experiment.yaml")["task"]["metric"]))
         return 0
 
     evaluation = evaluate_run(run)
-    _print_json(evaluation) if as_json else click.echo(evaluation_text(evaluation))
+    _print_json(evaluation) if as_json else echo(evaluation_text(evaluation))
     return 0
 
 
@@ -330,7 +331,7 @@ def report(run: Path) -> int:
     from raysere.pipeline import open_run
     from raysere.report.page import write_report
 
-    click.echo(write_report(open_run(run)))
+    echo(write_report(open_run(run)))
     return 0
 
 
@@ -389,7 +390,7 @@ def ensemble(runs: tuple[Path, ...], out: Path, family: str | None, as_json: boo
     from raysere.pipeline import fuse_runs
 
     evaluation = fuse_runs(list(runs), out, family=family)
-    _print_json(evaluation) if as_json else click.echo(evaluation_text(evaluation) + f"\nSaved in {out}")
+    _print_json(evaluation) if as_json else echo(evaluation_text(evaluation) + f"\nSaved in {out}")
     return 0
 
 
@@ -412,7 +413,7 @@ def predict(folder: Path, files: tuple[Path, ...], texts: tuple[str, ...], speak
     from raysere.pipeline import predict_files
 
     rows = predict_files(folder, [str(file) for file in files], list(texts), speaker, corpus)
-    _print_json(rows) if as_json else click.echo(prediction_text(rows))
+    _print_json(rows) if as_json else echo(prediction_text(rows))
     return 1 if any(row.get("error") for row in rows) else 0
 
 
@@ -432,7 +433,7 @@ def demo(folder: Path, seed: int, quiet: bool) -> int:
 
     with _progress(quiet) as progress:
         experiment = write_demo(folder, seed=seed, progress=progress)
-    click.echo(f"Wrote {experiment}. Next: raysere run {experiment}")
+    echo(f"Wrote {experiment}. Next: raysere run {experiment}")
     return 0
 
 
@@ -454,7 +455,7 @@ def doctor(fix: bool, network: bool, as_json: bool, quiet: bool) -> int:
         from raysere.features.torchaudio_cpu import repair_torchaudio, torchaudio_fault
 
         if torchaudio_fault():
-            click.echo(repair_torchaudio(), err=True)
+            echo(repair_torchaudio(), err=True)
     findings = examine(network=network)
     if as_json:
         _print_json(findings_json(findings))
@@ -462,7 +463,7 @@ def doctor(fix: bool, network: bool, as_json: bool, quiet: bool) -> int:
         marks = {"ok": "  ok  ", "note": " note ", "fault": " FAULT"}
         for finding in findings:
             if not quiet or finding.level == "fault":
-                click.echo(f"{marks[finding.level]} {finding.subject}: {finding.text}{'  -> ' + finding.cure if finding.cure else ''}")
+                echo(f"{marks[finding.level]} {finding.subject}: {finding.text}{'  -> ' + finding.cure if finding.cure else ''}")
     return 3 if any(finding.level == "fault" for finding in findings) else 0
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from raysere.cli_options import EXPERIMENT, JSON, QUIET, SET
+from raysere.cli_options import EXPERIMENT, JSON, QUIET, SET, echo
 
 
 @click.group()
@@ -130,7 +130,7 @@ def layers(
             out=out,
             progress=progress,
         )
-    click.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else layers_text(found))
+    echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else layers_text(found))
     return 1 if found["rejected"] else 0
 
 
@@ -191,5 +191,5 @@ def units(
         folder, found = analyze_units(
             load_experiment(experiment, overrides), feature=feature, out=out, settings=settings, progress=progress
         )
-    click.echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else units_text(found, folder))
+    echo(json.dumps(found, indent=2, ensure_ascii=False) if as_json else units_text(found, folder))
     return 0

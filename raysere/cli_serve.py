@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from raysere.cli_options import echo
+
 
 @click.command()
 @click.argument("folder", metavar="ENSEMBLE", type=click.Path(path_type=Path))
@@ -43,7 +45,7 @@ def serve(
     options = Options(ensemble=str(folder), replicas=replicas, cpus=cpus, gpus=gpus, token_sha256=token_hash(token), limits=given)
     with serving(options, host=host, port=port) as server:
         with stop_signals() as stopped:
-            click.echo(f"Serving ensemble {server.fingerprint} at {server.url} (API: {server.url}/docs). Stop with Ctrl-C.")
+            echo(f"Serving ensemble {server.fingerprint} at {server.url} (API: {server.url}/docs). Stop with Ctrl-C.")
             name = stopped()
-            click.echo(f"{name}: answering what was accepted, then ending.", err=True)
+            echo(f"{name}: answering what was accepted, then ending.", err=True)
     return 0

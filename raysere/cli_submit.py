@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from raysere.cli_options import EXPERIMENT, SET
+from raysere.cli_options import EXPERIMENT, SET, echo
 
 
 @click.command()
@@ -50,8 +50,11 @@ def submit(
 
     job = prepare_submission(experiment, address=address, overrides=overrides, storage=storage, working_dir=working_dir, no_wait=no_wait)
     for warning in job.warnings:
-        click.echo(f"Warning: {warning}", err=True)
+        echo(f"Warning: {warning}", err=True)
     size = sum(job.files.values()) / 2**20
-    click.echo(f"Sends {len(job.files)} files, {size:.1f} MiB, of {job.working_dir}", err=True)
-    click.echo(job.line)
-    return 0 if dry_run else submit_job(job, address=address, say=click.echo)
+    echo(f"Sends {len(job.files)} files, {size:.1f} MiB, of {job.working_dir}", err=True)
+    if job.secrets:
+        more = f" and {len(job.secrets) - 10} more" if len(job.secrets) > 10 else ""
+        echo(f"Not sent, because it looks like a secret: {', '.join(job.secrets[:10])}{more}", err=True)
+    echo(job.line)
+    return 0 if dry_run else submit_job(job, address=address, say=echo)

@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from raysere.ensemble.claims import LABELS
-from raysere.progress import duration
+from raysere.progress import duration, printable
 
 
 def table(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> str:
@@ -29,7 +29,7 @@ def _cell(value: Any) -> str:
         return "-"
     if isinstance(value, float):
         return f"{value:.4f}" if abs(value) < 100 else f"{value:.1f}"
-    return str(value)
+    return printable(str(value), lines=False)
 
 
 def size(count: float) -> str:
@@ -151,7 +151,7 @@ def outcome_text(outcome: Any) -> str:
 def rejected_text(rejected: list[dict[str, Any]], shown: int = 30) -> str:
     files = Counter(row["path"] or row["utterance"] for row in rejected)
     lines = [f"{len(files)} input{'s were' if len(files) > 1 else ' was'} rejected (all are in quarantine.parquet and in the report):"]
-    lines += [f"  {row['path'] or row['utterance']}: {row['reason']}" for row in rejected[:shown]]
+    lines += ["  " + printable(f"{row['path'] or row['utterance']}: {row['reason']}", lines=False) for row in rejected[:shown]]
     if len(rejected) > shown:
         lines.append(f"  ... and {len(rejected) - shown} more")
     return "\n".join(lines)
@@ -266,7 +266,7 @@ def _state(status: dict[str, Any]) -> str:
 def prediction_text(rows: list[dict[str, Any]]) -> str:
     lines = []
     for row in rows:
-        name = row.get("file") or (f"text {row['text']!r}" if row.get("text") else "input")
+        name = printable(row.get("file") or (f"text {row['text']!r}" if row.get("text") else "input"), lines=False)
         if row.get("error"):
             lines.append(f"{name}: REJECTED, {row['error']}")
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
@@ -22,6 +23,12 @@ EXTRAS = {
     "serve": "fastapi",
     "video": "av",
     "notebooks": "nbclient",
+}
+# Parts that come with an extra and whose licences ask more than raysere's of whoever passes them on, or earns with them.
+LICENCES = {
+    "espeakng-loader": ("espeak-ng", "GPL-3"),
+    "opensmile": ("openSMILE", "free for private, research and educational use, not for commercial use"),
+    "av": ("FFmpeg, in the wheels of PyAV", "LGPL and GPL"),
 }
 
 
@@ -48,7 +55,7 @@ def versions() -> dict[str, str]:
 
 def examine(*, store: Path = Path("."), network: bool = False) -> list[Finding]:
     """Look at everything once. ``network`` tries to reach the model hub (two seconds at most)."""
-    return [*_packages(), *_torch(), *_machine(), *_cluster(), *_disk(store), *_hub(network), *_extras()]
+    return [*_packages(), *_torch(), *_machine(), *_cluster(), *_disk(store), *_hub(network), *_extras(), *_licences()]
 
 
 def as_json(findings: list[Finding]) -> dict[str, Any]:
@@ -209,4 +216,13 @@ def _extras() -> list[Finding]:
                 "" if there else f"pip install 'raysere[{extra}]'",
             )
         )
+    return lines
+
+
+def _licences() -> list[Finding]:
+    """Licences that bind more than raysere's own, of what is installed here."""
+    lines = []
+    for package, (part, licence) in LICENCES.items():
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            lines.append(Finding("note", "licence", f"{part} ({package} {importlib.metadata.version(package)}): {licence}"))
     return lines

@@ -26,6 +26,7 @@ from raysere.training.task import ATTRIBUTES, Task
 STORAGE = "RAYSERE_STORAGE"  # the folder that relative `runs` and `store` are taken from
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+_SECRET = re.compile(r"(SECRET|TOKEN|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|API_?KEY)S?(_|$)|(^|_)(KEYS?|PASS|PW|AUTH)(_|$)", re.IGNORECASE)
 
 
 def _plain_name(value: str) -> str:
@@ -144,7 +145,12 @@ class Extraction(_Model):
 
 
 class Experiment(_Model):
-    """A whole experiment; see ``raysere init`` for a commented one."""
+    """A whole experiment; see ``raysere init`` for a commented one.
+
+    ``${NAME}`` and ``${NAME:-default}`` in any text are expanded from the environment, and what they stand for is written to the run, the
+    ensemble and the report. An experiment holds no secrets: a variable whose name says that it is one (``..._TOKEN``, ``..._PASSWORD``,
+    ``..._KEY`` and the like) is refused, by name.
+    """
 
     name: str
     corpora: list[CorpusEntry] = Field(min_length=1)
@@ -273,7 +279,10 @@ def _check_lasting(experiment: Experiment, path: Path) -> None:
 
 
 def _expand(value: Any, path: Path) -> Any:
-    """Expand ``${NAME}`` and ``${NAME:-default}`` in every text."""
+    """Expand ``${NAME}`` and ``${NAME:-default}`` in every text. Raises ConfigError where a name says that it stands for a secret.
+
+    What is expanded is written to the run folder, ensembles and reports, and is part of messages; so no secret is.
+    """
     if isinstance(value, dict):
         return {key: _expand(item, path) for key, item in value.items()}
     if isinstance(value, list):
@@ -283,6 +292,13 @@ def _expand(value: Any, path: Path) -> Any:
 
     def replace(match: re.Match[str]) -> str:
         name, default = match.groups()
+        if _SECRET.search(name):
+            raise ConfigError(
+                f"An experiment holds no secrets, and the name of the variable {name} says that it is one",
+                where=path,
+                remedy="What stands in an experiment is written to its run, its ensemble and its report. Leave it out: code of your own "
+                f"that needs it reads {name} from the environment. If it is no secret, give the variable another name.",
+            )
         found = os.environ.get(name, default)
         if found is None:
             raise ConfigError(

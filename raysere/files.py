@@ -149,6 +149,14 @@ def to_yaml(value: Any) -> str:
     return yaml.dump(value, Dumper=_DUMPER, sort_keys=False, allow_unicode=True, width=120)
 
 
+def as_yaml(text: str) -> str:
+    """``text`` so that YAML reads it back as it is, also as one of ``[a, b]``: bare where that is the same, else quoted."""
+    with contextlib.suppress(yaml.YAMLError, ValueError):
+        if text.isprintable() and yaml.safe_load(text) == text and yaml.safe_load(f"[{text}]") == [text]:
+            return text
+    return yaml.safe_dump(text, default_style='"', allow_unicode=text.isprintable(), width=1 << 20).strip()
+
+
 def read_yaml(path: str | os.PathLike[str]) -> Any:
     """Read YAML safely; a syntax error becomes a :class:`ConfigError` with line and column."""
     path = Path(path)

@@ -21,16 +21,25 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import yaml
-
 from raysere.cluster import in_job
 from raysere.errors import ConfigError, EnvironmentFault, MissingFileError, RaysereError
 from raysere.experiment import STORAGE, Experiment, load_experiment, read_experiment
+from raysere.files import as_yaml
 
 ADDRESS = "http://127.0.0.1:8265"
 LIMIT_BYTES = 512 << 20  # Ray takes no more in one package
 _ALWAYS_OUT = (".git", ".venv", "venv", "__pycache__")  # what Ray leaves out without being told
 _IGNORE_FILES = (".gitignore", ".rayignore")
+# Never sent, as .gitignore would name it. Ordinary data and code have other names; what was left out is told.
+SECRETS = (
+    ".env", ".env.*", "*.env", ".envrc", "*token", "*token.txt",
+    "secret.*", "secrets.*", "client_secret*.json", "credentials", "credentials.*", "kubeconfig",
+    "*.pem", "*.key", "*.p12", "*.pfx", "id_rsa", "id_ecdsa", "id_ed25519",
+    ".netrc", ".pypirc", ".npmrc", ".git-credentials", ".ssh", ".aws", ".kube",
+)  # fmt: skip
+_TOKEN = re.compile(rb"[A-Za-z0-9+/=_-]{32,512}\s*")  # a file that holds one such word and nothing else, whatever its name
+_PRIVATE_KEY = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY")
+_SMALL_BYTES = 1 << 16  # no token or key is larger
 _SUBMITTED = re.compile(r"'(raysubmit_\w+)' submitted")
 _STATUS_CODES = {"SUCCEEDED": 0, "STOPPED": 130}
 
@@ -43,12 +52,14 @@ class Submission:
         command: the ``ray job submit`` line, a word each.
         working_dir: the folder that is sent.
         files: what of it is sent, relative, with sizes in bytes.
+        secrets: what of it is not sent because it looks like a token, a key or a password, relative.
         warnings: what will probably not be as the user thinks.
     """
 
     command: list[str]
     working_dir: Path
     files: dict[str, int]
+    secrets: list[str]
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -93,22 +104,31 @@ def prepare_submission(
         found = load_experiment(file.relative_to(root), tuple(overrides))
         raw = read_experiment(file.relative_to(root), tuple(overrides))
     moved = _folders(found, storage)
-    excludes = _own_output(found, root)
+    own = _own_output(found, root)
+    excludes = [*own, *SECRETS]
     files = upload(root, excludes)
+    for hidden in [name for name in files if _holds_secret(root / name)]:
+        excludes.append("/" + re.sub(r"([\\\[\]*?!# ])", r"\\\1", hidden))
+        del files[hidden]
+    secrets = sorted({path.relative_to(root).as_posix() for path in _sent(root, own)} - set(files))
     name = file.relative_to(root).as_posix()
     if name not in files:
         raise ConfigError(
             "The experiment itself is left out of what is sent",
-            where=f"{' or '.join(_IGNORE_FILES)} in {root} (or a folder below it), which names {name}",
-            remedy=f"Send the experiment's own folder: --working-dir {shlex.quote(str(experiment.parent))}",
+            where=f"{name}, which looks like a secret"
+            if name in secrets
+            else f"{' or '.join(_IGNORE_FILES)} in {root} (or a folder below it), which names {name}",
+            remedy="Give it another name."
+            if name in secrets
+            else f"Send the experiment's own folder: --working-dir {shlex.quote(str(experiment.parent))}",
         )
     command = ["ray", "job", "submit", "--address", address, "--working-dir", str(working_dir)]
-    command += ["--runtime-env-json", json.dumps({"excludes": excludes})] if excludes else []
+    command += ["--runtime-env-json", json.dumps({"excludes": excludes})]
     command += ["--no-wait"] if no_wait else []
     command += ["--", "raysere", "run", name, "--allow-rejected"]
     for override in [*overrides, *moved]:
         command += ["--set", override]
-    return Submission(command, root, files, _warnings(raw, root, file.parent, files))
+    return Submission(command, root, files, secrets, _warnings(raw, root, file.parent, files))
 
 
 def _folders(experiment: Experiment, storage: Path | None) -> list[str]:
@@ -127,13 +147,8 @@ def _folders(experiment: Experiment, storage: Path | None) -> list[str]:
                 remedy=f"Name storage that every node of the cluster mounts: --storage /FOLDER (or {STORAGE}=/FOLDER), "
                 f"or write an absolute `{key}:` into the experiment.",
             )
-        overrides.append(f"{key}={_as_yaml(str(storage / folder))}")
+        overrides.append(f"{key}={as_yaml(str(storage / folder))}")
     return overrides
-
-
-def _as_yaml(text: str) -> str:
-    """``text`` so that YAML reads it back as it is."""
-    return text if yaml.safe_load(text) == text else json.dumps(text)
 
 
 def _own_output(experiment: Experiment, root: Path) -> list[str]:
@@ -159,7 +174,7 @@ def upload(root: Path, excludes: Sequence[str] = ()) -> dict[str, int]:
     """
     files: dict[str, int] = {}
     total = 0
-    for path in _walk(root, [_matcher(root, [*_ALWAYS_OUT, *excludes])]):
+    for path in _sent(root, excludes):
         size = path.stat().st_size
         files[path.relative_to(root).as_posix()] = size
         total += size
@@ -171,6 +186,10 @@ def upload(root: Path, excludes: Sequence[str] = ()) -> dict[str, int]:
                 "--working-dir. Corpora and models belong on storage that all nodes mount.",
             )
     return files
+
+
+def _sent(root: Path, excludes: Sequence[str]) -> Iterator[Path]:
+    return _walk(root, [_matcher(root, [*_ALWAYS_OUT, *excludes])])
 
 
 def _walk(folder: Path, matchers: list[Callable[[Path, bool], bool]]) -> Iterator[Path]:
@@ -187,6 +206,18 @@ def _walk(folder: Path, matchers: list[Callable[[Path, bool], bool]]) -> Iterato
             yield from _walk(path, matchers)
         elif path.is_file():
             yield path
+
+
+def _holds_secret(path: Path) -> bool:
+    """Whether a file is a private key, or one long word without blanks: a token under a name that does not tell."""
+    try:
+        if path.stat().st_size > _SMALL_BYTES:
+            return False
+        with path.open("rb") as file:
+            start = file.read(600)
+    except PermissionError:  # Ray cannot read it, either, and would send nothing
+        return True
+    return bool(_PRIVATE_KEY.match(start) or _TOKEN.fullmatch(start))
 
 
 def _matcher(folder: Path, patterns: Sequence[str]) -> Callable[[Path, bool], bool]:
@@ -222,7 +253,9 @@ def _warnings(raw: dict[str, Any], root: Path, beside: Path, files: dict[str, in
         elif target.exists() and not any(
             name == (inside := target.relative_to(root).as_posix()) or name.startswith(f"{inside}/") for name in files
         ):
-            warnings.append(f"{key}: {text} is left out of what is sent (.gitignore or .rayignore): the job will not find it.")
+            warnings.append(
+                f"{key}: {text} is left out of what is sent (.gitignore, .rayignore, or it looks like a secret): the job will not find it."
+            )
     return warnings
 
 

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ FILE = "progress.json"
 FORMAT = "raysere.progress/1"
 _GROWTH = 0.05  # plain lines come further apart the longer a stage takes: a day of search should not be 8,640 lines
 _KEPT_EVERY_S = 1.0
+_JOINERS = "\u200c\u200d"  # letters of Persian, Urdu and Hindi need them
 _KEPT = ("total", "done", "first", "at_once", "started", "since", "note")
 
 
@@ -62,6 +64,34 @@ def duration(seconds: float) -> str:
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
+
+
+def printable(text: str, *, lines: bool = True) -> str:
+    """Text that a terminal shows and does not obey: what names of files, speakers, classes or errors may hold is escaped as in JSON.
+
+    Escaped are control characters (ESC, carriage return, ...), characters that turn the direction of writing, and bytes that are no UTF-8.
+
+    Args:
+        lines: keep line ends and tabs; without it they are escaped, too: a name takes one line.
+
+    Examples:
+        >>> printable("a\\x1b[2Jb\\r\\u202ec")
+        'a\\\\u001b[2Jb\\\\u000d\\\\u202ec'
+    """
+    if text.isprintable():  # most is
+        return text
+    return "".join(one if _is_plain(one, lines) else _escaped(one) for one in text)
+
+
+def _is_plain(one: str, lines: bool) -> bool:
+    if one in "\n\t":
+        return lines
+    return one in _JOINERS or unicodedata.category(one) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
+def _escaped(one: str) -> str:
+    units = one.encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
 
 
 class Progress:
@@ -135,7 +165,7 @@ class Progress:
         if self.quiet:
             return
         if self._rich is not None:
-            self._rich.update(self._bars[stage], advance=count, note=note)
+            self._rich.update(self._bars[stage], advance=count, note=printable(note, lines=False))
         elif ended or state.elapsed - self._shown[stage] >= max(self.every_s, _GROWTH * state.elapsed):
             self._shown[stage] = state.elapsed
             self.say(state.line())
@@ -146,6 +176,7 @@ class Progress:
             self._keep(Stage(stage, 0, 0, 0, 1, time.time()), always=True)
         if self.quiet:
             return
+        line = printable(line, lines=False)
         if self._rich is not None:
             self._rich.console.print(line, markup=False, highlight=False)
         else:

@@ -9,7 +9,7 @@ import polars as pl
 from raysere.corpora.adapters import CORPORA, load_corpus
 from raysere.corpora.labels import CLASS_MAPS
 from raysere.errors import ConfigError, RaysereError
-from raysere.files import atomic_write
+from raysere.files import as_yaml, atomic_write
 
 _TEXT = """\
 # Experiment for {corpus}: {count} utterances, {speakers} speakers, {minutes:.0f} minutes, {languages}.
@@ -55,10 +55,10 @@ def write_experiment(path: Path, *, corpus: str, folder: Path, classes: str | No
     if kind == "dimensional":
         task = "  kind: dimensional           # arousal, valence, dominance, scored by the concordance correlation (CCC)"
     else:
-        chosen = classes or _fitting_map(adapter.classes, corpus, table) or "[" + ", ".join(emotions) + "]"
+        chosen = classes or _fitting_map(adapter.classes, corpus, table) or "[" + ", ".join(map(as_yaml, emotions)) + "]"
         task = (
             f"  kind: {kind}\n  classes: {chosen}           # a class map, a list of labels, or label: class\n"
-            f"                               # labels here: {', '.join(emotions) or 'none'}\n"
+            f"                               # labels here: {', '.join(map(as_yaml, emotions)) or 'none'}\n"
             "  metric: uar                  # or macro_f1, accuracy"
         )
     splits = table.drop_nulls("split").filter(pl.col("split") != "unlabelled").group_by("speaker").agg(pl.col("split").n_unique())
@@ -75,10 +75,10 @@ def write_experiment(path: Path, *, corpus: str, folder: Path, classes: str | No
         count=table.height,
         speakers=speakers,
         minutes=(table["duration_s"].sum() or 0) / 60,
-        languages=", ".join(sorted(table["language"].unique())),
+        languages=", ".join(map(as_yaml, sorted(table["language"].unique()))),
         file=path,
         name=path.stem,
-        path=folder.expanduser().resolve(),
+        path=as_yaml(str(folder.expanduser().resolve())),
         task=task,
         protocol=protocol,
         features=features,

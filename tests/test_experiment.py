@@ -89,6 +89,40 @@ def test_environment_variables_are_expanded_or_missed_by_name(tmp_path, monkeypa
         load_experiment(write(tmp_path, corpora=[{"corpus": "emodb", "path": "${RAYSERE_NONE}"}]))
 
 
+SECRETS = ["SECRET", "HF_TOKEN", "MyToken", "DB_PASSWORD", "DB_PASS", "API_KEY", "AWS_SECRET_ACCESS_KEY", "CLIENT_SECRET_ID", "CREDENTIALS"]
+PLACES = [
+    {"corpora": [{"corpus": "emodb", "path": "/data/${@}/emodb"}]},
+    {"corpora": [{"corpus": "emodb", "path": "corpus", "options": {"login": ["user", "${@:-none}"]}}]},
+    {"name": "${@}"},
+    {"features": {"acoustic": {"backbone": "hf:org/model@${@}"}}},
+    {"search": [{"space": "${@}", "features": "acoustic", "trials": "${@}"}]},
+    {"serch": "${@}"},
+    {"runs": "${@}"},
+]
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_secret_goes_no_further_than_its_name(tmp_path, monkeypatch, name):
+    monkeypatch.setenv(name, "hunter2")
+    for changes in PLACES:
+        path = write(tmp_path, **changes)
+        path.write_text(path.read_text().replace("${@", "${" + name))
+        with pytest.raises(ConfigError, match=f"holds no secrets.* {name} ") as caught:
+            load_experiment(path)
+        assert "hunter2" not in str(caught.value)
+    with pytest.raises(ConfigError, match="holds no secrets"):
+        load_experiment(write(tmp_path), [f"corpora.0.options.login=${{{name}}}"])
+
+
+@pytest.mark.parametrize(
+    "name", ["RAYSERE_CORPORA", "TOKENIZER_FOLDER", "MONKEYS", "MONKEY", "PWD", "KEYWORDS", "AUTHOR", "PASSAGES", "USER"]
+)
+def test_other_variables_are_no_secrets(tmp_path, monkeypatch, name):
+    monkeypatch.setenv(name, "/data")
+    corpora = [{"corpus": "emodb", "path": f"${{{name}}}/emodb"}]
+    assert load_experiment(write(tmp_path, corpora=corpora)).corpora[0].path == "/data/emodb"
+
+
 def test_a_missing_or_shapeless_file_is_said(tmp_path):
     with pytest.raises(MissingFileError, match=r"none\.yaml"):
         load_experiment(tmp_path / "none.yaml")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
@@ -12,11 +13,15 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
+import urllib.request
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
 import pytest
+import yaml
 from ray.job_submission import JobSubmissionClient
 
 from raysere import jobs
@@ -80,7 +85,8 @@ def test_nothing_lasts_without_storage(project, monkeypatch):
 def test_what_is_sent(project):
     job = prepare_submission(Path("toy.yaml"), storage=Path("/s"))
     assert {name.split("/")[0] for name in job.files} == {"toy.yaml", "corpus", "notebooks"}  # earlier output never travels
-    assert '{"excludes": ["/runs", "/features"]}' in job.command
+    assert json.loads(job.command[job.command.index("--runtime-env-json") + 1]) == {"excludes": ["/runs", "/features", *jobs.SECRETS]}
+    assert job.secrets == []
     (project / ".rayignore").write_text("/notebooks/\n/runs/\n/features/\n")
     (project / "corpus/.gitignore").write_text("s1_*\n!s1_anger_0.wav\n")  # counts for what is below it alone
     (project / "s1_b").write_text("x")
@@ -101,6 +107,54 @@ def test_ray_sends_the_same_files(project):
     excludes = packaging._get_excludes(project, [".git", ".venv", "venv", "__pycache__", "/runs", "/features"])
     packaging._dir_travel(project, [excludes], taken.append, include_gitignore=True)
     assert {path.relative_to(project).as_posix() for path in taken if path.is_file()} == set(upload(project, ["/runs", "/features"]))
+
+
+def packed(folder: Path, excludes: list[str], target: Path) -> set[str]:
+    """Names in the package that Ray makes of a folder and would send."""
+    from ray._private.runtime_env import packaging
+
+    packaging.create_package(str(folder), target, include_gitignore=True, excludes=[*jobs._ALWAYS_OUT, *excludes])
+    return {name for name in zipfile.ZipFile(target).namelist() if not name.endswith("/")}
+
+
+@pytest.mark.parametrize("own", ["", "!token\n!.env\n"])  # a user's file of patterns takes nothing back
+def test_no_token_key_or_password_is_sent(project, tmp_path_factory, own):
+    word = secrets.token_hex(32)
+    hidden = {
+        **dict.fromkeys(["token", "auth_token", "serve.token", "my-token.txt", "corpus/token"], word + "\n"),  # as `openssl rand` writes it
+        **dict.fromkeys(["for the server", "corpus/[1] #x!.txt", "x.cfg"], word),  # a name that does not tell
+        **dict.fromkeys([".env", ".env.local", "prod.env", "deploy/.envrc", "secrets.yaml", "client_secret_7.json"], f"PASSWORD={word}"),
+        **dict.fromkeys([".ssh/config", ".aws/credentials", ".netrc", ".kube/config", "id_ed25519", "tls.key", "a.pem"], "x y"),
+        "corpus/plain.txt": f"-----BEGIN OPENSSH PRIVATE KEY-----\n{word}\n",
+    }
+    for name, text in hidden.items():
+        (project / name).parent.mkdir(exist_ok=True)
+        (project / name).write_text(text)
+    kept = {"tokenizer.json": "{}", "corpus/special_tokens_map.json": "{}", "keys.py": "x = 1", "revision.txt": "a short word", "empty": ""}
+    for name, text in kept.items():
+        (project / name).write_text(text)
+    if own:
+        (project / ".rayignore").write_text(own)
+    job = prepare_submission(Path("toy.yaml"), storage=Path("/s"))
+    excludes = json.loads(job.command[job.command.index("--runtime-env-json") + 1])["excludes"]
+    sent = packed(project, excludes, tmp_path_factory.mktemp("sent") / "package.zip")
+    assert not set(hidden) & sent
+    assert sent == set(job.files)
+    assert {"toy.yaml", *kept} <= sent
+    assert set(job.secrets) == set(hidden)
+
+
+def test_what_is_left_out_as_a_secret_is_told(project):
+    (project / "token").write_text(secrets.token_hex(32))
+    found = subprocess.run(
+        [sys.executable, "-m", "raysere", "submit", "toy.yaml", "--storage", "/s", "--dry-run"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    assert "Not sent, because it looks like a secret: token\n" in found.stderr
+    (project / "secrets.yaml").write_text((project / "toy.yaml").read_text())
+    with pytest.raises(ConfigError, match="looks like a secret.*another name"):
+        prepare_submission(Path("secrets.yaml"), storage=Path("/s"))
 
 
 def test_an_experiment_that_would_not_arrive_is_refused(project, tmp_path_factory):
@@ -336,7 +390,7 @@ def cluster():
             assert head.poll() is None, (folder / "log").read_text()
             assert time.monotonic() < deadline, (folder / "log").read_text()
             time.sleep(0.5)
-        yield address, environment
+        yield address, environment | {"AGENT": f"http://127.0.0.1:{ports['dashboard-agent-listen-port']}"}
     finally:
         started = psutil.Process(head.pid).children(recursive=True) if head.poll() is None else []
         head.send_signal(signal.SIGTERM)
@@ -439,6 +493,16 @@ def test_the_plain_line_of_ray_tells_where_nothing_lasts(cluster, sent):
     found = subprocess.run(command, cwd=sent[0], env=environment, capture_output=True, text=True, timeout=200)
     assert found.returncode == 1
     assert "no folder that lasts" in found.stdout + found.stderr
+
+
+def test_probes_of_kubernetes_need_no_token(cluster):
+    agent = cluster[1]["AGENT"]
+    pods = yaml.safe_load((ROOT / "k8s/rayjob.yaml").read_text())["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    probe = pods["containers"][0]["livenessProbe"]["httpGet"]
+    with urllib.request.urlopen(agent + probe["path"], timeout=30) as answer:
+        assert answer.status == 200
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"{cluster[0]}/api/jobs/", timeout=30)
 
 
 @pytest.mark.timeout(120)
