@@ -16,6 +16,7 @@ from typing import Any
 
 from raysere.errors import EnvironmentFault
 from raysere.listeners import listeners, process_tree
+from raysere.progress import warn
 
 NAMESPACE = "raysere"
 _ANSWER_S = 60.0
@@ -247,10 +248,9 @@ def tell_open_ports(wanted: int | None = None) -> None:
     """
     for one in listeners(process_tree(os.getpid())):
         if one.beyond and one.port != wanted:
-            print(
+            warn(
                 f"Warning: {one.process} listens on {one.address} port {one.port}, which other machines may reach: this version of Ray "
-                "does not keep it on this machine. Block the port, or install the Ray of constraints.txt.",
-                file=sys.stderr,
+                "does not keep it on this machine. Block the port, or install the Ray of constraints.txt."
             )
 
 

@@ -124,6 +124,12 @@ def digest(value: Any, length: int = 16) -> str:
     return hashlib.sha256(value).hexdigest()[:length]
 
 
+def file_hash(path: str | os.PathLike[str]) -> str:
+    """Hex SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")

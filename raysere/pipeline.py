@@ -24,6 +24,7 @@ from raysere.features.content import MISSING
 from raysere.files import atomic_write, explain_write_errors, read_json
 from raysere.preparation import REJECTED, Prepared, prepare, run_settings, write_rejected, write_run
 from raysere.progress import Progress
+from raysere.search.hashes import FileCheck
 
 if TYPE_CHECKING:
     from raysere.corpora.manifest import Manifest
@@ -134,14 +135,15 @@ def _run_stages(experiment: Experiment, until: str, progress: Progress, retry_er
         outcome.rejected = rejected.filter(~pl.col("stage").is_in(list(MISSING.values()))).to_dicts()  # a modality may be missing
         if until == "extract":
             return outcome
-        outcome.trials = _search(prepared, progress, retry_errors)
+        check = FileCheck()
+        outcome.trials = _search(prepared, progress, retry_errors, check)
         if until == "tune":
             return outcome
-        outcome.evaluation = _evaluate(folder, progress)
+        outcome.evaluation = _evaluate(folder, progress, check)
         if until == "report":
             from raysere.report.page import write_report
 
-            outcome.report = write_report(folder)
+            outcome.report = write_report(folder, check)
             progress.say(f"report: {outcome.report}")
     return outcome
 
@@ -194,13 +196,14 @@ def _extract(prepared: Prepared, progress: Progress) -> pl.DataFrame:
     return pl.concat(rejected)
 
 
-def _search(prepared: Prepared, progress: Progress, retry_errors: bool) -> int:
+def _search(prepared: Prepared, progress: Progress, retry_errors: bool, check: FileCheck) -> int:
     from raysere.search.ledger import Ledger
     from raysere.search.tuner import run_search
 
     experiment, ledger = prepared.experiment, Ledger(prepared.experiment.run_folder)
     wanted = {study.trial_id(outer, number) for study in prepared.studies for outer in study.lanes for number in range(study.trials)}
-    if missing := wanted - {record.trial for record in ledger.trials() if not (retry_errors and record.status == "error")}:
+    check.set_aside(ledger)
+    if missing := wanted - {record.trial for record in check.trials(ledger) if not (retry_errors and record.status == "error")}:
         start_ray()
         progress.say(f"search: {len(missing)} of {len(wanted)} trials are to run")
         run_search(
@@ -210,18 +213,19 @@ def _search(prepared: Prepared, progress: Progress, retry_errors: bool) -> int:
             max_concurrent=experiment.trial.concurrent,
             progress=progress,
             retry_errors=retry_errors,
+            check=check,
         )
     return len(ledger.ids())
 
 
-def _evaluate(folder: Path, progress: Progress) -> dict[str, Any]:
+def _evaluate(folder: Path, progress: Progress, check: FileCheck) -> dict[str, Any]:
     """Fit the ensemble, save it, score it; skipped where the trials are those of the evaluation that is there."""
     from raysere.ensemble.evaluation import evaluate, evaluation_is_current
 
-    if evaluation_is_current(folder):
+    if evaluation_is_current(folder, check):
         return read_json(folder / "evaluation.json")
     progress.say("ensemble: calibrating and choosing members", stage="ensemble")
-    return evaluate(folder)
+    return evaluate(folder, check=check)
 
 
 # --- verbs on runs ---------------------------------------------------------------------------------------------------

@@ -18,10 +18,11 @@ from raysere.corpora.labels import ClassMap
 from raysere.corpora.manifest import Manifest, concat
 from raysere.corpora.splits import describe_splits, make_splits, verify_splits
 from raysere.doctor import versions
+from raysere.ensemble.runs import check_tables
 from raysere.errors import ConfigError
 from raysere.experiment import Experiment
 from raysere.features.spec import FeatureSpec, copies, resolve
-from raysere.files import atomic_write, explain_write_errors, read_yaml, write_yaml
+from raysere.files import atomic_write, explain_write_errors, file_hash, read_yaml, write_yaml
 from raysere.training.task import Task
 
 RUN_FORMAT = "raysere.run/1"
@@ -59,9 +60,10 @@ class Prepared:
 
 
 def load_manifest(experiment: Experiment) -> tuple[Manifest, pl.DataFrame]:
-    """The manifest of an experiment: that of its run where there is one, else read from the corpora."""
+    """The manifest of an experiment: that of its run where there is one (checked by its hash), else read from the corpora."""
     folder = experiment.run_folder
     if (folder / "manifest.parquet").is_file() and (folder / "experiment.yaml").is_file():
+        check_tables(folder, run_settings(folder / "experiment.yaml"))
         rejected = (
             pl.read_parquet(folder / "quarantine.parquet") if (folder / "quarantine.parquet").is_file() else pl.DataFrame(schema=REJECTED)
         )
@@ -177,12 +179,15 @@ def write_run(prepared: Prepared) -> Path:
     experiment, folder = prepared.experiment, prepared.experiment.run_folder
     with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "experiment.yaml").is_file():  # written last: without it the other two may be those of another start
+    path = folder / "experiment.yaml"
+    hashed = set(run_settings(path).get("files") or ()) if path.is_file() else {"manifest.parquet", "splits.parquet"}
+    if not path.is_file():  # written last: without it the other two may be those of another start
         prepared.manifest.write(folder / "manifest.parquet")
         with atomic_write(folder / "splits.parquet") as temporary:
             prepared.splits.write_parquet(temporary)
     elif pl.read_parquet(folder / "splits.parquet").equals(prepared.splits):
         if Manifest.read(folder / "manifest.parquet").roots != prepared.manifest.roots:  # the corpus was moved
+            write_yaml(path, {**run_settings(path), "files": {}})  # a kill between the two writes must not leave the hash of another file
             prepared.manifest.write(folder / "manifest.parquet")
     else:
         raise ConfigError(
@@ -193,7 +198,7 @@ def write_run(prepared: Prepared) -> Path:
     write_rejected(folder, prepared.rejected)
     rules = prepared.class_map
     write_yaml(
-        folder / "experiment.yaml",
+        path,
         {
             "format": RUN_FORMAT,
             "name": experiment.name,
@@ -214,6 +219,7 @@ def write_run(prepared: Prepared) -> Path:
             "ensemble": experiment.ensemble.model_dump(mode="json"),
             "seed": experiment.seed,
             "manifest_fingerprint": prepared.manifest.fingerprint,
+            "files": {name: file_hash(folder / name) for name in sorted(hashed)},  # none of a run that began without them
             "synthetic": prepared.manifest.synthetic,
             "notes": prepared.manifest.notes,
             "versions": versions(),

@@ -83,6 +83,11 @@ def printable(text: str, *, lines: bool = True) -> str:
     return "".join(one if _is_plain(one, lines) else _escaped(one) for one in text)
 
 
+def warn(line: str) -> None:
+    """Say something on the console that must be seen, also under ``--quiet``."""
+    print(printable(line), file=sys.stderr, flush=True)
+
+
 def _is_plain(one: str, lines: bool) -> bool:
     if one in "\n\t":
         return lines

@@ -21,7 +21,7 @@ from raysere.ensemble.calibration import Calibration
 from raysere.ensemble.card import write_card
 from raysere.ensemble.classes import POOL_NAMES, ClassFit
 from raysere.ensemble.config import EnsembleConfig
-from raysere.ensemble.description import FORMATS, describe, file_hash
+from raysere.ensemble.description import FORMATS, describe
 from raysere.ensemble.dimensional import AttributeFit, AttributeRanks
 from raysere.ensemble.fit import AttributePart, Part
 from raysere.ensemble.library import MemberInfo
@@ -29,10 +29,11 @@ from raysere.ensemble.offsets import LADDER
 from raysere.ensemble.pools import KNOTS, RankReference
 from raysere.ensemble.protocols import Fitted
 from raysere.ensemble.runs import Run
+from raysere.ensemble.saved import checked_files, read_description, write_description
 from raysere.ensemble.stack import Stack
 from raysere.errors import DataError, MissingFileError, RaysereError
 from raysere.features.spec import FeatureSpec
-from raysere.files import atomic_folder, explain_write_errors, read_yaml, write_json, write_yaml
+from raysere.files import atomic_folder, explain_write_errors, file_hash, write_json
 from raysere.training.task import Task
 
 
@@ -71,8 +72,8 @@ def save_ensemble(runs: Sequence[Run], fitted: Fitted, config: EnsembleConfig, f
             (temporary / "members").mkdir()
             record = describe(runs, fitted, config, temporary, evaluation)
             (temporary / "card.md").write_text(write_card(record, evaluation), encoding="utf-8")
-            write_yaml(temporary / "ensemble.yaml", {**record, "card": {"file": "card.md", "sha256": file_hash(temporary / "card.md")}})
             write_json(temporary / "evaluation.json", evaluation)
+            write_description(temporary, record)
         with explain_write_errors(folder):
             _replace(folder, staged)
     finally:
@@ -112,7 +113,7 @@ def load_ensemble(folder: str | os.PathLike[str]) -> Bundle:
             remedy="Name a folder that `raysere run` or `raysere ensemble` wrote, such as runs/NAME/ensemble.",
         )
     fingerprint = file_hash(folder / "ensemble.yaml")[:16]
-    record = read_yaml(folder / "ensemble.yaml")
+    record = read_description(folder)
     if not isinstance(record, dict) or record.get("format") not in FORMATS:
         found = record.get("format") if isinstance(record, dict) else None
         raise DataError(
@@ -126,9 +127,7 @@ def load_ensemble(folder: str | os.PathLike[str]) -> Bundle:
         if list(task.classes) != list(record["classes"]):
             raise DataError("The class order of this ensemble contradicts itself", where=folder / "ensemble.yaml")
         members = {entry["id"]: entry for entry in record["members"]}
-        weights = {name: checked_path(folder, entry["weights"], entry["sha256"], (".safetensors",)) for name, entry in members.items()}
-        if "card" in record:
-            checked_path(folder, record["card"]["file"], record["card"]["sha256"], (".md",))
+        weights = checked_files(folder, record)
         specs = {key: FeatureSpec.from_json(entry["spec"], where=f"features.{key}") for key, entry in record["features"].items()}
         for entry in record["members"]:
             _check_member(entry, specs)
@@ -144,27 +143,6 @@ def load_ensemble(folder: str | os.PathLike[str]) -> Bundle:
     if file_hash(folder / "ensemble.yaml")[:16] != fingerprint:
         raise DataError("This ensemble was replaced while it was read", where=folder, remedy="Read it again.")
     return Bundle(folder, task, parts, members, specs, weights, record, fingerprint)
-
-
-def checked_path(folder: Path, name: str, sha256: str, suffixes: tuple[str, ...]) -> Path:
-    """The file ``name`` inside ``folder``. Raises DataError when it lies outside or was changed, MissingFileError when it is gone."""
-    root = folder.resolve()
-    path = (root / str(name)).resolve()
-    if not path.is_relative_to(root) or path.suffix not in suffixes:
-        raise DataError(
-            f"The ensemble names a file outside its folder: {name}",
-            where=folder / "ensemble.yaml",
-            remedy="Do not use this ensemble: it was tampered with.",
-        )
-    if not path.is_file():
-        raise MissingFileError(f"A file of the ensemble is missing: {name}", where=folder)
-    if file_hash(path) != sha256:
-        raise DataError(
-            f"A file of the ensemble was changed since it was saved: {name}",
-            where=folder,
-            remedy="Save the ensemble again: `raysere evaluate RUN`.",
-        )
-    return path
 
 
 def _check_member(entry: dict[str, Any], specs: dict[str, FeatureSpec]) -> None:

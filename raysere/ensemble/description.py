@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shutil
 from collections.abc import Sequence
@@ -18,9 +17,9 @@ from raysere.ensemble.fit import Part
 from raysere.ensemble.library import MemberInfo
 from raysere.ensemble.protocols import Fitted
 from raysere.ensemble.runs import Run
-from raysere.errors import ConfigError, MissingFileError, RaysereError
+from raysere.errors import ConfigError, DataError, MissingFileError, RaysereError
 from raysere.features.spec import FeatureSpec
-from raysere.files import digest, read_json
+from raysere.files import digest, file_hash, read_json
 from raysere.training.task import Task
 
 #: The second is written where an ensemble has what a reader of the first would not see: offsets, a stack, ranks, votes, an estimated prior.
@@ -241,7 +240,14 @@ def _copy_weights(run: Run, member: MemberInfo, folder: Path) -> dict[str, str]:
         )
     name = f"members/{re.sub(r'[^A-Za-z0-9._-]', '_', member.id)}-{digest(member.id, 6)}.safetensors"
     shutil.copyfile(source, folder / name)
-    return {"weights": name, "sha256": file_hash(folder / name)}
+    sha256 = file_hash(folder / name)  # of the copy: what is served is what was recorded, also where the source changed a moment ago
+    if member.record.files is not None and sha256 != member.record.files.get(source.name):
+        raise DataError(
+            f"The tensors of {member.id} were changed while the ensemble was made of them",
+            where=source,
+            remedy="Run the same command again: the trial is then left out.",
+        )
+    return {"weights": name, "sha256": sha256}
 
 
 def _licences(runs: Sequence[Run], features: dict[str, Any]) -> dict[str, Any]:
@@ -263,12 +269,3 @@ def _licences(runs: Sequence[Run], features: dict[str, Any]) -> dict[str, Any]:
             except RaysereError:
                 corpora[corpus["corpus"]] = "unknown"
     return {"backbones": backbones, "corpora": corpora}
-
-
-def file_hash(path: Path) -> str:
-    """Hex SHA-256 of a file."""
-    value = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            value.update(block)
-    return value.hexdigest()

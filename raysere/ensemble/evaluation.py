@@ -25,8 +25,10 @@ from raysere.ensemble.library import usable_trials
 from raysere.ensemble.protocols import SYSTEMS, Answers, Fitted, fit_runs
 from raysere.ensemble.recipes import wanted_recipes
 from raysere.ensemble.runs import Run, Truth, dev_truth, test_truth
-from raysere.errors import DataError, RaysereError
+from raysere.ensemble.saved import checked_record
+from raysere.errors import ConfigError, DataError, MissingFileError, RaysereError
 from raysere.files import atomic_write, digest, read_json, write_json
+from raysere.search.hashes import FileCheck
 from raysere.training import metrics
 
 FORMAT = "raysere.evaluation/1"
@@ -35,14 +37,14 @@ _BINS = 10
 _FEW_UNITS = 10
 
 
-def evaluate(run: str | os.PathLike[str], config: EnsembleConfig | None = None) -> dict[str, Any]:
+def evaluate(run: str | os.PathLike[str], config: EnsembleConfig | None = None, *, check: FileCheck | None = None) -> dict[str, Any]:
     """Fit the ensemble of a run, save it to ``ensemble/``, write ``held_out.parquet`` and ``evaluation.json``; returns the latter.
 
     Raises DataError: no finished trial, splits that share a speaker, and what :func:`fit_runs` raises.
     """
     from raysere.ensemble.bundle import save_ensemble
 
-    opened = Run.open(run)
+    opened = Run.open(run, check)
     config = config or opened.config
     inputs = fingerprint([opened], config)
     fitted = fit_runs([opened], config)
@@ -62,7 +64,8 @@ def evaluate_runs(runs: Sequence[str | os.PathLike[str]], out: str | os.PathLike
     """
     from raysere.ensemble.bundle import save_ensemble
 
-    opened = [Run.open(run) for run in runs]
+    check = FileCheck()
+    opened = [Run.open(run, check) for run in runs]
     if not opened:
         raise DataError("No run is named")
     config = opened[0].config
@@ -74,16 +77,25 @@ def evaluate_runs(runs: Sequence[str | os.PathLike[str]], out: str | os.PathLike
     return result
 
 
-def evaluation_is_current(run: str | os.PathLike[str]) -> bool:
-    """Whether evaluation.json and the saved ensemble are those of the trials and settings that the run has now."""
+def evaluation_is_current(run: str | os.PathLike[str], check: FileCheck | None = None) -> bool:
+    """Whether evaluation.json and the saved ensemble are those of the trials and settings that the run has now, and as they were saved.
+
+    Of files that changed since they were saved the user is told (``check``).
+    """
     folder = Path(run)
     if not (folder / "evaluation.json").is_file() or not (folder / "ensemble" / "ensemble.yaml").is_file():
         return False
+    check = check or FileCheck()
     try:
-        opened = Run.open(folder)
-        return read_json(folder / "evaluation.json").get("inputs") == fingerprint([opened], opened.config)
-    except (RaysereError, AttributeError):
+        opened = Run.open(folder, check)
+        if read_json(folder / "evaluation.json").get("inputs") != fingerprint([opened], opened.config):
+            return False
+        checked_record(folder)
+    except (AttributeError, ConfigError, DataError, MissingFileError) as error:
+        what = f"{error.what.rstrip('.')}. Where: {error.where}" if isinstance(error, RaysereError) else "evaluation.json is damaged"
+        check.tell(f"The ensemble is made anew. {what}.")
         return False
+    return True
 
 
 def fingerprint(runs: Sequence[Run], config: EnsembleConfig) -> str:

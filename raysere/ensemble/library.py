@@ -18,7 +18,7 @@ from raysere.ensemble.objective import Objective, confusion_counts
 from raysere.ensemble.priors import likeliest_class
 from raysere.ensemble.runs import Run, check_same, dev_truth
 from raysere.errors import DataError, RaysereError
-from raysere.search.ledger import Ledger, Record
+from raysere.search.ledger import Record
 from raysere.training.metrics import ccc
 from raysere.training.task import Task
 
@@ -252,8 +252,8 @@ def load_predictions(runs: Sequence[Run], outer: int, part: Literal["dev", "test
 
 
 def usable_trials(run: Run) -> list[Record]:
-    """Finished trials that may become members: trained (to the end or stopped early), and no copy of another."""
-    return [record for record in Ledger(run.folder).trials() if record.scored and record.twin_of is None]
+    """Finished trials that may become members: trained (to the end or stopped early), as recorded, and no copy of another."""
+    return [record for record in run.trials() if record.scored and record.twin_of is None]
 
 
 def _member(run: Run, record: Record) -> MemberInfo:

@@ -16,7 +16,7 @@ from raysere.ensemble.library import MemberInfo, Predictions
 from raysere.ensemble.members import contributions_of
 from raysere.errors import ConfigError, DataError, RaysereError
 from raysere.features.backbone import Backbone, Item
-from raysere.files import canonical_json
+from raysere.files import canonical_json, digest
 
 if TYPE_CHECKING:
     from raysere.features.content import Work
@@ -235,7 +235,7 @@ class Ensemble:
 
     def _predictor(self, name: str) -> Any:
         if name not in self._predictors:
-            from safetensors.torch import load_file
+            from safetensors.torch import load
 
             from raysere.methods import METHODS
             from raysere.training.method import Shapes
@@ -244,12 +244,19 @@ class Ensemble:
             entry = self.bundle.members[name]
             streams = {stream: self.bundle.specs[key].shape() for stream, key in entry["features"].items()}
             method = METHODS.get(entry["method"])()
+            tensors = self.bundle.weights[name].read_bytes()
+            if digest(tensors, 64) != entry["sha256"]:  # of the bytes that answer: a member may be opened long after the check
+                raise DataError(
+                    f"The tensors of the member {name} were changed since the ensemble was opened",
+                    where=self.bundle.weights[name],
+                    remedy="Open the ensemble again.",
+                )
             try:
                 self._predictors[name] = load_predictor(
                     method,
                     entry["resolved"] or entry["params"],
                     Shapes(self.task, streams),
-                    load_file(self.bundle.weights[name]),
+                    load(tensors),
                     device=self.device,
                 )
             except (KeyError, RuntimeError, ValueError) as error:

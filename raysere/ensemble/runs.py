@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,22 +18,25 @@ from raysere.corpora.labels import class_map
 from raysere.corpora.manifest import Manifest
 from raysere.ensemble.config import EnsembleConfig
 from raysere.errors import ConfigError, DataError, MissingFileError
-from raysere.files import read_yaml
+from raysere.files import file_hash, read_yaml
+from raysere.search.hashes import FileCheck
+from raysere.search.ledger import Ledger, Record
 from raysere.training.data import build_labels
 from raysere.training.task import Labels, Task
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One run folder, opened. ``settings`` is its experiment.yaml."""
+    """One run folder, opened. ``settings`` is its experiment.yaml; ``check`` reads its trials, and belongs to one command."""
 
     folder: Path
     settings: dict[str, Any]
     task: Task
     splits: pl.DataFrame
+    check: FileCheck = field(default_factory=FileCheck)
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str]) -> Run:
+    def open(cls, folder: str | os.PathLike[str], check: FileCheck | None = None) -> Run:
         """Raises MissingFileError where a file is missing, ConfigError for settings and DataError for splits that cannot be read."""
         folder = Path(folder)
         settings = read_yaml(folder / "experiment.yaml")
@@ -51,7 +54,8 @@ class Run:
         for name in ("splits.parquet", "manifest.parquet"):
             if not (folder / name).is_file():
                 raise MissingFileError(f"There is no {name}", where=folder, remedy="A run is a folder that `raysere run` wrote.")
-        return cls(folder, settings, task, _read_splits(folder / "splits.parquet"))
+        check_tables(folder, settings)
+        return cls(folder, settings, task, _read_splits(folder / "splits.parquet"), check or FileCheck())
 
     @property
     def name(self) -> str:
@@ -108,9 +112,25 @@ class Run:
     def synthetic(self) -> bool:
         return bool(self.manifest.synthetic)
 
+    def trials(self) -> list[Record]:
+        """Finished trials that are as they were recorded; of others the user is told (:class:`FileCheck`)."""
+        return self.check.trials(Ledger(self.folder))
+
     def rows(self, outer: int, role: str) -> pl.DataFrame:
         """Columns utterance, fold of the rows of one role (pool or test) of an outer split."""
         return self.splits.filter((pl.col("outer") == outer) & (pl.col("role") == role)).select("utterance", "fold")
+
+
+def check_tables(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Raise DataError where a file of a run was changed since ``settings`` (its experiment.yaml) recorded its hash, MissingFileError
+    where it is gone."""
+    remedy = "Restore this file, or run the experiment again under another name (--set name=...)."
+    for name, sha256 in (settings.get("files") or {}).items():
+        path = folder / Path(name).name
+        if not path.is_file():
+            raise MissingFileError(f"There is no {name}", where=folder, remedy=remedy)
+        if file_hash(path) != sha256:
+            raise DataError(f"{name} was changed since the run began, and its figures depend on it", where=path, remedy=remedy)
 
 
 def _read_splits(path: Path) -> pl.DataFrame:

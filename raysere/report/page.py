@@ -10,9 +10,13 @@ import jinja2
 import polars as pl
 
 from raysere.corpora.manifest import Manifest
+from raysere.ensemble.runs import check_tables
+from raysere.ensemble.saved import checked_record
+from raysere.errors import ConfigError, DataError, MissingFileError
 from raysere.files import atomic_write, canonical_json, read_json, read_yaml
 from raysere.report import charts
 from raysere.report.importance import parameter_importance
+from raysere.search.hashes import FileCheck
 from raysere.search.leaderboard import leaderboard
 from raysere.search.ledger import Ledger, Record
 
@@ -35,23 +39,27 @@ MODALITY_COLOUR = {"audio": "c0", "text": "c1"}
 SHOWN_REJECTS = 200
 
 
-def write_report(run: str | os.PathLike[str]) -> Path:
-    """Write ``report.html`` into a run folder and return its path. Whatever the run has so far is shown."""
+def write_report(run: str | os.PathLike[str], check: FileCheck | None = None) -> Path:
+    """Write ``report.html`` into a run folder and return its path. Whatever the run has so far is shown.
+
+    Trials and a saved ensemble whose files changed since they were recorded are left out, and the user is told (``check``).
+    """
     run = Path(run)
     environment = jinja2.Environment(loader=jinja2.PackageLoader("raysere.report", "."), autoescape=True, trim_blocks=True)
-    page = environment.get_template("page.html.j2").render(**collect(run))
+    page = environment.get_template("page.html.j2").render(**collect(run, check or FileCheck()))
     with atomic_write(run / "report.html") as temporary:
         temporary.write_text(page, encoding="utf-8")
     return run / "report.html"
 
 
-def collect(run: Path) -> dict[str, Any]:
+def collect(run: Path, check: FileCheck) -> dict[str, Any]:
     """Everything that the page shows, as values and finished charts."""
     experiment = read_yaml(run / "experiment.yaml")
+    check_tables(run, experiment)
     manifest = Manifest.read(run / "manifest.parquet")
-    board, records = leaderboard(run), Ledger(run).trials()
-    evaluation = read_json(run / "evaluation.json") if (run / "evaluation.json").is_file() else None
-    bundle = read_yaml(run / "ensemble" / "ensemble.yaml") if (run / "ensemble" / "ensemble.yaml").is_file() else None
+    records = check.trials(Ledger(run))
+    board = leaderboard(run, records=records)
+    evaluation, bundle = _figures(run, check)
     values: dict[str, Any] = {
         "name": experiment["name"],
         "synthetic": manifest.synthetic,
@@ -81,6 +89,16 @@ def collect(run: Path) -> dict[str, Any]:
     ]
     values["sections"] = [(key, label) for key, label, there in present if there]
     return {key: _safe(value) if isinstance(value, str) and value.startswith("<svg") else value for key, value in values.items()}
+
+
+def _figures(run: Path, check: FileCheck) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """evaluation.json and ensemble.yaml, each None where it is not there; both None where a file changed since they were saved."""
+    try:
+        bundle = checked_record(run) if (run / "ensemble" / "ensemble.yaml").is_file() else None
+    except (ConfigError, DataError, MissingFileError) as error:
+        check.tell(f"Left out of the report: the ensemble and its figures. {error}")
+        return None, None
+    return read_json(run / "evaluation.json") if (run / "evaluation.json").is_file() else None, bundle
 
 
 def _safe(chart: str) -> Any:

@@ -19,6 +19,7 @@ from raysere import errors
 from raysere.errors import ConfigError, RaysereError
 from raysere.files import read_json, read_yaml
 from raysere.progress import Progress
+from raysere.search.hashes import FileCheck
 from raysere.search.ledger import Ledger, Record, make_record
 from raysere.search.overview import SearchEvents, write_overview
 from raysere.search.study import StudySpec
@@ -60,6 +61,7 @@ class Board:
     studies: list[StudySpec]
     progress: Progress
     resources: dict[str, float]
+    check: FileCheck = field(default_factory=FileCheck)
     ledger: Ledger = field(init=False)
     lanes: list[Lane] = field(init=False)
     records: dict[str, Record] = field(init=False)
@@ -81,9 +83,9 @@ class Board:
         self.rebuild()
 
     def reload(self) -> None:
-        """Read the finished trials of these studies."""
+        """Read the finished trials of these studies that are as they were recorded."""
         names = {study.name for study in self.studies}
-        self.records = {record.trial: record for record in self.ledger.trials() if record.study in names}
+        self.records = {record.trial: record for record in self.check.trials(self.ledger) if record.study in names}
         self.resumed = len(self.records)
 
     def _mine(self) -> list[Record]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,14 @@ COLUMNS: dict[str, Any] = {
 }
 
 
-def leaderboard(run_dir: str | os.PathLike[str], *, write: bool = True) -> pl.DataFrame:
-    """All finished trials of a run, by score (best first; trials without one last), then status, then id.
+def leaderboard(run_dir: str | os.PathLike[str], *, write: bool = True, records: Sequence[Record] | None = None) -> pl.DataFrame:
+    """All finished trials of a run (or those in ``records``), by score (best first; trials without one last), then status, then id.
 
     ``params.NAME`` columns are null where the branch was not taken; a parameter that is a number in some trials and a text in others
     is a text. ``error`` is the first line of what went wrong. Also written to ``leaderboard.parquet``, unless ``write`` is False.
     """
     run_dir = Path(run_dir)
-    records = Ledger(run_dir).trials()
+    records = Ledger(run_dir).trials() if records is None else records
     metrics = _metrics(run_dir, records)
     data: dict[str, list[Any]] = {name: [_cell(record, name, metrics) for record in records] for name in COLUMNS}
     frame = pl.DataFrame({name: pl.Series(name, values, dtype=COLUMNS[name]) for name, values in data.items()})
@@ -51,7 +52,7 @@ def leaderboard(run_dir: str | os.PathLike[str], *, write: bool = True) -> pl.Da
     return frame
 
 
-def _metrics(run_dir: Path, records: list[Record]) -> dict[str, str]:
+def _metrics(run_dir: Path, records: Sequence[Record]) -> dict[str, str]:
     """Study to the name of its metric."""
     from raysere.search.study import read_study
 

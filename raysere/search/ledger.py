@@ -2,13 +2,16 @@
 
 A worker stages what a trial has so far in a hidden folder; the driver adds ``DONE`` and renames it to ``trials/ID``. So a
 folder is there whole or not at all, whatever was killed, and Tune's and Optuna's own state is never needed again. ``DONE``
-repeats what ``params.yaml`` says, since a thousand trials are read in an eighth of the time without YAML.
+repeats what ``params.yaml`` says, since a thousand trials are read in an eighth of the time without YAML, and holds the hashes of all files
+(:mod:`raysere.search.hashes`), which commands check that certify a trial.
 """
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,18 +24,20 @@ from raysere.files import (
     atomic_folder,
     canonical_json,
     explain_write_errors,
+    file_hash,
     flush_folder,
     read_json,
     read_yaml,
     to_yaml,
     write_json,
 )
+from raysere.search.hashes import hash_folder, sealed
 
 TRIAL_FORMAT = "raysere.trial/1"
 STATUSES = ("done", "stopped", "infeasible", "error")
 SCORED = ("done", "stopped")
 _STAGED = ".partial"
-_OPTIONAL = ("epoch", "epochs", "seconds", "memory", "error", "metrics", "describe", "twin_of")
+_OPTIONAL = ("epoch", "epochs", "seconds", "memory", "error", "metrics", "describe", "twin_of", "files")
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class Record:
         score: development score of the best epoch; None without one. epoch: that epoch. epochs: how many were trained.
         seconds: of training. memory: bytes at its peak, ``resident`` of the worker and ``gpu`` (empty where nobody looked).
         twin_of: the finished trial of the same configuration from which this one was copied.
+        files: name to SHA-256 of each file; None for a trial that was recorded before hashes were kept.
     """
 
     folder: Path
@@ -72,6 +78,7 @@ class Record:
     metrics: dict[str, float] = field(default_factory=dict)
     describe: dict[str, Any] = field(default_factory=dict)
     twin_of: str | None = None
+    files: dict[str, str] | None = None
 
     @property
     def scored(self) -> bool:
@@ -104,9 +111,9 @@ class Ledger:
         """Ids of the finished trials, sorted."""
         if not self.folder.is_dir():
             return []
-        return [name for name in self._names() if (self.folder / name / "DONE").is_file()]
+        return [name for name in self.names() if (self.folder / name / "DONE").is_file()]
 
-    def _names(self) -> list[str]:
+    def names(self) -> list[str]:
         """Names of all folders that may be finished trials, sorted."""
         try:
             return sorted(name for name in os.listdir(self.folder) if not name.startswith("."))
@@ -115,14 +122,17 @@ class Ledger:
 
     def read(self, trial: str) -> Record:
         """One record. Raises MissingFileError, or DataError for a folder that is no finished trial of a known format."""
+        return self.record(trial, read_json(self.folder / trial / "DONE"))
+
+    def record(self, trial: str, done: dict[str, Any]) -> Record:
+        """The record of a trial whose ``DONE`` says ``done``. Raises as :meth:`read`."""
         folder = self.folder / trial
-        done = read_json(folder / "DONE")
         return make_record(folder, done["head"] if "head" in done else read_yaml(folder / "params.yaml"), done)
 
     def trials(self) -> list[Record]:
         """All finished trials, by id."""
         records = []
-        for trial in self._names():
+        for trial in self.names():
             try:
                 records.append(self.read(trial))
             except MissingFileError:
@@ -140,14 +150,18 @@ class Ledger:
         return self.folder / f".{trial}.{attempt}.{epochs:05d}{_STAGED}"
 
     def finalise(self, trial: str, staged: Path, done: dict[str, Any]) -> None:
-        """Flush a staged folder, add ``DONE`` and rename it to ``trials/ID``. A record that is there already stays as it is."""
+        """Flush a staged folder, add ``DONE`` and rename it to ``trials/ID``. A record that is there already stays as it is.
+
+        ``done`` may have ``files``, the hashes that the writer of the files took, or None for files whose hashes nobody knows.
+        """
         target = self.folder / trial
         with explain_write_errors(target):
             if (target / "DONE").is_file():
                 shutil.rmtree(staged, ignore_errors=True)
                 return
             flush_folder(staged)
-            write_json(staged / "DONE", done if done.get("head") else {**done, **_repeated(staged)})
+            record = done if done.get("head") else {**done, **_repeated(staged)}
+            write_json(staged / "DONE", sealed(record if "files" in record else {**record, "files": hash_folder(staged)}))
             if target.exists():  # a folder without DONE: someone's torn copy
                 os.rename(target, self.folder / f".{trial}.torn-{os.getpid()}")
             os.rename(staged, target)
@@ -171,7 +185,11 @@ class Ledger:
                 if source.name not in ("params.yaml", "DONE"):
                     shutil.copyfile(source, folder / source.name)
             write_head(folder, {**head, "resolved": twin.resolved})
-        done = {**read_json(twin.folder / "DONE"), "head": None, "seconds": 0.0, "twin_of": twin.twin_of or twin.trial}
+            # the hashes that the twin's files had when they were written: a file that changed before or while it was copied is found out
+            files = None if twin.files is None else {**twin.files, "params.yaml": file_hash(folder / "params.yaml")}
+        first = twin.twin_of or twin.trial
+        done = {**read_json(twin.folder / "DONE"), "head": None, "seconds": 0.0, "files": files}
+        done["twin_of"] = None if first == head["trial"] else first  # the first one was set aside, and takes its place again
         self.finalise(head["trial"], staged, done)
         return self.read(head["trial"])
 
@@ -185,11 +203,22 @@ class Ledger:
         """Take the trials that ended with an error off the ledger, so that they run again; returns how many."""
         failed = [record for record in self.trials() if record.study in studies and record.status == "error"]
         for record in failed:
-            hidden = self.folder / f".{record.trial}.again{_STAGED}"
-            shutil.rmtree(hidden, ignore_errors=True)
-            os.rename(record.folder, hidden)
-            shutil.rmtree(hidden, ignore_errors=True)
+            shutil.rmtree(self._hide(record.trial, f".{record.trial}.again{_STAGED}"), ignore_errors=True)
         return len(failed)
+
+    def set_aside(self, trial: str) -> Path:
+        """Take a trial off the ledger and keep all that is there of it, under a hidden name; returns that folder."""
+        return self._hide(trial, f".{trial}.changed-{uuid.uuid4().hex[:8]}")
+
+    def _hide(self, trial: str, name: str) -> Path:
+        """Rename a trial's folder, and put what TensorBoard shows of it there too: else the next attempt would not be shown."""
+        hidden = self.folder / name
+        shutil.rmtree(hidden, ignore_errors=True)
+        with explain_write_errors(hidden):
+            os.rename(self.folder / trial, hidden)
+            for events in self.run_dir.glob(f"search/*/{glob.escape(trial)}/events.out.tfevents.*"):
+                os.rename(events, hidden / events.name)
+        return hidden
 
     def __iter__(self) -> Iterator[Record]:
         return iter(self.trials())
@@ -209,9 +238,7 @@ def make_record(folder: Path, head: dict[str, Any], done: dict[str, Any]) -> Rec
             resolved=head.get("resolved") or {},
             status=done["status"],
             score=done["score"],
-            **{
-                key: done[key] for key in ("epoch", "epochs", "seconds", "memory", "error", "metrics", "describe", "twin_of") if key in done
-            },
+            **{key: done[key] for key in _OPTIONAL if key in done},
         )
     except (KeyError, TypeError) as error:
         raise DataError(

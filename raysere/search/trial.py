@@ -19,6 +19,7 @@ from typing import Any
 from raysere.errors import ConfigError, EnvironmentFault, InfeasibleTrial, RaysereError
 from raysere.files import atomic_folder, digest
 from raysere.malloc import forget_peak, peak_bytes
+from raysere.search.hashes import hash_folder
 from raysere.search.ledger import TRIAL_FORMAT, Ledger, empty_rows, json_head, write_head
 from raysere.search.live import LiveCurves
 from raysere.search.study import StudyFeature, StudySpec, read_study
@@ -268,6 +269,7 @@ class TrialRun:
                     # one entry: safetensors writes several in an order that changes from process to process
                     metadata={"raysere": json.dumps({"format": "raysere.trial/1", "trial": self.job["trial"]})},
                 )
+            outcome["files"] = hash_folder(folder)
             (folder / OUTCOME).write_text(json.dumps(plain(outcome), allow_nan=False), encoding="utf-8")
         if self._staged is not None and self._staged != staged:
             shutil.rmtree(self._staged, ignore_errors=True)

@@ -20,7 +20,9 @@ from raysere.errors import ConfigError, EnvironmentFault
 from raysere.files import explain_write_errors
 from raysere.progress import Progress
 from raysere.search.board import STAGE, Board, SearchSummary
+from raysere.search.hashes import FileCheck
 from raysere.search.leaderboard import leaderboard
+from raysere.search.ledger import Ledger
 from raysere.search.study import StudySpec, save_study
 
 _RESTARTS = 2  # of Tune itself, should it fall over between trials (an idle worker that dies can do that)
@@ -43,6 +45,7 @@ def run_search(
     max_concurrent: int | None = None,
     progress: Progress | None = None,
     retry_errors: bool = False,
+    check: FileCheck | None = None,
 ) -> SearchSummary:
     """Run every trial of every study that the ledger of ``run_dir`` does not hold yet.
 
@@ -56,6 +59,7 @@ def run_search(
         resources: of one trial, ``{"cpu": 1, "gpu": 0.25}``.
         max_concurrent: trials at once; default: as many as the machine holds, on a cluster as many as it holds at any time.
         retry_errors: run trials again that ended with an unexpected error.
+        check: of the command that this is part of. A finished trial whose files changed is set aside, said, and trained anew.
 
     Raises:
         KeyboardInterrupt: after Ctrl-C, with a run that can be resumed.
@@ -83,7 +87,9 @@ def run_search(
             save_study(run_dir, study)
         shutil.rmtree(run_dir / "search" / "_tune", ignore_errors=True)
     progress = progress or Progress(quiet=True)
-    board = Board(run_dir, studies, progress, trial)
+    check = check or FileCheck()
+    check.set_aside(Ledger(run_dir))
+    board = Board(run_dir, studies, progress, trial, check)
     board.ledger.sweep()
     if retry_errors and board.ledger.forget_errors({study.name for study in studies}):
         board.reload()

@@ -17,7 +17,7 @@ from typing import Any
 
 from raysere.ensemble.bundle import Bundle
 from raysere.ensemble.card import short_name
-from raysere.ensemble.description import file_hash
+from raysere.files import file_hash
 from raysere.serving.batching import Batcher, Place, units
 from raysere.serving.decoding import Clip, Decoder
 from raysere.serving.faults import Fault

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,10 +14,13 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from click.testing import CliRunner
 
-from raysere.errors import ConfigError
+from raysere.cli import cli
+from raysere.ensemble.predict import Ensemble
+from raysere.errors import ConfigError, DataError, RaysereError
 from raysere.experiment import load_experiment
-from raysere.files import read_json
+from raysere.files import read_json, read_yaml, write_json
 from raysere.pipeline import evaluate_run, only_driver, run_experiment
 from raysere.search.ledger import Ledger
 from tests.end_to_end.toy import experiment, make_corpus
@@ -112,6 +117,116 @@ def test_a_finished_run_is_skipped_and_a_grown_one_only_adds(reference):
     run_experiment(load_experiment(path))
     assert finished(whole) == before
     assert (whole / "evaluation.json").stat().st_ino == evaluated
+
+
+KINDS = ("model.safetensors", "predictions.parquet", "metrics.parquet", "params.yaml", "DONE")
+
+
+def flip(path: Path) -> None:
+    """Turn one bit of the byte in the middle over."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.fixture
+def copied(tmp_path, reference):
+    """A copy of the whole run and its store, with the experiment that made it."""
+    table, whole = reference
+    shutil.copytree(whole, tmp_path / "runs" / "toy")
+    shutil.copytree(whole.parent.parent / "features", tmp_path / "features")
+    return experiment(tmp_path, table), tmp_path / "runs" / "toy"
+
+
+@pytest.mark.parametrize(("verb", "kinds"), [("evaluate", KINDS[:4]), ("ensemble", KINDS[1:]), ("report", KINDS[1:])])
+def test_changed_trials_are_told_and_left_out_by_every_verb(copied, tmp_path, verb, kinds):
+    _, run = copied
+    *changed, whole = Ledger(run).ids()
+    for trial, name in zip(changed, kinds):
+        flip(run / "trials" / trial / name)
+    arguments = ["--out", str(tmp_path / "out")] if verb == "ensemble" else []
+    done = CliRunner().invoke(cli, [verb, str(run), *arguments])
+    assert done.exit_code == 0, done.output
+    for trial, name in zip(changed, kinds):
+        assert done.stderr.count(f"Left out: the trial {trial}. The file {run}/trials/{trial}/{name} ") == 1
+    assert done.stderr.count("run the experiment again") == 1
+    if verb == "report":
+        assert pl.read_parquet(run / "leaderboard.parquet")["trial"].to_list() == [whole]
+        assert "1 trials in 1 study" in (run / "report.html").read_text()
+    else:
+        saved = tmp_path / "out" if verb == "ensemble" else run / "ensemble"
+        assert {member["trial"] for member in read_yaml(saved / "ensemble.yaml")["members"]} == {whole}
+
+
+def test_a_run_sets_changed_trials_aside_and_trains_them_anew(copied, reference, capfd):
+    path, run = copied
+    trials = dict(zip(KINDS[1:], Ledger(run).ids()))  # the fifth trial stays
+    for name, trial in trials.items():
+        flip(run / "trials" / trial / name)
+    flip(run / "ensemble" / "card.md")
+    kept = set(finished(run).values())
+    run_experiment(load_experiment(path))
+    told = capfd.readouterr().err
+    for name, trial in trials.items():
+        assert told.count(f"Set aside: the trial {trial}, now in {run}/trials/.{trial}.changed-") == 1
+        assert f"The file {run}/trials/{trial}/{name} " in told
+    assert told.count("trained anew") == 1
+    assert len(kept & set(finished(run).values())) == 1
+    assert len(list((run / "trials").glob(".*.changed-*"))) == 4
+    same_result(run, reference[1])
+    run_experiment(load_experiment(path))
+    assert not capfd.readouterr().err
+
+
+def test_a_changed_ensemble_is_refused_left_out_and_made_anew(copied, reference, capfd):
+    path, run = copied
+    (member, *_) = (run / "ensemble" / "members").iterdir()
+    for file in (member, *((run / "ensemble" / name) for name in ("card.md", "evaluation.json", "ensemble.yaml"))):
+        before = file.read_bytes()
+        flip(file)
+        with pytest.raises(RaysereError, match=re.escape(file.name)):  # what `predict` and `serve` open
+            Ensemble.load(run / "ensemble")
+        told = CliRunner().invoke(cli, ["report", str(run)]).stderr
+        assert "Left out of the report: the ensemble and its figures" in told
+        assert file.name in told
+        file.write_bytes(before)
+    flip(run / "evaluation.json")
+    assert f"{run}/evaluation.json" in CliRunner().invoke(cli, ["report", str(run)]).stderr
+    flip(run / "evaluation.json")
+    assert not CliRunner().invoke(cli, ["report", str(run)]).stderr
+    flip(member)
+    run_experiment(load_experiment(path))
+    assert "The ensemble is made anew" in capfd.readouterr().err
+    Ensemble.load(run / "ensemble")
+    same_result(run, reference[1])
+
+
+def test_the_tables_of_a_run_are_checked(copied):
+    _, run = copied
+    for name in ("splits.parquet", "manifest.parquet"):
+        before = (run / name).read_bytes()
+        flip(run / name)
+        for verb in ("evaluate", "report"):
+            fault = CliRunner().invoke(cli, [verb, str(run)]).exception
+            assert isinstance(fault, DataError)
+            assert str(fault).startswith(f"{name} was changed since the run began")
+        (run / name).write_bytes(before)
+
+
+def test_trials_without_hashes_are_counted_once_a_command(copied, capfd):
+    path, run = copied
+    for folder in (run / "trials").iterdir():
+        write_json(folder / "DONE", {key: value for key, value in read_json(folder / "DONE").items() if key not in ("files", "sha256")})
+    before = {file: file.read_bytes() for file in run.glob("trials/*/DONE")}
+    for verb in ("evaluate", "report"):
+        told = CliRunner().invoke(cli, [verb, str(run)]).stderr
+        assert (
+            told
+            == f"Not checked: 5 of 5 trials in {run}/trials were recorded by a version of raysere that kept no hashes of their files.\n"
+        )
+    run_experiment(load_experiment(path))
+    assert capfd.readouterr().err.count("Not checked: 5 of 5 trials") == 1
+    assert {file: file.read_bytes() for file in run.glob("trials/*/DONE")} == before
 
 
 def test_two_extractions_at_once_on_one_store_share_the_work(tmp_path, reference):

@@ -263,8 +263,23 @@ def add_features(folder: Path, studies) -> None:
     (folder / "experiment.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
 
 
+def record_hashes(folder: Path) -> None:
+    """Give the trials of a run the hashes that the ledger records; without them they are as an earlier version wrote them."""
+    from raysere.search.hashes import hash_folder, sealed
+
+    for trial in (folder / "trials").iterdir():
+        done = {**json.loads((trial / "DONE").read_text()), "files": hash_folder(trial)}
+        (trial / "DONE").write_text(json.dumps(sealed(done)))
+
+
 @pytest.fixture(scope="session")
 def toy():
     return SimpleNamespace(
-        selection=make_selection, run=write_run, features=add_features, logits=member_logits, softmax=softmax, classes=CLASSES
+        selection=make_selection,
+        run=write_run,
+        hashes=record_hashes,
+        features=add_features,
+        logits=member_logits,
+        softmax=softmax,
+        classes=CLASSES,
     )

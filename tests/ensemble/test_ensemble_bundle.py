@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import yaml
 
-from raysere.ensemble.bundle import load_ensemble
+from raysere.ensemble.bundle import load_ensemble, save_ensemble
 from raysere.ensemble.description import FORMATS
-from raysere.ensemble.evaluation import evaluate
+from raysere.ensemble.evaluation import evaluate, score_answers
 from raysere.ensemble.fit import mixture
 from raysere.ensemble.library import load_predictions
 from raysere.ensemble.members import contributions_of
@@ -45,6 +45,18 @@ def test_a_loaded_ensemble_answers_as_the_fitted_one(saved):
     assert sum(entry["weight"] for entry in bundle.members.values()) == pytest.approx(1)
     assert bundle.task == run.task
     assert all(path.read_bytes().startswith(b"tensors of") for path in bundle.weights.values())
+
+
+def test_tensors_that_change_while_the_ensemble_is_saved_are_not_saved(tmp_path, toy):
+    run = toy.run(tmp_path / "run", skills=SKILLS, ensemble={"family": "average"})
+    toy.features(run.folder, ["speech", "text"])
+    toy.hashes(run.folder)
+    opened = Run.open(run.folder)
+    fitted = fit_runs([opened], opened.config)
+    (run.folder / "trials" / "speech-0001" / "model.safetensors").write_text("others")
+    with pytest.raises(DataError, match=r"tensors of run/speech-0001 were changed .*Run the same command again"):
+        save_ensemble([opened], fitted, opened.config, tmp_path / "out", score_answers([opened], fitted, opened.config))
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_description_is_whole(saved):

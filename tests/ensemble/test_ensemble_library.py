@@ -59,6 +59,23 @@ def test_unfinished_trials_and_twins_are_no_members(tmp_path, toy, status):
         load_selection([Run.open(run.folder)])
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "predictions.parquet", "params.yaml", "DONE"])
+def test_a_trial_whose_files_changed_is_no_member(tmp_path, toy, capfd, name):
+    run = toy.run(tmp_path / "a", skills=STUDIES)
+    assert len(load_selection([Run.open(run.folder)]).predictions.members) == 3
+    assert capfd.readouterr().err.count("Not checked: 3 of 3 trials") == 1
+    toy.hashes(run.folder)
+    opened = Run.open(run.folder)
+    assert len(load_selection([opened]).predictions.members) == 3
+    assert not capfd.readouterr().err
+    file = run.folder / "trials" / "speech-0001" / name
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    opened = Run.open(run.folder)
+    for part in ("dev", "test"):
+        assert [member.trial for member in load_predictions([opened], 0, part).members] == ["speech-0000", "text-0002"]
+    assert capfd.readouterr().err.count(f"Left out: the trial speech-0001. The file {file} ") == 1
+
+
 def test_stopped_trials_are_members_with_their_prior(tmp_path, toy):
     run = toy.run(tmp_path / "a", skills=STUDIES[:1])
     done = run.folder / "trials" / "speech-0000" / "DONE"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 
 import numpy as np
@@ -14,7 +15,7 @@ from raysere.ensemble.evaluation import evaluate
 from raysere.ensemble.library import load_predictions
 from raysere.ensemble.predict import Ensemble
 from raysere.ensemble.runs import Run
-from raysere.errors import ConfigError
+from raysere.errors import ConfigError, DataError
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +41,16 @@ def test_predicting_files_and_texts_equals_the_predictions_of_the_search(run):
     assert found["error"].null_count() == found["note"].null_count() == len(files)
     assert found["predicted"].to_list() == [CLASSES[k] for k in logp.argmax(1)]
     assert np.allclose(found["confidence"], np.exp(logp).max(1), atol=1e-4)
+
+
+def test_tensors_that_change_before_they_are_opened_do_not_answer(run, tmp_path):
+    folder = shutil.copytree(run["folder"] / "ensemble", tmp_path / "ensemble")
+    ensemble = Ensemble.load(folder)
+    weights = next(iter(ensemble.bundle.weights.values()))
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(DataError, match="were changed since the ensemble was opened"):
+        ensemble.open()
 
 
 def test_the_toy_task_is_learned(run):

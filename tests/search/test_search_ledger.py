@@ -29,6 +29,7 @@ def put(
     score: float | None = 0.5,
     attempt: str = "a",
     error: str | None = None,
+    tensors: bytes | None = None,
 ) -> Record:
     job = {"trial": study.trial_id(0, number), "outer": 0, "number": number, "params": params, "config": study.config_hash(params)}
     staged = ledger.staged_path(job["trial"], attempt, 3)
@@ -37,6 +38,8 @@ def put(
         pl.DataFrame({"epoch": [0, 1, 2], "score": [0.1, 0.5, 0.4]}).write_parquet(folder / "metrics.parquet")
         if status in ("done", "stopped"):
             pl.DataFrame({"utterance": ["u"], "fold": [0], "split": ["dev"]}).write_parquet(folder / "predictions.parquet")
+        if tensors is not None:
+            (folder / "model.safetensors").write_bytes(tensors)
     ledger.finalise(
         job["trial"],
         staged,
