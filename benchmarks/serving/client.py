@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import aiohttp
 import numpy as np
@@ -34,13 +35,22 @@ class Tally:
 
 async def send(session: aiohttp.ClientSession, url: str, data: bytes, tally: Tally, start: float) -> None:
     """Send one clip and take account of it; ``start`` is when the tally's time began."""
-    began = time.perf_counter()
     form = aiohttp.FormData()
     form.add_field("file", data, filename="clip")
     form.add_field("votes", "false")
+    await _post(session, f"{url}/v1/predict", tally, start, data=form)
+
+
+async def send_json(session: aiohttp.ClientSession, url: str, body: bytes, tally: Tally, start: float) -> None:
+    """As :func:`send`, for a body that says to be JSON; ``url`` with its route."""
+    await _post(session, url, tally, start, data=body, headers={"Content-Type": "application/json"})
+
+
+async def _post(session: aiohttp.ClientSession, url: str, tally: Tally, start: float, **content: Any) -> None:
+    began = time.perf_counter()
     status, retry = 0, None
     try:
-        async with session.post(f"{url}/v1/predict", data=form) as response:
+        async with session.post(url, **content) as response:
             await response.read()
             status, retry = response.status, response.headers.get("Retry-After")
     except (aiohttp.ClientError, TimeoutError, OSError):

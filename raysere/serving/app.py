@@ -53,7 +53,7 @@ _REASONS = {
     422: "Audio or fields that cannot be used",
     429: "Too much is waiting; Retry-After tells when to try again",
     500: "A fault of the server",
-    503: "Not ready, or going down; Retry-After tells when to try again",
+    503: "Not ready, going down, or no room for more audio; Retry-After tells when to try again",
     504: "No answer in time",
 }
 

@@ -9,24 +9,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import multiprocessing
-import os
 import resource
 import signal
-import uuid
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
 
-from raysere.corpora.audiofile import probe
+from raysere.corpora.audiofile import AudioInfo, probe
 from raysere.errors import DataError
 from raysere.features.audio import SILENT_PEAK, read_channels
 from raysere.serving.children import die_with_parent
 from raysere.serving.faults import Fault, clip_fault
 from raysere.serving.limits import Limits
+from raysere.serving.spool import Kept, Spool, full_disk, spool_full
 
 
 @dataclass(frozen=True)
@@ -42,23 +43,53 @@ class Clip:
 class Decoder:
     """Turns bytes into :class:`Clip`; made once a replica. ``close`` ends its processes."""
 
-    def __init__(self, spool: Path, limits: Limits) -> None:
-        self.spool, self.limits = spool, limits
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
         self._pool: ProcessPoolExecutor | None = None
         self._alone = asyncio.Lock()  # a file that killed a decoder is tried once more, with nobody beside it
 
-    async def warm(self) -> None:
-        """Start the processes now rather than at the first request."""
-        with contextlib.suppress(Fault):
-            await asyncio.gather(*(self.decode(b"none") for _ in range(self.limits.decoders)))
+    async def warm(self, spool: Spool) -> None:
+        """Start the processes now rather than at the first request; with a full disk they have to wait."""
+        with contextlib.suppress(Fault), spool.request() as kept:
+            await self.decode([b"none"] * self.limits.decoders, kept)
 
-    async def decode(self, data: bytes) -> Clip:
-        """Raises Fault: 413 (too long, too many samples), 415 (no audio), 422 (what else is wrong with it)."""
+    async def decode(self, audio: Sequence[bytes | None], kept: Kept) -> list[Clip | Fault | None]:
+        """The clips of one request, in files of its own; what can be told from the headers is known of all before the first is decoded.
+
+        Args:
+            audio: items of the request; None for one without audio.
+            kept: files of the request.
+
+        Returns:
+            For each item its clip, None, or its Fault: 413 (too long, too many samples), 415 (no audio), 422 (what else is wrong with it).
+
+        Raises:
+            Fault: of the request as a whole: 413 (too much altogether), 503 (no room for it now).
+        """
+        given = {n: data for n, data in enumerate(audio) if data is not None}
+        uploads = dict(zip(given, kept.files(map(len, given.values())), strict=True))
+        heads = await self._each(kept, {n: (_look, data, uploads[n], self.limits) for n, data in given.items()})
+        sound = {n: info for n, info in heads.items() if not isinstance(info, Fault)}
+        targets = dict(zip(sound, kept.files(map(_decoded_bytes, sound.values())), strict=True))
+        clips = await self._each(kept, {n: (_decode, uploads[n], targets[n], info, self.limits) for n, info in sound.items()})
+        kept.drop(uploads.values())
+        found = {**heads, **clips}
+        return [found.get(n) for n in range(len(audio))]
+
+    async def _each(self, kept: Kept, wanted: dict[int, tuple[Any, ...]]) -> dict[int, Any]:
+        """What the functions return with their arguments, or the Fault that they raise."""
+        found = await asyncio.gather(*(self._run(kept, *one) for one in wanted.values()), return_exceptions=True)
+        for one in found:
+            if isinstance(one, BaseException) and not (isinstance(one, Fault) and one.status < 500):
+                raise one
+        return dict(zip(wanted, found, strict=True))
+
+    async def _run(self, kept: Kept, work: Callable[..., Any], *arguments: Any) -> Any:
         if self._pool is None:
             self._pool = self._new(self.limits.decoders)
         pool = self._pool
         try:
-            return await self._run(pool, data)
+            return await self._submit(pool, kept, work, *arguments)
         except BrokenProcessPool:  # by this file, or by one that was decoded beside it
             if self._pool is pool:
                 self._pool = None
@@ -66,17 +97,19 @@ class Decoder:
         async with self._alone:
             pool = self._new(1)
             try:
-                return await self._run(pool, data)
+                return await self._submit(pool, kept, work, *arguments)
             except BrokenProcessPool:
                 raise Fault(422, "audio_unusable", "The audio cannot be used: its decoder died, or took too long") from None
             finally:
                 self._end(pool)
 
-    async def _run(self, pool: ProcessPoolExecutor, data: bytes) -> Clip:
+    @staticmethod
+    async def _submit(pool: ProcessPoolExecutor, kept: Kept, work: Callable[..., Any], *arguments: Any) -> Any:
         try:
-            future = pool.submit(_decode, data, str(self.spool / f"{uuid.uuid4().hex}.wav"), self.limits)
+            future = pool.submit(work, *arguments)
         except RuntimeError as error:  # the pool has just been ended
             raise BrokenProcessPool from error
+        kept.until(future)
         return await asyncio.wrap_future(future)
 
     def _new(self, processes: int) -> ProcessPoolExecutor:
@@ -100,29 +133,50 @@ def _confine(megabytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _decode(data: bytes, target: str, limits: Limits) -> Clip:
-    """Runs in the decoder process. SIGALRM ends what takes too long: a decoder that hangs dies, and its pool tells."""
+@contextlib.contextmanager
+def _bounded(limits: Limits) -> Iterator[None]:
+    """In a decoder process: SIGALRM ends what takes too long (a decoder that hangs dies, and its pool tells), and errors become Faults."""
     signal.setitimer(signal.ITIMER_REAL, limits.decode_s)
-    upload = Path(target).with_suffix(".upload")
     try:
-        upload.write_bytes(data)
-        info = probe(upload)
-        _check(info.duration_s, info.sampling_rate, info.channels, info.frames, limits)
-        samples = read_channels(upload, 0, info.frames)
-        if not np.isfinite(samples).all():
-            raise DataError(f"not finite: {int((~np.isfinite(samples)).sum())} samples are NaN or infinite")
-        if np.abs(samples).max(initial=0.0) < SILENT_PEAK:
-            raise DataError("silent")
-        soundfile.write(target, samples, info.sampling_rate, subtype="FLOAT", format="WAV")
-        return Clip(target, len(samples) / info.sampling_rate, info.sampling_rate, info.channels)
+        with full_disk():
+            yield
     except DataError as error:
         raise clip_fault(error) from None
     except (MemoryError, soundfile.LibsndfileError, ValueError, OverflowError) as error:
         raise Fault(422, "audio_unusable", f"The audio cannot be used: {type(error).__name__}") from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(upload)
+
+
+def _look(data: bytes, upload: Path, limits: Limits) -> AudioInfo:
+    """Write an upload into its file, which is there, and say what its header says."""
+    with _bounded(limits):
+        with upload.open("r+b") as file:
+            file.write(data)
+        info = probe(upload)
+        _check(info.duration_s, info.sampling_rate, info.channels, info.frames, limits)
+        return info
+
+
+def _decode(upload: Path, target: Path, info: AudioInfo, limits: Limits) -> Clip:
+    """Decode an upload into the file ``target``, which is there."""
+    with _bounded(limits):
+        samples = read_channels(upload, 0, info.frames)
+        if not np.isfinite(samples).all():
+            raise DataError(f"not finite: {int((~np.isfinite(samples)).sum())} samples are NaN or infinite")
+        if np.abs(samples).max(initial=0.0) < SILENT_PEAK:
+            raise DataError("silent")
+        with target.open("r+b") as file:
+            try:
+                soundfile.write(file.fileno(), samples, info.sampling_rate, subtype="FLOAT", format="WAV", closefd=False)
+            except soundfile.LibsndfileError as error:  # samples that were read can be written: it is the disk
+                raise spool_full() from error
+        return Clip(str(target), len(samples) / info.sampling_rate, info.sampling_rate, info.channels)
+
+
+def _decoded_bytes(info: AudioInfo) -> int:
+    """At most, of the WAV with 4 bytes a sample; its header tells something of each channel, too."""
+    return 4 * info.frames * info.channels + 8 * info.channels + 1024
 
 
 def _check(seconds: float, rate: int, channels: int, frames: int, limits: Limits) -> None:

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -24,6 +20,7 @@ from raysere.serving.faults import Fault
 from raysere.serving.limits import Limits
 from raysere.serving.model import Answering, Asked, Given, Model, ModelApart
 from raysere.serving.pace import Pace
+from raysere.serving.spool import Spool
 
 _LOG = logging.getLogger(__name__)
 _LOOK_S = 2.0  # how often the folder is looked at for a newer ensemble
@@ -49,17 +46,17 @@ class Engine:
         self.refused: str | None = None  # fingerprint of an ensemble that could not be opened
         self.swaps = 0
         self.heard: Callable[[Clip], None] = lambda clip: None
-        self._spool: Path | None = None
+        self.spool: Spool | None = None
         self._watch: asyncio.Task[None] | None = None
 
     async def open(self) -> Engine:
         """Open the ensemble with all its members and backbones. Raises what ``Ensemble.load`` and ``Ensemble.open`` raise."""
         self.model = await asyncio.to_thread(self._load)
-        self._spool = Path(tempfile.mkdtemp(prefix="raysere-serve-"))
-        self.decoder = Decoder(self._spool, self.limits)
+        self.spool = await asyncio.to_thread(Spool, self.limits.spool_bytes)
+        self.decoder = Decoder(self.limits)
         self.batcher = Batcher(self._work, self.limits)
         self.batcher.pace = _pace(self.model)
-        await self.decoder.warm()
+        await self.decoder.warm(self.spool)
         self._watch = asyncio.create_task(self._look())
         return self
 
@@ -67,10 +64,10 @@ class Engine:
         """Answer what was accepted, then end."""
         if self._watch is not None:
             self._watch.cancel()
-        if self._spool is not None:
+        if self.spool is not None:
             await self.batcher.close()
             self.decoder.close()
-            shutil.rmtree(self._spool, ignore_errors=True)
+            self.spool.close()
         if self.model is not None:
             self.model.close()
 
@@ -97,24 +94,13 @@ class Engine:
         ``place`` is the one of the request in the queue (see :meth:`Batcher.place`).
         """
         self.batcher.enlarge(place, len(given))
-        clips = await asyncio.gather(*(self._decode(one) for one in given), return_exceptions=True)
-        try:
-            for clip in clips:
-                if isinstance(clip, BaseException) and not isinstance(clip, Fault):
-                    raise clip
-            return await self._answer(given, clips, place, votes, trace)  # type: ignore[arg-type]
-        finally:
+        assert self.spool is not None
+        with self.spool.request() as kept:
+            clips = await self.decoder.decode([one.audio for one in given], kept)
             for clip in clips:
                 if isinstance(clip, Clip):
-                    with contextlib.suppress(FileNotFoundError):
-                        os.unlink(clip.path)
-
-    async def _decode(self, given: Given) -> Clip | None:
-        if given.audio is None:
-            return None
-        clip = await self.decoder.decode(given.audio)
-        self.heard(clip)
-        return clip
+                    self.heard(clip)
+            return await self._answer(given, clips, place, votes, trace)
 
     async def _answer(
         self, given: list[Given], clips: list[Clip | Fault | None], place: Place, votes: bool, trace: bool

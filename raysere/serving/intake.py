@@ -178,6 +178,8 @@ def _given(item: Item, limits: Limits) -> Given:
 def _checked(given: Given, limits: Limits) -> Given:
     if given.text is not None and len(given.text) > limits.text:
         raise Fault(413, "text_too_long", f"The text has {len(given.text)} characters, at most {limits.text} are taken")
+    if given.text is not None and any("\ud800" <= character <= "\udfff" for character in given.text):
+        raise Fault(422, "wrong_type", "The text is no Unicode: it holds one half of a pair of surrogates")
     if given.audio is None and not (given.text and given.text.strip()):
         raise Fault(422, "nothing_to_predict", "There is neither audio nor text", remedy="Send an audio file, a text, or both.")
     return given

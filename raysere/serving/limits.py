@@ -24,6 +24,8 @@ class Limits(BaseModel):
         decode_s: seconds that decoding one clip may take.
         decoders: processes that decode.
         decoder_mb: address space of such a process in megabytes.
+        spool_mb: megabytes of uploads and decoded audio on the disk, of all requests together; a request that needs more by itself is
+            refused with 413, one for which there is no room now with 503.
         batch_s: seconds that one batch may take, as far as can be told from earlier ones: how long a request may have to wait for another.
         batch_items: clips and texts of one batch.
         segment_s: length of a trace's segments in seconds; a new one begins each half of it.
@@ -46,6 +48,7 @@ class Limits(BaseModel):
     decode_s: float = Field(10, gt=0)
     decoders: int = Field(1, ge=1, le=64)
     decoder_mb: int = Field(2048, ge=512)
+    spool_mb: float = Field(1024, gt=0)
     batch_s: float = Field(0.25, gt=0)
     batch_items: int = Field(32, ge=1)
     segment_s: float = Field(3, ge=0.5)
@@ -54,6 +57,10 @@ class Limits(BaseModel):
     @property
     def body_bytes(self) -> int:
         return int(self.body_mb * (1 << 20))
+
+    @property
+    def spool_bytes(self) -> int:
+        return int(self.spool_mb * (1 << 20))
 
 
 def read_limits(values: dict[str, object]) -> Limits:

@@ -10,6 +10,8 @@ import pytest
 from live import running
 from starlette.testclient import TestClient
 
+from raysere.serving.spool import Kept, Spool
+
 
 @pytest.fixture(scope="module")
 def client(real_run, tmp_path_factory) -> Iterator[TestClient]:
@@ -25,3 +27,12 @@ def clips(real_run) -> list[Path]:
 @pytest.fixture
 def ensemble_copy(real_run, tmp_path) -> Path:
     return Path(shutil.copytree(real_run["folder"] / "ensemble", tmp_path / "ensemble"))
+
+
+@pytest.fixture
+def kept() -> Iterator[Kept]:
+    """Files of one request, in a spool of its own."""
+    spool = Spool(1 << 30)
+    with spool.request() as found:
+        yield found
+    spool.close()

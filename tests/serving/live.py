@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import soundfile
 import uvicorn
 from starlette.testclient import TestClient
 
@@ -47,3 +50,12 @@ def listening(app: Any) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join(30)
+
+
+def packed(seconds: float, channels: int = 1, rate: int = 48000) -> bytes:
+    """A flac of a tone and then silence: a few kilobytes that are ``4 * seconds * channels * rate`` bytes once they are decoded."""
+    wave = np.zeros((int(seconds * rate), channels), np.float32)
+    wave[:9600] = 0.3 * np.sin(np.arange(9600) / 9)[:, None]
+    buffer = io.BytesIO()
+    soundfile.write(buffer, wave, rate, format="FLAC")
+    return buffer.getvalue()

@@ -11,7 +11,7 @@ from live import listening, running
 
 from raysere.serving.app import create_app
 from raysere.serving.limits import Limits
-from raysere.testing.uploads import mutated, seeds
+from raysere.testing.uploads import mutated, seeds, wrong_body
 
 
 def test_broken_audio_is_refused_or_answered_and_never_a_fault_of_the_server(real_run, tmp_path):
@@ -57,3 +57,18 @@ def test_no_request_that_the_document_allows_or_forbids_is_a_fault_of_the_server
             call()
             called.append(asked.label)
     assert {"POST /v1/predict", "POST /v1/predict/batch", "GET /v1/model"} <= set(called)
+
+
+def test_wrong_json_is_refused_and_never_a_fault_of_the_server(real_run, tmp_path):
+    draw = random.Random(5)
+    half = (b'{"text": "\\ud800"}', b'{"\\ud800": 1}', b'{"text": "a", "language": "\\ud800"}', b'{"text": "a", "speaker": "\\ud800"}')
+    bodies = [*half, *(b'{"items": [' + one + b"]}" for one in half), *(wrong_body(draw) for _ in range(200))]
+    statuses = {}
+    with running(real_run["folder"] / "ensemble", tmp_path) as client:
+        for body in bodies:
+            for route in ("/v1/predict", "/v1/predict/batch"):
+                response = client.post(route, content=body, headers={"content-type": "application/json"})
+                assert response.status_code < 500, body[:1000]
+                statuses[response.status_code] = statuses.get(response.status_code, 0) + 1
+    assert set(statuses) <= {200, 400, 413, 415, 422}
+    assert min(statuses[code] for code in (200, 400, 422)) > 10

@@ -53,22 +53,38 @@ def test_a_clip_may_be_as_large_as_its_limits(what, allowed, refused, code):
     assert caught.value.code == code
 
 
-def test_decoding_leaves_one_file_and_no_alarm(tmp_path, clips):
-    clip = decoding._decode(clips[0].read_bytes(), str(tmp_path / "a.wav"), Limits())
-    assert [path.name for path in tmp_path.iterdir()] == ["a.wav"]
+def _decoded(data, folder, limits):
+    """Both steps of a decoder process, in this one; the files are there already."""
+    upload, target = folder / "upload", folder / "a.wav"
+    upload.touch()
+    target.touch()
+    return decoding._decode(upload, target, decoding._look(data, upload, limits), limits)
+
+
+def test_decoding_makes_no_file_and_leaves_no_alarm(tmp_path, clips):
+    clip = _decoded(clips[0].read_bytes(), tmp_path, Limits())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.wav", "upload"]
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)  # which would end the process later, at another's clip or at none
     assert clip.path == str(tmp_path / "a.wav")
     for data in (b"none", bytes(0)):
         with pytest.raises(Fault):
-            decoding._decode(data, str(tmp_path / "b.wav"), Limits())
-    assert [path.name for path in tmp_path.iterdir()] == ["a.wav"]
+            _decoded(data, tmp_path, Limits())
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    upload = tmp_path / "upload"
+    info = decoding._look(clips[0].read_bytes(), upload, Limits())
+    for path in tmp_path.iterdir():
+        path.unlink()  # as when the request ends before
+    with pytest.raises(FileNotFoundError):
+        decoding._look(clips[0].read_bytes(), upload, Limits())
+    with pytest.raises(Fault):
+        decoding._decode(upload, tmp_path / "a.wav", info, Limits())
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_header_that_says_too_much_is_refused_before_samples_are_read(tmp_path, clips, monkeypatch):
     monkeypatch.setattr(decoding, "read_channels", None)
     with pytest.raises(Fault) as caught:
-        decoding._decode(clips[0].read_bytes(), str(tmp_path / "a.wav"), Limits(audio_s=0.5))
+        _decoded(clips[0].read_bytes(), tmp_path, Limits(audio_s=0.5))
     assert caught.value.code == "audio_too_long"
 
 
@@ -79,26 +95,26 @@ def test_what_breaks_the_reader_is_a_fault_of_the_audio(tmp_path, clips, monkeyp
 
     monkeypatch.setattr(decoding, "read_channels", broken)
     with pytest.raises(Fault) as caught:
-        decoding._decode(clips[0].read_bytes(), str(tmp_path / "a.wav"), Limits())
+        _decoded(clips[0].read_bytes(), tmp_path, Limits())
     assert (caught.value.status, caught.value.code) == (422, "audio_unusable")
     assert "secret" not in caught.value.message
 
 
-def test_a_fault_comes_whole_from_a_decoder_process(tmp_path, clips):
+def test_a_fault_comes_whole_from_a_decoder_process(kept, clips):
     async def main():
-        decoder = Decoder(tmp_path, Limits(audio_s=0.5))
+        decoder = Decoder(Limits(audio_s=0.5))
         try:
-            await decoder.decode(clips[0].read_bytes())
+            return await decoder.decode([None, clips[0].read_bytes()], kept)
         finally:
             decoder.close()
 
-    with pytest.raises(Fault) as caught:
-        asyncio.run(main())
-    assert (caught.value.status, caught.value.code, caught.value.remedy) == (413, "audio_too_long", "Cut it.")
+    nothing, fault = asyncio.run(main())
+    assert nothing is None
+    assert (fault.status, fault.code, fault.remedy) == (413, "audio_too_long", "Cut it.")
 
 
-def test_decoder_processes_are_bounded_and_end_also_when_they_hang(tmp_path):
-    decoder = Decoder(tmp_path, Limits(decoder_mb=4096))
+def test_decoder_processes_are_bounded_and_end_also_when_they_hang():
+    decoder = Decoder(Limits(decoder_mb=4096))
     pool = decoder._pool = decoder._new(1)
     assert pool.submit(resource.getrlimit, resource.RLIMIT_AS).result(60) == (4096 << 20, 4096 << 20)
     assert pool.submit(resource.getrlimit, resource.RLIMIT_CORE).result(60) == (0, 0)
@@ -111,22 +127,22 @@ def test_decoder_processes_are_bounded_and_end_also_when_they_hang(tmp_path):
     assert psutil.wait_procs(processes, timeout=30)[1] == []
 
 
-def test_the_process_of_a_second_try_is_ended(tmp_path, clips):
+def test_the_process_of_a_second_try_is_ended(kept, clips):
     made, data = [], clips[0].read_bytes()
 
     async def main():
-        decoder = Decoder(tmp_path, Limits())
+        decoder = Decoder(Limits())
         new = decoder._new
         decoder._new = lambda count: made.append(new(count)) or made[-1]
-        await decoder.decode(data)
+        await decoder.decode([data], kept)
         os.kill(next(iter(made[0]._processes)), signal.SIGKILL)
-        await decoder.decode(data)
+        await decoder.decode([data], kept)
         decoder.close()
 
     asyncio.run(main())
-    assert len(made) == 2
+    _, alone, _ = made  # the third is for all that comes after
     with pytest.raises(RuntimeError, match="after shutdown"):  # it is not broken
-        made[1].submit(os.getpid)
+        alone.submit(os.getpid)
 
 
 # --- the queue -------------------------------------------------------------------------------------------------------

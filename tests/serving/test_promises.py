@@ -265,7 +265,7 @@ def test_answers_of_a_batch_keep_their_places(client, clips):
 
 def test_what_was_sent_does_not_stay(real_run, tmp_path, clips):
     with running(real_run["folder"] / "ensemble", tmp_path) as client:
-        spool = client.app.state.engine._spool
+        spool = client.app.state.engine.spool.folder
         assert client.post("/v1/predict", files={"file": ("a", clips[0].read_bytes())}).status_code == 200
         assert client.post("/v1/predict", files={"file": ("a", b"none")}).status_code == 415
         assert spool.is_dir()
