@@ -171,8 +171,7 @@ def units(
     """
     import json
 
-    import yaml
-
+    from raysere.bounds import parse_yaml
     from raysere.console import units_text
     from raysere.errors import ConfigError
     from raysere.experiment import load_experiment
@@ -184,7 +183,7 @@ def units(
         key, equals, value = option.partition("=")
         if not equals or not key:
             raise ConfigError(f"--option takes key=value, not {option!r}", remedy="For example: --option norm=speaker")
-        settings[key] = yaml.safe_load(value)
+        settings[key] = parse_yaml(value, where=f"--option {option[:200]}")
     if no_oracle:
         settings["oracle"] = False
     with Progress(quiet=quiet) as progress:

@@ -11,9 +11,9 @@ import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from raysere.bounds import DEPTH, parse_yaml, refusal
 from raysere.cluster import lasts
 from raysere.corpora.labels import ClassMap, class_map
 from raysere.corpora.splits import Protocol
@@ -24,9 +24,12 @@ from raysere.files import digest, read_yaml
 from raysere.training.task import ATTRIBUTES, Task
 
 STORAGE = "RAYSERE_STORAGE"  # the folder that relative `runs` and `store` are taken from
-_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^{}]*))?\}")  # no "{" in a default: each search ends at the next one
 _SECRET = re.compile(r"(SECRET|TOKEN|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|API_?KEY)S?(_|$)|(^|_)(KEYS?|PASS|PW|AUTH)(_|$)", re.IGNORECASE)
+_MANY = 1000  # corpora, features and searches of one experiment
+_SHOWN = 100  # problems of one experiment
+_EXPANDED = 1_000_000  # characters that variables may come to in one file
 
 
 def _plain_name(value: str) -> str:
@@ -153,11 +156,11 @@ class Experiment(_Model):
     """
 
     name: str
-    corpora: list[CorpusEntry] = Field(min_length=1)
+    corpora: list[CorpusEntry] = Field(min_length=1, max_length=_MANY)
     task: TaskConfig
     protocol: Protocol = Field(default_factory=Protocol)
-    features: dict[str, FeatureConfig] = Field(min_length=1)
-    search: list[SearchEntry] = Field(min_length=1)
+    features: dict[str, FeatureConfig] = Field(min_length=1, max_length=_MANY)
+    search: list[SearchEntry] = Field(min_length=1, max_length=_MANY)
     trial: TrialResources = TrialResources()
     halving: Halving | None = Halving()
     ensemble: EnsembleConfig = EnsembleConfig()
@@ -258,10 +261,7 @@ def read_experiment(path: Path, overrides: tuple[str, ...] | list[str] = ()) -> 
         raise ConfigError("An experiment is a mapping of keys to values", where=path, remedy="`raysere init` writes one to start from.")
     for override in overrides:
         _override(raw, override)
-    try:
-        raw = _expand(raw, path)
-    except RecursionError as error:
-        raise ConfigError("This experiment holds itself (a YAML alias inside of what it names)", where=path) from error
+    raw = _expand(raw, path, [0])
     raw.setdefault("name", path.stem)
     return raw
 
@@ -278,15 +278,16 @@ def _check_lasting(experiment: Experiment, path: Path) -> None:
             )
 
 
-def _expand(value: Any, path: Path) -> Any:
+def _expand(value: Any, path: Path, expanded: list[int]) -> Any:
     """Expand ``${NAME}`` and ``${NAME:-default}`` in every text. Raises ConfigError where a name says that it stands for a secret.
 
     What is expanded is written to the run folder, ensembles and reports, and is part of messages; so no secret is.
+    ``expanded`` counts the characters that this gave.
     """
     if isinstance(value, dict):
-        return {key: _expand(item, path) for key, item in value.items()}
+        return {key: _expand(item, path, expanded) for key, item in value.items()}
     if isinstance(value, list):
-        return [_expand(item, path) for item in value]
+        return [_expand(item, path, expanded) for item in value]
     if not isinstance(value, str):
         return value
 
@@ -306,6 +307,9 @@ def _expand(value: Any, path: Path) -> Any:
                 where=f"{path}: {value}",
                 remedy=f"Set {name}, or write a default: ${{{name}:-value}}.",
             )
+        expanded[0] += len(found)
+        if expanded[0] > _EXPANDED:
+            raise refusal("characters of variables", f"more than {_EXPANDED:,}", _EXPANDED, where=f"{path}: ${{{name}}}", error=ConfigError)
         return found
 
     return _VARIABLE.sub(replace, value)
@@ -315,24 +319,26 @@ def _override(raw: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"--set takes key=value, not {override!r}", remedy="For example: --set search.0.trials=40")
+    value = parse_yaml(text, where=f"--set {override[:200]}")
     *parents, last = key.split(".")
+    if len(parents) > DEPTH:
+        raise ConfigError(f"--set takes a key of at most {DEPTH} parts, not {len(parents)}")
     node: Any = raw
     try:
         for part in parents:
             node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
         if isinstance(node, list):
-            node[int(last)] = yaml.safe_load(text)
+            node[int(last)] = value
         else:
-            node[last] = yaml.safe_load(text)
+            node[last] = value
     except (IndexError, ValueError, TypeError, AttributeError) as error:
         raise ConfigError(f"--set {override}: there is no place {key!r} in this experiment") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: the value is not YAML") from error
 
 
 def _explain(error: ValidationError, model: type[BaseModel]) -> str:
     lines = []
-    for problem in error.errors(include_url=False):
+    problems = error.errors(include_url=False)
+    for problem in problems[:_SHOWN]:
         place = [
             part for part in problem["loc"] if not (isinstance(part, str) and ("[" in part or part in {"str", "int", "float", "bool"}))
         ]
@@ -350,7 +356,7 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
         line = f"  {key}: {text}" if key else f"  {text}"
         if line not in lines:
             lines.append(line)
-    return "\n".join(lines)
+    return "\n".join(lines) + (f"\n  ... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else "")
 
 
 def _fields_at(model: type[BaseModel], place: list[Any]) -> list[str]:

@@ -15,9 +15,9 @@ from typing import Any
 
 import yaml
 
+from raysere.bounds import JSON_BYTES, YAML_BYTES, parse_json, parse_yaml, read_bytes
 from raysere.errors import ConfigError, EnvironmentFault, MissingFileError
 
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 _ENVIRONMENT = {
     errno.ENOSPC: "The disk is full",
@@ -136,13 +136,8 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    try:
-        with open(path, encoding="utf-8") as file:
-            return json.loads(file.read())
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise MissingFileError(f"There is no file {Path(path).name!r}", where=Path(path).parent) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"This is not JSON: {error}", where=path) from error
+    """Read JSON. Raises MissingFileError; ConfigError for what is no JSON, and beyond the bounds of :mod:`raysere.bounds`."""
+    return parse_json(read_bytes(path, JSON_BYTES, error=ConfigError), where=path)
 
 
 def write_yaml(path: str | os.PathLike[str], value: Any) -> None:
@@ -164,13 +159,12 @@ def as_yaml(text: str) -> str:
 
 
 def read_yaml(path: str | os.PathLike[str]) -> Any:
-    """Read YAML safely; a syntax error becomes a :class:`ConfigError` with line and column."""
+    """Read YAML safely; a syntax error becomes a :class:`ConfigError` with line and column, as does what is too deep or too much."""
     path = Path(path)
     if not path.is_file():
         raise MissingFileError(f"There is no file {path.name!r}", where=path.parent.resolve())
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)  # noqa: S506  a safe loader, in C where it is there
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: an impossible date, or text that is not UTF-8
-        mark = getattr(error, "problem_mark", None)
-        place = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
-        raise ConfigError(f"This is not YAML: {getattr(error, 'problem', None) or error}", where=place) from error
+        text = read_bytes(path, YAML_BYTES, error=ConfigError).decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"This is not YAML: {error}", where=path) from error
+    return parse_yaml(text, where=path)

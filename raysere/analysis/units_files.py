@@ -12,6 +12,7 @@ import polars as pl
 
 from raysere.analysis.units import TABLES, UnitsResult, anchor_vowels
 from raysere.analysis.units_config import units_config
+from raysere.bounds import read_parquet
 from raysere.errors import ConfigError, DataError
 from raysere.files import atomic_write, explain_write_errors, read_json, write_json
 from raysere.training.codebook import Codebook
@@ -42,15 +43,13 @@ def read_units(folder: str | os.PathLike[str]) -> UnitsResult:
     if found.get("format") != FORMAT:
         raise ConfigError(f"The format of this study is {found.get('format')!r}", where=folder / "units.json", choices=[FORMAT])
     tables = {
-        name: pl.read_parquet(folder / "tables" / f"{name}.parquet")
-        if (folder / "tables" / f"{name}.parquet").is_file()
-        else pl.DataFrame()
+        name: read_parquet(folder / "tables" / f"{name}.parquet") if (folder / "tables" / f"{name}.parquet").is_file() else pl.DataFrame()
         for name in TABLES
     }
     return UnitsResult(
         units_config(found["config"]),
         Codebook.load(folder / "codebook.safetensors"),
-        pl.read_parquet(folder / "counts.parquet"),
+        read_parquet(folder / "counts.parquet"),
         tables,
         found["messages"],
         found["study"],

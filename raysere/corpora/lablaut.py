@@ -8,13 +8,14 @@ after a pause (``_t``) cannot be told from the pause. ``.`` and ``(`` are pauses
 from __future__ import annotations
 
 import re
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from raysere.errors import DataError
+from raysere.bounds import ZIP_ERRORS, open_zip, read_bytes, refusal
+from raysere.errors import DataError, RaysereError
 
+_FILE_BYTES, _FILES, _ALL_BYTES = 1 << 20, 20_000, 64 << 20  # EmoDB has some 900 files of a few KB each
 _ROW = re.compile(r"\s*(\d+(?:\.\d*)?)\s+-?\d+(?:[ \t](.*))?$")
 _PLOSIVE = "ptkbdg"
 _ASPIRATION = re.compile(rf"([{_PLOSIVE}])(?:asp|sap|as)$")
@@ -65,13 +66,13 @@ def read_lablaut(root: Path, stems: Mapping[str, Any] | set[str]) -> tuple[dict[
     found: dict[str, list[dict[str, Any]]] = {}
     faults: list[str] = []
     try:
-        files = list(_files(root))
-    except (OSError, zipfile.BadZipFile) as error:
+        files = list(_files(root, stems))
+    except RaysereError as error:
+        return {}, [f"the label files are not read: {error.message}"]
+    except ZIP_ERRORS as error:
         return {}, [f"the label files cannot be opened ({error})"]
     for name, data in files:
         stem = _SUFFIX.sub("", name)
-        if stem not in stems:
-            continue
         try:
             phones = parse_lablaut(data.decode("latin-1"))
         except DataError as error:
@@ -82,15 +83,25 @@ def read_lablaut(root: Path, stems: Mapping[str, Any] | set[str]) -> tuple[dict[
     return found, faults
 
 
-def _files(root: Path) -> Any:
+def _files(root: Path, stems: Mapping[str, Any] | set[str]) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of the files of these utterances. Raises DataError where one, or all of them, are larger than labels can be."""
     if (root / "lablaut").is_dir():
         for path in sorted((root / "lablaut").glob("*.lablaut")):
-            yield path.name, path.read_bytes()
+            if _SUFFIX.sub("", path.name) in stems:
+                yield path.name, read_bytes(path, _FILE_BYTES)
     elif (root / "labels.zip").is_file():
-        with zipfile.ZipFile(root / "labels.zip") as archive:
-            for name in sorted(archive.namelist()):
-                if name.endswith(".lablaut"):
-                    yield name.rpartition("/")[2], archive.read(name)
+        with open_zip(root / "labels.zip", _FILES) as archive:
+            wanted = [
+                (entry.filename.rpartition("/")[2], entry)
+                for entry in sorted(archive.infolist(), key=lambda entry: entry.filename)
+                if entry.filename.endswith(".lablaut") and _SUFFIX.sub("", entry.filename.rpartition("/")[2]) in stems
+            ]
+            sizes = [entry.file_size for _, entry in wanted]
+            for most, asked in ((_FILE_BYTES, max(sizes, default=0)), (_ALL_BYTES, sum(sizes))):
+                if asked > most:
+                    raise refusal("bytes of labels, unpacked", asked, most, where=root / "labels.zip")
+            for name, entry in wanted:
+                yield name, archive.read(entry)  # no more than the size it claims
 
 
 def _split(label: str) -> tuple[str, list[str]]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import polars as pl
 
+from raysere.bounds import parse_json, read_parquet
 from raysere.corpora.grouping import linked_groups
 from raysere.corpora.schema import REQUIRED, SCHEMA, SPLIT_NAMES
 from raysere.corpora.validation import Problem, conform, conversion_problems, validate
@@ -178,11 +179,11 @@ class Manifest:
         if not path.is_file():
             raise MissingFileError(f"There is no manifest {path.name!r}", where=path.parent)
         try:
-            table, metadata = pl.read_parquet(path, hive_partitioning=False), pl.read_parquet_metadata(path)
-        except (pl.exceptions.PolarsError, OSError) as error:
+            table, metadata = read_parquet(path), pl.read_parquet_metadata(path)
+        except pl.exceptions.PolarsError as error:
             raise DataError(f"This is not a parquet file that can be read: {str(error).splitlines()[0]}", where=path) from error
         try:
-            rest = json.loads(metadata.get("raysere", ""))
+            rest = parse_json(metadata.get("raysere", ""), where=path)
             known = rest["format"] == FORMAT
         except (ValueError, TypeError, KeyError) as error:
             raise DataError(
@@ -194,6 +195,10 @@ class Manifest:
             raise DataError(
                 f"This manifest has the format {rest['format']!r}", where=path, choices=[FORMAT], remedy="Update raysere to read it."
             )
+        if missing := [name for name in ("roots", "scales", "linked_speakers", "notes", "synthetic") if name not in rest]:
+            raise DataError(f"The metadata of this manifest lacks {', '.join(missing)}", where=path)
+        if not isinstance(rest["roots"], dict) or not isinstance(rest["scales"], dict):
+            raise DataError("The roots and scales of this manifest are no mappings", where=path)
         roots = {corpus: str((path.parent / root).resolve()) if not os.path.isabs(root) else root for corpus, root in rest["roots"].items()}
         return cls.checked(
             table,

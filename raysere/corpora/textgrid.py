@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from raysere.bounds import LABEL_BYTES, read_bytes, refusal
 from raysere.errors import DataError
 
+_VALUES = 3_000_000  # a million intervals
 _TOKENS = re.compile(r'"((?:[^"]|"")*)"|(?<![\w.])([-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)(?![\w.\]])|(<exists>|<absent>)')
 
 
@@ -18,12 +22,14 @@ def read_textgrid(path: Path) -> dict[str, list[dict[str, Any]]]:
         tier name to ``[{"label": str, "start_s": float, "end_s": float}, ...]`` in order of time: the manifest's alignment columns.
 
     Raises:
-        DataError: the file is no TextGrid, or ends before its tiers do.
+        DataError: the file is no TextGrid, ends before its tiers do, or is larger than one recording can need.
     """
-    text = _decode(path.read_bytes())
+    text = _decode(read_bytes(path, LABEL_BYTES))
     if "TextGrid" not in text[:400]:
         raise DataError("This is no Praat TextGrid", where=path)
-    values = _values(text)
+    values = list(islice(_values(text), _VALUES + 1))
+    if len(values) > _VALUES:
+        raise refusal("values in this TextGrid", f"more than {_VALUES:,}", _VALUES, where=path)
     try:
         position = values.index("<exists>") + 2  # after it: the number of tiers
         tiers: dict[str, list[dict[str, Any]]] = {}
@@ -31,10 +37,11 @@ def read_textgrid(path: Path) -> dict[str, list[dict[str, Any]]]:
             kind, name, _, _, count = values[position : position + 5]
             position += 5
             width = 3 if kind == "IntervalTier" else 2
-            items = [values[start : start + width] for start in range(position, position + width * int(count), width)]
-            position += width * int(count)
-            if position > len(values):
-                raise ValueError("the file ends before its last tier")
+            end = position + width * int(count)
+            if not position <= end <= len(values):  # before anything is made of that many
+                raise ValueError(f"a tier of {count[:20]} entries, where the file holds {len(values) - position} values more")
+            items = [values[start : start + width] for start in range(position, end, width)]
+            position = end
             if kind == "IntervalTier":
                 tiers[name] = [
                     {"label": label.strip(), "start_s": float(start), "end_s": float(end)} for start, end, label in items if label.strip()
@@ -44,21 +51,17 @@ def read_textgrid(path: Path) -> dict[str, list[dict[str, Any]]]:
     return tiers
 
 
-def _values(text: str) -> list[Any]:
+def _values(text: str) -> Iterator[str]:
     """The bare values in order: both formats are the same list, one with names around it (``xmin = 0``, ``intervals [3]:``)."""
-    values: list[Any] = []
-    for quoted, number, flag in _TOKENS.findall(text):
-        if number:
-            values.append(number)
-        else:
-            values.append(flag or quoted.replace('""', '"'))
-    return values
+    for match in _TOKENS.finditer(text):
+        quoted, number, flag = match.groups(default="")
+        yield number or flag or quoted.replace('""', '"')
 
 
 def _decode(data: bytes) -> str:
     for mark, encoding in ((b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
         if data.startswith(mark):
-            return data.decode(encoding)
+            return data.decode(encoding, errors="replace")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
+from raysere.bounds import refusal
 from raysere.ensemble.calibration import Calibration
 from raysere.ensemble.card import write_card
 from raysere.ensemble.classes import POOL_NAMES, ClassFit
@@ -35,6 +36,9 @@ from raysere.errors import DataError, MissingFileError, RaysereError
 from raysere.features.spec import FeatureSpec
 from raysere.files import atomic_folder, explain_write_errors, file_hash, write_json
 from raysere.training.task import Task
+
+_PARTS, _MEMBERS, _CLASSES, _FEATURES = 1000, 5000, 1000, 1000  # parts: a fold of a run each; far more than anybody searches
+_TINY, _SMALLEST, _LARGEST = 1e-300, 1e-15, 1e15  # of any number in an ensemble: logits divided by two temperatures stay within float32
 
 
 @dataclass(frozen=True)
@@ -126,14 +130,21 @@ def load_ensemble(folder: str | os.PathLike[str]) -> Bundle:
         task = Task.model_validate(record["task"])
         if list(task.classes) != list(record["classes"]):
             raise DataError("The class order of this ensemble contradicts itself", where=folder / "ensemble.yaml")
+        for what, most in (("parts", _PARTS), ("members", _MEMBERS), ("classes", _CLASSES), ("features", _FEATURES)):
+            if len(record[what]) > most:
+                raise refusal(f"{what} of an ensemble", len(record[what]), most, where=folder / "ensemble.yaml")
         members = {entry["id"]: entry for entry in record["members"]}
+        if len({str(entry["weights"]) for entry in members.values()}) < len(record["members"]):
+            raise ValueError("two members have one id or one file of weights")
         weights = checked_files(folder, record)
         specs = {key: FeatureSpec.from_json(entry["spec"], where=f"features.{key}") for key, entry in record["features"].items()}
         for entry in record["members"]:
             _check_member(entry, specs)
-        parts = [
-            _read_part(part, [entry for entry in record["members"] if entry["part"] == part["number"]], task) for part in record["parts"]
-        ]
+        of_part: dict[int, list[dict[str, Any]]] = {int(part["number"]): [] for part in record["parts"]}
+        for entry in record["members"]:
+            if entry["part"] in of_part:
+                of_part[entry["part"]].append(entry)
+        parts = [_read_part(part, of_part[part["number"]], task) for part in record["parts"]]
     except (AttributeError, KeyError, TypeError, ValueError, ValidationError, OverflowError, OSError) as error:
         if isinstance(error, RaysereError):
             raise
@@ -160,14 +171,14 @@ def _read_part(part: dict[str, Any], entries: list[dict[str, Any]], task: Task) 
     infos = {entry["id"]: MemberInfo(entry["trial"], entry["run"], entry["modality"], entry["method"], entry["study"]) for entry in entries}
     classes = None
     if task.categorical:
-        used = [entry for entry in entries if entry["classes"]["weight"] > 0]
+        used = [entry for entry in entries if _weight(entry["classes"]["weight"]) > 0]
         if part["pool"] not in POOL_NAMES:
             raise ValueError(f"pool is {part['pool']!r}")
         if part.get("ladder", "none") not in LADDER:
             raise ValueError(f"ladder is {part['ladder']!r}")
         classes = ClassFit(
             tuple(infos[entry["id"]] for entry in used),
-            _positive([entry["classes"]["weight"] for entry in used]),
+            _positive([entry["classes"]["weight"] for entry in used], _TINY),
             tuple(_read_calibration(entry["classes"], task) for entry in used),
             part["pool"],
             _positive(_by_name(part["selection_prior"], task)),
@@ -188,7 +199,7 @@ def _read_part(part: dict[str, Any], entries: list[dict[str, Any]], task: Task) 
                 tuple(infos[entry["id"]] for entry in used),
                 index,
                 AttributeFit(
-                    _positive(numbers["weight"]),
+                    _positive(numbers["weight"], _TINY),
                     _finite(numbers["mean"]),
                     _positive(numbers["sd"]),
                     slope,
@@ -246,10 +257,19 @@ def _by_name(values: dict[str, float], task: Task) -> np.ndarray:
     return np.array([values[name] for name in task.classes], np.float64)
 
 
-def _positive(values: Any) -> np.ndarray:
+def _weight(value: Any) -> float:
+    """A member's weight; 0 where it takes no part. NaN is above nothing, so that without this such a member would go without a word."""
+    if not 0 <= float(value) <= _LARGEST:
+        raise ValueError(f"a weight is a number from 0 on, not {value!r}")
+    return float(value)
+
+
+def _positive(values: Any, least: float = _SMALLEST) -> np.ndarray:
+    """Above 0, and such that neither they nor what is divided by them overflows."""
     array = np.asarray(values, np.float64)
-    if not len(array) or not np.isfinite(array).all() or (array <= 0).any():
-        raise ValueError("weights, temperatures, deviations and priors are positive numbers")
+    if not len(array) or not ((array >= least) & (array <= _LARGEST)).all():
+        shown = next((value for value in array.ravel().tolist() if not least <= value <= _LARGEST), "none at all")
+        raise ValueError(f"weights, temperatures, deviations and priors lie between {least:g} and {_LARGEST:g}: {shown!r} does not")
     return array
 
 
@@ -259,6 +279,6 @@ def _number(value: Any) -> float:
 
 def _finite(values: Any) -> np.ndarray:
     array = np.asarray(values, np.float64)
-    if not np.isfinite(array).all():
-        raise ValueError("biases, means, slopes and intercepts are finite numbers")
+    if not (np.abs(array) <= _LARGEST).all():
+        raise ValueError(f"biases, means, slopes and intercepts are numbers between {-_LARGEST:g} and {_LARGEST:g}")
     return array

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from raysere.bounds import check_tensors
 from raysere.ensemble.bundle import Bundle, load_ensemble
 from raysere.ensemble.calibration import log_softmax
 from raysere.ensemble.fit import mixture
@@ -235,6 +236,7 @@ class Ensemble:
 
     def _predictor(self, name: str) -> Any:
         if name not in self._predictors:
+            from safetensors import SafetensorError
             from safetensors.torch import load
 
             from raysere.methods import METHODS
@@ -244,6 +246,7 @@ class Ensemble:
             entry = self.bundle.members[name]
             streams = {stream: self.bundle.specs[key].shape() for stream, key in entry["features"].items()}
             method = METHODS.get(entry["method"])()
+            check_tensors(self.bundle.weights[name])
             tensors = self.bundle.weights[name].read_bytes()
             if digest(tensors, 64) != entry["sha256"]:  # of the bytes that answer: a member may be opened long after the check
                 raise DataError(
@@ -259,7 +262,7 @@ class Ensemble:
                     load(tensors),
                     device=self.device,
                 )
-            except (KeyError, RuntimeError, ValueError) as error:
+            except (KeyError, RuntimeError, ValueError, TypeError, SafetensorError) as error:
                 if isinstance(error, RaysereError):
                     raise
                 raise DataError(f"The member {name} does not fit its method in this version: {error}", where=self.bundle.folder) from error

@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 from pydantic import ValidationError
 
+from raysere.bounds import read_parquet
 from raysere.corpora.grouping import COLUMNS, group_key
 from raysere.corpora.labels import class_map
 from raysere.corpora.manifest import Manifest
@@ -135,10 +136,10 @@ def check_tables(folder: Path, settings: Mapping[str, Any]) -> None:
 
 def _read_splits(path: Path) -> pl.DataFrame:
     try:
-        return pl.read_parquet(path, hive_partitioning=False).select(
+        return read_parquet(path).select(
             pl.col("outer").cast(pl.Int32), pl.col("utterance", "role").cast(pl.String), pl.col("fold").cast(pl.Int32)
         )
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except (pl.exceptions.PolarsError, OSError, DataError) as error:
         raise DataError(
             f"These splits cannot be read: {(str(error).splitlines() or [type(error).__name__])[0]}",
             where=path,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import uuid
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from raysere.bounds import npy_header
 from raysere.errors import DataError
 from raysere.files import digest
 
@@ -166,12 +169,12 @@ def _mapped(path: Path) -> np.ndarray:
     import torch
 
     with path.open("rb") as file:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, by_columns, dtype = read(file)
-        start = file.tell()
-    if by_columns or dtype.hasobject:
+        dtype, shape, by_columns, start = npy_header(file)
+        there = os.fstat(file.fileno()).st_size
+    if by_columns or dtype.kind != "f":
         raise ValueError(f"{dtype} values by {'columns' if by_columns else 'rows'}")
-    size = start + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    size = start + math.prod(shape) * dtype.itemsize  # whole numbers of any size: a product of int64 could come round to a small one
+    if size > there:
+        raise ValueError(f"its header says {size} bytes, the file has {there}")
     values = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)  # RuntimeError where the file is shorter
     return values.numpy()[start:].view(dtype).reshape(shape)

@@ -11,6 +11,7 @@ import jinja2
 import polars as pl
 from markupsafe import Markup
 
+from raysere.bounds import read_parquet
 from raysere.errors import MissingFileError
 from raysere.files import atomic_write, canonical_json, read_json
 from raysere.report import charts
@@ -29,7 +30,7 @@ def write_units_page(folder: str | os.PathLike[str]) -> Path:
     if not (folder / "units.json").is_file():
         raise MissingFileError("There is no units study in this folder", where=folder)
     found = read_json(folder / "units.json")
-    tables = {name: pl.read_parquet(folder / entry["file"]) for name, entry in found["tables"].items()}
+    tables = {name: read_parquet(folder / entry["file"]) for name, entry in found["tables"].items()}
     figures: dict[str, str] = {}
     environment = jinja2.Environment(loader=jinja2.PackageLoader("raysere.report", "."), autoescape=True, trim_blocks=True)
     environment.filters["number"] = _number

@@ -19,6 +19,7 @@ from typing import Any
 
 import polars as pl
 
+from raysere.bounds import read_parquet
 from raysere.errors import ConfigError, DataError, MissingFileError
 from raysere.files import (
     atomic_folder,
@@ -90,14 +91,16 @@ class Record:
 
     def rows(self) -> pl.DataFrame:
         """``metrics.parquet``: a row an epoch, with ``epoch`` (from 0), ``score`` and what the loop logs (:meth:`Trainer.epoch`)."""
-        return pl.read_parquet(self.folder / "metrics.parquet")
+        return read_parquet(self.folder / "metrics.parquet")
 
     def predictions(self) -> pl.DataFrame:
         """``predictions.parquet`` of the best epoch. Raises MissingFileError where the trial has none (infeasible, error)."""
         path = self.folder / "predictions.parquet"
         if not path.is_file():
             raise MissingFileError(f"The trial {self.trial} has no predictions (status {self.status})", where=self.folder)
-        return pl.read_parquet(path)
+        return read_parquet(
+            path, remedy="Move the folder of this trial away and run the same command again: the trial is then trained anew."
+        )
 
 
 class Ledger:

@@ -25,6 +25,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from raysere.bounds import refusal
 from raysere.errors import ConfigError, UnknownNameError
 from raysere.files import canonical_json, read_yaml
 from raysere.search.dimensions import Dimension, Space, is_active, suggest
@@ -35,6 +36,8 @@ TOP_KEYS = ("method", "description", "defaults", "space")
 KINDS = ("choice", "int", "float")
 DIMENSION_KEYS = (*KINDS, "log", "step", "when")
 LAST = "last"
+_MOST = 300  # parameters of a space
+_LARGEST = 2**53  # whole numbers beyond are no numbers of a sampler
 CONTEXT = ("task", "granularity", "modality")  # `when` may also ask these of the study: settled when the space is checked
 
 
@@ -83,6 +86,9 @@ def parse_space(raw: Any, *, name: str | None = None, where: str = "") -> Space:
         if not isinstance(blocks[key], Mapping):
             problems.append(f"{key}: a mapping of parameters is expected, not {blocks[key]!r}")
             blocks[key] = {}
+    for key, block in blocks.items():
+        if len(block) > _MOST:
+            raise refusal(f"parameters under `{key}`", len(block), _MOST, where=where or name, error=ConfigError)
     dims: dict[str, Dimension] = {}
     for key, value in blocks["space"].items():
         dimension = _dimension(str(key), value, problems)
@@ -142,7 +148,7 @@ def with_fixed(space: Space, fixed: Mapping[str, Any]) -> Space:
 
 
 def _number(value: Any, whole: bool) -> bool:
-    return isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    return isinstance(value, int if whole else (int, float)) and not isinstance(value, bool) and -_LARGEST <= value <= _LARGEST
 
 
 def _dimension(name: str, value: Any, problems: list[str]) -> Dimension | None:

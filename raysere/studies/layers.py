@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from raysere.bounds import read_parquet
 from raysere.errors import ConfigError, DataError, MissingFileError, UnknownNameError
 from raysere.experiment import Experiment
 from raysere.preparation import load_manifest
@@ -174,7 +175,7 @@ def _cells(path: Path, corpora: Mapping[str, CorpusLayers]) -> dict[str, dict[in
 
     if not path.is_file():
         raise MissingFileError("There is no table of cells", where=path)
-    table = pl.read_parquet(path)
+    table = read_parquet(path)
     return {name: cells_from_table(table, dict(zip(corpus.utterances, corpus.speakers, strict=True))) for name, corpus in corpora.items()}
 
 

@@ -18,7 +18,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from raysere.errors import ConfigError, DataError, MissingFileError
+from raysere.bounds import check_tensors, parse_json
+from raysere.errors import ConfigError, DataError, MissingFileError, RaysereError
 from raysere.features.views import FeatureView
 from raysere.files import atomic_write
 from raysere.training.kmeans import Clustering, nearest
@@ -233,13 +234,19 @@ class Codebook:
 
         if not os.path.isfile(path):
             raise MissingFileError("There is no codebook at this path", where=path)
+        check_tensors(path)
         try:
             with safe_open(path, "numpy") as file:
-                meta = json.loads((file.metadata() or {}).get("raysere", "{}"))
-                if meta.pop("format", None) != FORMAT:
+                meta = parse_json((file.metadata() or {}).get("raysere", "{}"), where=path)
+                if not isinstance(meta, dict) or meta.pop("format", None) != FORMAT:
                     raise ConfigError("This file has not the format of a codebook", where=path, choices=[FORMAT])
-                return cls(file.get_tensor("centres"), **meta)
+                centres = file.get_tensor("centres")
+            if centres.ndim != 2 or not centres.size or centres.dtype != np.float32 or not np.isfinite(centres).all():
+                raise ValueError(f"its centres are {centres.dtype} {list(centres.shape)}, not finite float32 (units, width)")
+            return cls(centres, **meta)
         except (SafetensorError, ValueError, TypeError) as error:
+            if isinstance(error, RaysereError):
+                raise
             raise ConfigError(f"This is no codebook: {error}", where=path) from error
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from raysere.bounds import read_parquet
 from raysere.errors import DataError, MissingFileError
 from raysere.training.task import Task
 
@@ -75,7 +76,7 @@ def read_predictions(source: str | os.PathLike[str] | pl.DataFrame, task: Task, 
     where = None if isinstance(source, pl.DataFrame) else Path(source)
     if where is not None and not where.is_file():
         raise MissingFileError("There are no predictions here", where=where)
-    frame = source if isinstance(source, pl.DataFrame) else pl.read_parquet(Path(source))
+    frame = source if isinstance(source, pl.DataFrame) else read_parquet(source)
     if split is not None:
         frame = frame.filter(pl.col("split") == split)
     expected = [

@@ -62,9 +62,15 @@ class Predictor:
         }
         self.folds = []
         for tensors in split_state(state).values():
+            own = part(tensors, "model")
             with torch.random.fork_rng(devices=[]):
+                expected = _shapes(method, params, shapes)
+                if wrong := [name for name in expected if name not in own or own[name].shape != expected[name]]:
+                    name = wrong[0]
+                    found = list(own[name].shape) if name in own else "not there"
+                    raise DataError(f"The tensors are not those of this model: {name} is {found}, not {list(expected[name])}")
                 model = method.build(params, shapes)
-            model.load_state_dict(part(tensors, "model"))
+            model.load_state_dict(own)
             norms = {}
             for name, stream in shapes.streams.items():
                 kind = "tfidf" if stream.kind == "counts" else normalise.FITTED.get(params.normalise, params.normalise)
@@ -159,6 +165,18 @@ class Predictor:
             with torch.inference_mode():
                 results.append(_to_cpu(self.method.predict(model, items)))
         return results
+
+
+def _shapes(method: Method, params: Any, shapes: Shapes) -> dict[str, torch.Size]:
+    """Shapes of the model's tensors, without one of them: a file may name a model of terabytes and hold a few numbers.
+
+    Empty for a method of somebody's package that computes with values while it is built.
+    """
+    try:
+        with torch.device("meta"):
+            return {name: value.shape for name, value in method.build(params, shapes).state_dict().items()}
+    except (NotImplementedError, RuntimeError):
+        return {}
 
 
 def _with_rows(norm: normalise.Normaliser, own: list[tuple[Tensor, Tensor] | None]) -> tuple[normalise.Normaliser, Tensor]:

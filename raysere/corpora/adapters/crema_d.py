@@ -16,6 +16,7 @@ from typing import Any
 
 import polars as pl
 
+from raysere.bounds import ROWS_BYTES, ROWS_CELLS, TEXT_CELLS, check_text_table
 from raysere.corpora.adapters.base import Adapter
 from raysere.corpora.adapters.names import is_pointer, named_files
 from raysere.errors import ConfigError, DataError, MissingFileError
@@ -114,6 +115,7 @@ class CremaD(Adapter):
         if file is None:
             self.note("crema-d: there is no VideoDemographics.csv, so that the sexes are not known.")
             return {}
+        check_text_table(file, most=ROWS_BYTES, cells=ROWS_CELLS)
         with file.open(encoding="utf-8-sig", newline="") as handle:
             rows = list(csv.DictReader(handle))
         if rows and not {"ActorID", "Sex"} <= set(rows[0]):
@@ -125,6 +127,7 @@ class CremaD(Adapter):
         if file is None or is_pointer(file):
             return {}
         columns = ["localid", "queryType", "clipName", "respEmo"]
+        check_text_table(file, cells=TEXT_CELLS)
         try:
             table = pl.read_csv(file, columns=columns, infer_schema=False, null_values=["NA", ""])
         except pl.exceptions.PolarsError as error:
@@ -154,6 +157,7 @@ def _perceived(path: Path, stimulus: str) -> dict[str, str]:
             "The perceived labels of CREMA-D need processedResults/summaryTable.csv", where=path, remedy="Add it, or use `label: intended`."
         )
     column = _VOTE_COLUMNS[stimulus]
+    check_text_table(file, most=ROWS_BYTES, cells=ROWS_CELLS)
     with file.open(encoding="utf-8-sig", newline="") as handle:
         rows = list(csv.DictReader(handle))
     if not rows or not {"FileName", column} <= set(rows[0]):

@@ -13,8 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
+from raysere.bounds import ROWS_BYTES, ROWS_CELLS, check_text_table, read_parquet
 from raysere.corpora.adapters.base import AUDIO_SUFFIXES, Adapter
 from raysere.errors import DataError
 
@@ -104,7 +103,7 @@ class Meld(Adapter):
                     except (ValueError, AttributeError) as error:
                         raise DataError(f"Row {number} of this table is broken: {error}", where=file) from error
         elif packed is not None:
-            table = pl.read_parquet(packed)
+            table = read_parquet(packed)
             missing = [column for column in _PACKED if column not in table.columns]
             if missing:
                 raise DataError(f"{PARQUET} lacks the columns {', '.join(missing)}", where=packed, choices=table.columns)
@@ -142,6 +141,7 @@ def _first(path: Path, name: str) -> Path | None:
 
 
 def _read_csv(file: Path) -> list[dict[str, str]]:
+    check_text_table(file, most=ROWS_BYTES, cells=ROWS_CELLS)
     data = file.read_bytes()
     try:
         text = data.decode("utf-8-sig")

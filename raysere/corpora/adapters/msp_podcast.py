@@ -13,6 +13,7 @@ from typing import Any
 
 import polars as pl
 
+from raysere.bounds import LABEL_BYTES, TEXT_CELLS, check_text_table, read_bytes
 from raysere.corpora.adapters.base import Adapter, audio_files
 from raysere.corpora.textgrid import read_textgrid
 from raysere.errors import ConfigError, DataError, MissingFileError
@@ -118,7 +119,7 @@ class MspPodcast(Adapter):
                 "votes": ballots.get(stem),
                 "dialogue": recording,
                 "turn": turn,
-                "transcript": texts[stem].read_text(encoding="utf-8", errors="replace").strip() if stem in texts else None,
+                "transcript": read_bytes(texts[stem], LABEL_BYTES).decode("utf-8", errors="replace").strip() if stem in texts else None,
             }
             utterance.update({attribute: _number(row[column]) for attribute, column in _ATTRIBUTES.items()})
             if stem in grids:
@@ -232,6 +233,7 @@ class MspPodcast(Adapter):
 
 
 def _read(file: Path) -> pl.DataFrame:
+    check_text_table(file, cells=TEXT_CELLS)
     try:
         return pl.read_csv(file, infer_schema=False, encoding="utf8-lossy")
     except pl.exceptions.PolarsError as error:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from raysere.bounds import ROWS_BYTES, ROWS_CELLS, check_text_table
 from raysere.corpora.adapters.base import Adapter
 from raysere.corpora.adapters.names import named_files
 from raysere.errors import DataError
@@ -86,6 +87,7 @@ def _table(path: Path) -> dict[str, dict[str, str]]:
     file = next((file for file in (path / TABLE, path.parent / TABLE) if file.is_file()), None)
     if file is None:
         return {}
+    check_text_table(file, "\t", most=ROWS_BYTES, cells=ROWS_CELLS)
     with file.open(encoding="utf-8-sig", newline="") as handle:
         reader = csv.DictReader(handle, delimiter="\t", quoting=csv.QUOTE_NONE)
         missing = [column for column in _COLUMNS if column not in (reader.fieldnames or ())]

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from raysere.bounds import TEXT_BYTES, TEXT_CELLS, check_text_table, parse_json, read_parquet
 from raysere.corpora.schema import SCHEMA
-from raysere.errors import DataError, MissingFileError
+from raysere.errors import ConfigError, DataError, MissingFileError
 
 _NO_NUMBER = {"", "na", "n/a", "nan", "null", "none", "-"}
 _SHOWN = 20
+_HEADER = 4 << 20
 
 
 def read_text_or_parquet(path: Path, separator: str | None = None) -> pl.DataFrame:
@@ -32,24 +33,25 @@ def read_text_or_parquet(path: Path, separator: str | None = None) -> pl.DataFra
     """
     if not path.is_file():
         raise MissingFileError(f"There is no table {path.name!r}", where=path.parent)
-    content = path.read_bytes()
+    with path.open("rb") as file:
+        packed = file.read(4) == b"PAR1"
     try:
-        if content[:4] == b"PAR1":
-            return pl.read_parquet(io.BytesIO(content))
-        text = content.decode("utf-8-sig")
+        if packed:
+            return read_parquet(path)
+        check_text_table(path, separator or ",", most=TEXT_BYTES, cells=TEXT_CELLS)
+        text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(
             f"This table is not UTF-8 (byte {error.start})", where=path, remedy="Save it as UTF-8; spreadsheets offer 'CSV UTF-8'."
         ) from error
-    except pl.exceptions.PolarsError as error:
-        raise DataError(f"This parquet file cannot be read: {str(error).splitlines()[0]}", where=path) from error
     header = text.lstrip("\r\n").split("\n", 1)[0]
     if not header.strip():
         raise DataError("This table is empty", where=path, remedy="Its first line names the columns.")
     separator = separator or max("\t;,", key=header.count)
     try:
-        names = Counter(name.strip() for name in next(csv.reader(io.StringIO(text.lstrip("\r\n"), newline=""), delimiter=separator)))
-        table = pl.read_csv(io.StringIO(text), separator=separator, infer_schema=False, null_values=[""])
+        start = text[:_HEADER].lstrip("\r\n")  # StringIO takes four bytes a character
+        names = Counter(name.strip() for name in next(csv.reader(io.StringIO(start, newline=""), delimiter=separator)))
+        table = pl.read_csv(text.encode(), separator=separator, infer_schema=False, null_values=[""])
     except (pl.exceptions.PolarsError, ValueError, csv.Error) as error:
         raise DataError(
             f"This table cannot be read: {str(error).splitlines()[0]}", where=path, remedy="Check the separator and the quotes."
@@ -100,6 +102,6 @@ def _from_json(value: Any, column: str, source: str, path: Path, line: int) -> A
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
-    except ValueError as error:
+        return parse_json(value, where=path)
+    except ConfigError as error:
         raise DataError(f"The column {source!r}, line {line}, is read as {column!r} and holds no JSON list: {error}", where=path) from error

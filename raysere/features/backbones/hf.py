@@ -18,6 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from raysere.bounds import check_tensors, refusal
 from raysere.errors import ConfigError, DataError, EnvironmentFault, MissingFileError
 from raysere.features.backbone import Backbone, BackboneInfo, Layer
 from raysere.features.torchaudio_cpu import require_torchaudio
@@ -33,6 +34,7 @@ AUDIO = {
     "data2vec-audio": "alone",
     "whisper": "window",
 }
+_LAYERS, _LARGEST = 512, 10_000_000  # of a model: blocks; any other number in its configuration
 _CONFIG_FILES = ["config.json", "preprocessor_config.json"]
 _MODEL_FILES = [
     *_CONFIG_FILES,
@@ -196,8 +198,14 @@ def _describe(source: Source, window: str | None, precision: str | None) -> Back
 
 
 def read_config(folder: Path) -> Any:
-    """The transformers configuration of a folder. Raises ConfigError: not one. EnvironmentFault: torchaudio breaks transformers here."""
+    """The transformers configuration of a folder. Raises ConfigError: not one, or of a model that nobody has. EnvironmentFault: torchaudio
+    breaks transformers here."""
     guard_transformers()
+    given = read_json(folder / "config.json")
+    for name, value in given.items() if isinstance(given, dict) else ():
+        most = _LAYERS if name.endswith("layers") else _LARGEST
+        if isinstance(value, int) and value > most:  # transformers would make as many before it sees that no weight is there
+            raise refusal(f"for {name} of this model", value, most, where=folder / "config.json", error=ConfigError)
     with quiet():
         from transformers import AutoConfig
 
@@ -224,6 +232,8 @@ def load_weights(folder: Path, device: str) -> Any:
             remedy="Other weight files can run code when they are opened, so they are not "
             "read: choose a revision with model.safetensors, or convert the folder with transformers' save_pretrained.",
         )
+    for file in folder.glob("*.safetensors"):
+        check_tensors(file)
     with quiet():
         import torch
         from transformers import AutoModel
@@ -322,7 +332,11 @@ def _preprocessor(folder: Path) -> dict[str, Any]:
             where=folder,
             remedy="Without it the sampling rate and normalisation are unknown.",
         )
-    return read_json(path)
+    given = read_json(path)
+    rate = given.get("sampling_rate", 16_000) if isinstance(given, dict) else None
+    if not isinstance(rate, int) or not 1000 <= rate <= 384_000:
+        raise ConfigError(f"The sampling rate of this model is {rate!r}, not a number of Hz between 1,000 and 384,000", where=path)
+    return given
 
 
 def licence(folder: Path) -> str:
@@ -330,7 +344,8 @@ def licence(folder: Path) -> str:
     card = folder / "README.md"
     if not card.is_file():
         return "unknown"
-    text = card.read_text(encoding="utf-8", errors="replace")
+    with card.open("rb") as file:
+        text = file.read(1 << 16).decode("utf-8", errors="replace")  # the header comes first
     header = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
     match = re.search(r"^licen[sc]e:\s*([\w.\-]+)", header.group(1), re.MULTILINE) if header else None
     return match.group(1) if match else "unknown"

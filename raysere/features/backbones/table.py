@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import zipfile
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from raysere.errors import ConfigError, DataError, MissingFileError
+from raysere.bounds import ZIP_ERRORS, check_text_table, npy_header, open_zip, read_parquet, refusal, unpacked_most
+from raysere.errors import ConfigError, DataError, MissingFileError, RaysereError
 from raysere.features.backbone import Backbone, BackboneInfo, Item, Layer
 from raysere.files import digest
+
+if TYPE_CHECKING:
+    import polars as pl
 
 CODE_VERSION = 1  # raise it whenever an output changes: it is part of every feature key
 ID_NAMES = ("utterance", "utt_id", "utterance_id", "id", "name", "file", "path")
@@ -137,20 +141,44 @@ def _load(path: Path, size: int, changed_ns: int, id_name: str | None, values_na
 
 
 def _read_npz(path: Path, id_name: str | None, values_name: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and values; the headers of all arrays are looked at first, and only these two arrays are unpacked."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
+        with open_zip(path, 10_000) as archive:
+            kinds = {}
+            for entry in archive.infolist():
+                with archive.open(entry) as file:
+                    kinds[entry.filename.removesuffix(".npy")] = (*npy_header(file), entry)
+            texts = [name for name, (dtype, shape, *_) in kinds.items() if len(shape) == 1 and dtype.kind == "U"]
+            matrices = [name for name, (dtype, shape, *_) in kinds.items() if len(shape) == 2 and dtype.kind in "fiu"]
+            chosen = [
+                _choose(id_name, texts, "array of ids", "id", path),
+                _choose(values_name, matrices, "two-dimensional array of numbers", "values", path),
+            ]
+            asked = sum(math.prod(kinds[name][1]) * kinds[name][0].itemsize for name in chosen)
+            if asked > (most := unpacked_most(path.stat().st_size)):
+                raise refusal(
+                    "bytes of arrays, unpacked", asked, most, where=path, remedy="If you trust it, save it with numpy.savez, uncompressed."
+                )
+            ids, values = (_unpack(archive, *kinds[name]) for name in chosen)
+            return ids, values
+    except ZIP_ERRORS as error:
+        if isinstance(error, RaysereError):
+            raise
         raise DataError(
             f"This is not an npz file of plain arrays: {error}",
             where=path,
             remedy="Ids must be stored as text (dtype 'U'), not as objects.",
         ) from error
-    texts = [name for name, array in arrays.items() if array.ndim == 1 and array.dtype.kind == "U"]
-    matrices = [name for name, array in arrays.items() if array.ndim == 2 and array.dtype.kind in "fiu"]
-    return arrays[_choose(id_name, texts, "array of ids", "id", path)], arrays[
-        _choose(values_name, matrices, "two-dimensional array of numbers", "values", path)
-    ]
+
+
+def _unpack(archive: Any, dtype: np.dtype, shape: tuple[int, ...], by_columns: bool, start: int, entry: Any) -> np.ndarray:
+    size = math.prod(shape) * dtype.itemsize
+    with archive.open(entry) as file:
+        file.read(start)
+        data = file.read(size)
+    if len(data) != size:
+        raise ValueError(f"{entry.filename} ends before its {' x '.join(map(str, shape))} values do")
+    return np.frombuffer(data, dtype).reshape(shape, order="F" if by_columns else "C")
 
 
 def _read_table(path: Path, id_name: str | None, values_name: str | None) -> tuple[np.ndarray, np.ndarray]:
@@ -158,10 +186,13 @@ def _read_table(path: Path, id_name: str | None, values_name: str | None) -> tup
 
     try:
         if path.suffix.lower() == ".parquet":
-            table = pl.read_parquet(path)
+            table = read_parquet(path)
         else:
+            check_text_table(path, "\t" if path.suffix.lower() == ".tsv" else ",")
             table = pl.read_csv(path, separator="\t" if path.suffix.lower() == ".tsv" else ",", infer_schema_length=None)
     except (pl.exceptions.PolarsError, OSError) as error:
+        if isinstance(error, RaysereError):
+            raise
         raise DataError(f"This is not a {path.suffix[1:]} file: {str(error).splitlines()[0]}", where=path) from error
     if table.height == 0:
         raise DataError("The table has no rows", where=path)
@@ -171,11 +202,11 @@ def _read_table(path: Path, id_name: str | None, values_name: str | None) -> tup
     lists = [name for name, kind in table.schema.items() if isinstance(kind, pl.List | pl.Array)]
     if values_name or lists:
         name = _choose(values_name, lists, "column of lists of numbers", "values", path, table.columns)
-        rows = table[name].to_list()
-        widths = {-1 if row is None else len(row) for row in rows}
+        rows = table[name].arr.to_list() if isinstance(table.schema[name], pl.Array) else table[name]
+        widths = set(rows.list.len().cast(pl.Int64).fill_null(-1).to_list())
         if len(widths) > 1 or -1 in widths:
             raise DataError(f"The lists in the column {name!r} have different lengths", where=path, choices=sorted(widths))
-        return table[column].cast(pl.String).to_numpy().astype(str), _numbers(rows, path)
+        return table[column].cast(pl.String).to_numpy().astype(str), _numbers(rows, widths.pop(), path)
     numbers = [name for name, kind in table.schema.items() if kind.is_numeric() and name != column]
     if not numbers:
         raise DataError("The table has neither a column of lists nor columns of numbers", where=path)
@@ -184,11 +215,14 @@ def _read_table(path: Path, id_name: str | None, values_name: str | None) -> tup
     ).to_numpy()
 
 
-def _numbers(rows: list[Any], path: Path) -> np.ndarray:
-    try:
-        return np.array([[np.nan if value is None else value for value in row] for row in rows], dtype=np.float32).reshape(len(rows), -1)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"The lists do not hold numbers: {error}", where=path) from error
+def _numbers(rows: pl.Series, width: int, path: Path) -> np.ndarray:
+    """Lists of one length as float32 (N, width), without a Python object a number."""
+    import polars as pl
+
+    values = rows.explode() if width else pl.Series([], dtype=pl.Float32)
+    if not (values.dtype.is_numeric() or values.dtype in (pl.Boolean, pl.Null)):
+        raise DataError(f"The lists do not hold numbers: they are of type {values.dtype}", where=path)
+    return values.cast(pl.Float32).fill_null(float("nan")).to_numpy().reshape(len(rows), width)
 
 
 def _choose(asked: str | None, found: list[str], what: str, option: str, path: Path, names: list[str] | None = None) -> str:

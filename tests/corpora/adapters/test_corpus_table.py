@@ -172,7 +172,7 @@ def test_files_that_are_no_tables(folder: Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         load(folder / "t.csv")
     (folder / "t.parquet").write_bytes(b"PAR1 and nothing")
-    with pytest.raises(DataError, match="parquet file cannot be read"):
+    with pytest.raises(DataError, match="not a parquet file, or it cannot be read"):
         load(folder / "t.parquet")
     with pytest.raises(ConfigError, match=r"\[low, high\]"):
         load(folder / "u.csv", scale=[7, 1])
