@@ -8,10 +8,12 @@ a machine that slows down does not favour a side.
 from __future__ import annotations
 
 import gc
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 ROUNDS = 5
@@ -87,3 +89,12 @@ def speed(what: str, against: str, seconds: tuple[list[float], list[float]], **n
 
 def _short(value: float) -> float:
     return float(f"{value:.4g}")
+
+
+def kept_folder() -> Path:
+    """Where benchmarks keep what a second start need not do again: RAYSERE_BENCH_CACHE, or a folder in the user's cache.
+
+    Not among the temporary files: there another user could have made it, with files of their own.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    return Path(os.environ.get("RAYSERE_BENCH_CACHE") or cache / "raysere" / "benchmarks")

@@ -3,19 +3,18 @@
 Its features are not those of the published window, so there are two questions: how much faster, and what it costs in the recognition
 of emotion. The second is answered on four corpora with a probe of each layer, speakers of the test unseen in training. The corpora and the
 model are folders named by the environment variables RAYSERE_CORPORA and RAYSERE_MODELS; features are kept in a folder (RAYSERE_BENCH_CACHE,
-default: in the folder for temporary files), so that a second run has only the probes to do.
+default: in the user's cache), so that a second run has only the probes to do.
 """
 
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks._measure import Row, alternate, result, speed
+from benchmarks._measure import Row, alternate, kept_folder, result, speed
 
 TITLE = "The window of Whisper"
 GOAL = 10.0
@@ -137,7 +136,7 @@ def _extract(manifests: dict[str, Any], model: str) -> dict[str, tuple[Any, Any]
     from raysere.features.spec import resolve
     from raysere.features.store import FeatureStore
 
-    store = Path(os.environ.get("RAYSERE_BENCH_CACHE") or Path(tempfile.gettempdir()) / "raysere-benchmarks") / "whisper"
+    store = kept_folder() / "whisper"
     specs = [resolve({"backbone": model, "options": {"window": window}}) for window in ("clip", "full")]
     try:
         for name, manifest in manifests.items():

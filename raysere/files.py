@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,6 +105,37 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def open_lock(path: str | os.PathLike[str], *, make: bool = True) -> io.FileIO:
+    """Open the file of a lock for ``fcntl.flock``, without a change to what stands in it.
+
+    The folder may be shared, and somebody else may have put a link to a file of ours at this place: it is refused, not followed. Folders
+    above may be links. A second name of a file (a hard link) cannot be told from the file: write into a lock only where it has one name.
+
+    Args:
+        path: of the file; its folder must be there.
+        make: make it where it is missing, and open it for writing. False takes it as it is, to be read.
+
+    Raises:
+        EnvironmentFault: it is a link, a folder, or otherwise no plain file. FileNotFoundError: it is missing and not to be made.
+    """
+    flags = os.O_RDWR | os.O_CREAT if make else os.O_RDONLY
+    kind = "no plain file"
+    try:
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)  # a pipe must not make it wait
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return io.FileIO(descriptor, "r+" if make else "r")
+        os.close(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise
+        kind = "a symbolic link" if os.path.islink(path) else kind
+    raise EnvironmentFault(
+        f"The file that locks this folder is {kind}",
+        where=path,
+        remedy="Look who put it there, remove it and run the same command again: raysere makes a file of its own.",
+    )
 
 
 def canonical_json(value: Any) -> str:

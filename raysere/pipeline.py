@@ -21,7 +21,7 @@ from raysere.cluster import start_ray, stop_ray
 from raysere.errors import ConfigError, MissingFileError
 from raysere.experiment import Experiment, load_experiment, storage
 from raysere.features.content import MISSING
-from raysere.files import atomic_write, explain_write_errors, read_json
+from raysere.files import atomic_write, explain_write_errors, open_lock, read_json
 from raysere.preparation import REJECTED, Prepared, prepare, run_settings, write_rejected, write_run
 from raysere.progress import Progress
 from raysere.search.hashes import FileCheck
@@ -58,7 +58,7 @@ def only_driver(folder: Path) -> Iterator[None]:
     """Hold the run: a second driver on one run folder is refused. The lock goes with its process, however that ends."""
     with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        handle = (folder / ".driver.lock").open("w")
+        handle = open_lock(folder / ".driver.lock")
     for _ in range(_LOCK_TRIES):
         with suppress(BlockingIOError):
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -82,7 +82,7 @@ def only_driver(folder: Path) -> Iterator[None]:
 def is_held(folder: Path) -> bool:
     """Whether a living process holds the run."""
     try:
-        with (folder / ".driver.lock").open("r") as handle:
+        with open_lock(folder / ".driver.lock", make=False) as handle:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return False
     except FileNotFoundError:

@@ -194,7 +194,7 @@ class Progress:
         self._kept = now
         fields = {"stage": stage.name, **{key: getattr(stage, key) for key in _KEPT}}
         with contextlib.suppress(OSError):  # a display ends no run; and it need not survive a power cut, so nothing is flushed
-            temporary = self._file.with_name(f".{FILE}.{os.getpid()}.tmp")
+            temporary = self._file.with_name(f".{FILE}.{os.urandom(4).hex()}.tmp")  # a name that nobody knows before
             temporary.write_text(json.dumps({"format": FORMAT, **fields}), encoding="utf-8")
             os.replace(temporary, self._file)
 

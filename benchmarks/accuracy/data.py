@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from benchmarks._measure import kept_folder
 
 SEED = 0
 RAVDESS = [[f"ravdess/{actor:02d}" for actor in range(first, first + 4)] for first in range(1, 25, 4)]
@@ -57,9 +58,8 @@ class Data:
 
 
 def folder(name: str) -> Path:
-    """A folder for what the study keeps: RAYSERE_BENCH_CACHE, or one for temporary files."""
-    root = Path(os.environ.get("RAYSERE_BENCH_CACHE") or Path(tempfile.gettempdir()) / "raysere-benchmarks")
-    path = root / "accuracy" / name
+    """A folder for what the study keeps."""
+    path = kept_folder() / "accuracy" / name
     path.mkdir(parents=True, exist_ok=True)
     return path
 

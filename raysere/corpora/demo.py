@@ -6,6 +6,7 @@ figures on it show that the system works, never how well emotion is recognised.
 
 from __future__ import annotations
 
+import fcntl
 import io
 import shutil
 from pathlib import Path
@@ -14,7 +15,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 import soundfile
-from filelock import FileLock
 
 from raysere.corpora import demo_prosody as prosody
 from raysere.corpora.demo_texts import LANGUAGES, SHARED, TEXTS, spoken, word_marks
@@ -22,7 +22,7 @@ from raysere.corpora.demo_voices import SAMPLING_RATE, Voice, espeak_settings, f
 from raysere.corpora.espeak import Espeak, Mark
 from raysere.corpora.manifest import Manifest, rows_to_table
 from raysere.errors import ConfigError
-from raysere.files import atomic_folder, atomic_write, explain_write_errors, read_json, write_json
+from raysere.files import atomic_folder, atomic_write, explain_write_errors, open_lock, read_json, write_json
 from raysere.progress import Progress
 
 FORMAT = "raysere.demo/1"
@@ -67,14 +67,12 @@ def make_demo(
         return folder
     with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / _LOCK_NAME)
-        lock.acquire()
-    try:
+        lock = open_lock(folder / _LOCK_NAME)
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         _check_folder(folder, settings)
         if not _complete(folder):
             _synthesise(folder, settings, progress or Progress(quiet=True))
-    finally:
-        lock.release()
     return folder
 
 

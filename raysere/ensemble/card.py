@@ -17,7 +17,7 @@ def write_card(record: dict[str, Any], evaluation: dict[str, Any]) -> str:
         "license": "other",
         "tags": ["speech-emotion-recognition", "ensemble", *(["synthetic-data"] if record["synthetic"] else [])],
     }
-    lines = ["---", to_yaml(header).rstrip(), "---", "", f"# Ensemble of {', '.join(record['runs'])}", ""]
+    lines = ["", f"# Ensemble of {', '.join(record['runs'])}", ""]
     if record["synthetic"]:
         lines += ["**Trained on synthetic speech: its answers say nothing about real speakers.**", ""]
     if task["classes"]:
@@ -49,7 +49,12 @@ def write_card(record: dict[str, Any], evaluation: dict[str, Any]) -> str:
         "tested on other languages, microphones, ages or situations than those above. Do not use it to judge persons.",
         "",
     ]
-    return "\n".join(lines)
+    return "\n".join(["---", to_yaml(header).rstrip(), "---", *map(_shown, lines)])
+
+
+def _shown(line: str) -> str:
+    """A line in which names cannot become elements, links or lines of their own: they come from data, and Markdown may hold HTML."""
+    return " ".join(line.replace("&", "&amp;").replace("<", "&lt;").replace("[", "\\[").splitlines())
 
 
 def short_name(backbone: str) -> str:

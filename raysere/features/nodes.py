@@ -17,7 +17,7 @@ from typing import Any
 from raysere.errors import DataError, EnvironmentFault, MissingFileError, RaysereError
 from raysere.features.rows import shard_name
 from raysere.features.shards import check_shard, rebuild_index, shard_numbers
-from raysere.files import explain_write_errors
+from raysere.files import explain_write_errors, open_lock
 
 _TOP_FILES = ("spec.json", "utterances.parquet", "quarantine.parquet")
 _RETRIES = 3
@@ -47,7 +47,7 @@ def resident(root: str, key: str, local: str | os.PathLike[str] | None = None) -
     folder = target / key
     with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "lock").open("w") as lock:
+        with open_lock(folder / "lock") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             _fetch(root, key, folder)
     warm(folder)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -28,7 +29,7 @@ from raysere.features.quarantine import Quarantine
 from raysere.features.rows import MappedLayers, Placement
 from raysere.features.shards import read_index
 from raysere.features.spec import FeatureSpec
-from raysere.files import atomic_write, explain_write_errors, read_json, write_json
+from raysere.files import atomic_write, explain_write_errors, open_lock, read_json, write_json
 
 if TYPE_CHECKING:
     from raysere.corpora.manifest import Manifest
@@ -190,19 +191,18 @@ class FeatureStore:
         """Hold the right to extract a key. A second process waits, saying so; the lock ends with its process, whatever ends that."""
         path = self.folder(spec) / "lock"
         with explain_write_errors(path):
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
+            file = open_lock(path)
+        with file:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                say(f"another process extracts {spec.backbone} into this store ({_holder(descriptor)}): waiting for it")
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}".encode(), 0)
+                say(f"another process extracts {spec.backbone} into this store ({_holder(file)}): waiting for it")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if os.fstat(file.fileno()).st_nlink == 1:  # with a second name it may be somebody's file
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {os.uname().nodename}".encode())
             yield
-        finally:
-            os.close(descriptor)
 
 
-def _holder(descriptor: int) -> str:
-    return os.pread(descriptor, 200, 0).decode(errors="replace") or "starting"
+def _holder(file: io.FileIO) -> str:
+    return os.pread(file.fileno(), 200, 0).decode(errors="replace") or "starting"

@@ -2,22 +2,30 @@
 
 Colours come from CSS classes (``c0`` .. ``c5``, ``ink``, ``grid``) that the page defines, so that dark mode works. Each
 chart has a ``<title>`` for screen readers. Widths are in user units; the page scales them.
+
+A chart is a ``Markup``, and so is each of its parts: pages show a Markup as it is and escape every other text. Parts are made by
+:func:`text`, :func:`line` and :func:`shape` alone, which escape what they are given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from html import escape
+
+from markupsafe import Markup
 
 CHAR = 6.6  # width of one character of the 11 px chart font, in user units: an estimate for label margins
 
 
-def svg(width: float, height: float, body: list[str], title: str) -> str:
+def svg(width: float, height: float, body: Sequence[str], title: str) -> Markup:
+    """A chart of its parts. A part that is no Markup is escaped."""
     narrow = ";min-width:540px" if width > 600 else ""  # wide charts scroll sideways on a phone instead of becoming unreadable
-    return (
+    head = (
         f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{escape(title)}" style="max-width:{width:.0f}px{narrow}">'
-        f"<title>{escape(title)}</title>{''.join(body)}</svg>"
+        f"<title>{escape(title)}</title>"
     )
+    return Markup(head) + Markup("").join(body) + Markup("</svg>")
 
 
 _LIGHT = (
@@ -31,23 +39,38 @@ _LIGHT = (
 )
 
 
-def standalone(chart: str) -> str:
+_NOT_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def standalone(chart: Markup) -> str:
     """A chart as a file of its own: with the namespace, its size, and the light colours that a page would give it.
 
-    Without a size an image takes the width of whatever shows it: a notebook would stretch three bars over its column.
+    Without a size an image takes the width of whatever shows it: a notebook would stretch three bars over its column. A file is XML,
+    which control characters would break.
     """
-    head, separator, rest = str(chart).partition(">")  # of a Markup, replacing would escape what is put in
+    head, separator, rest = _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", str(chart)).partition(">")
     width, height = head.partition('viewBox="0 0 ')[2].partition('"')[0].split()
     opened = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
     return head.replace("<svg ", opened, 1) + f"{separator}<style>{_LIGHT}</style>{rest}\n"
 
 
-def text(x: float, y: float, value: str, *, anchor: str = "start", css: str = "ink", size: float = 11) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{css}" font-size="{size}">{escape(value)}</text>'
+def shape(name: str, css: str, **attributes: float | str) -> Markup:
+    """An element without content, such as ``rect``; ``_`` in an attribute stands for ``-``, and a float has one decimal."""
+    pairs = [
+        ("class", css),
+        *((key.replace("_", "-"), f"{value:.1f}" if isinstance(value, float) else str(value)) for key, value in attributes.items()),
+    ]
+    return Markup(f"<{name}" + "".join(f' {key}="{escape(value)}"' for key, value in pairs) + "/>")
 
 
-def line(x1: float, y1: float, x2: float, y2: float, css: str = "grid") -> str:
-    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{css}"/>'
+def text(x: float, y: float, value: str, *, anchor: str = "start", css: str = "ink", size: float = 11, turned: bool = False) -> Markup:
+    """A text at (x, y); ``turned`` is read from below."""
+    turn = f' transform="rotate(-90 {x:.0f} {y:.1f})"' if turned else ""
+    return Markup(f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{css}" font-size="{size}"{turn}>{escape(value)}</text>')
+
+
+def line(x1: float, y1: float, x2: float, y2: float, css: str = "grid") -> Markup:
+    return shape("line", css, x1=float(x1), y1=float(y1), x2=float(x2), y2=float(y2))
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -73,7 +96,7 @@ def intervals(
     mark_label: str = "",
     width: float = 680,
     signed: bool = False,
-) -> str:
+) -> Markup:
     """Dots with interval bars, one row each: (label, value, low, high, css class). ``mark`` draws a dashed reference line."""
     values = [v for _, value, low, high, _ in rows for v in (value, low, high) if v is not None] + ([mark] if mark is not None else [])
     low_x, high_x = min(values), max(values)
@@ -98,15 +121,15 @@ def intervals(
         y = top + step * index + step / 2
         body.append(text(left - 8, y + 4, shorten(label, 34), anchor="end"))
         if low is not None and high is not None:
-            body.append(
-                f'<rect x="{x(low):.1f}" y="{y - 3:.1f}" width="{max(x(high) - x(low), 1):.1f}" height="6" rx="3" class="{css} faint"/>'
-            )
-        body.append(f'<circle cx="{x(value):.1f}" cy="{y:.1f}" r="5" class="{css}"/>')
+            body.append(shape("rect", f"{css} faint", x=x(low), y=y - 3, width=max(x(high) - x(low), 1.0), height=6, rx=3))
+        body.append(shape("circle", css, cx=x(value), cy=y, r=5))
         body.append(text(width - right + 8, y + 4, f"{value:{'+' if signed else ''}.3f}", css="ink"))
     return svg(width, height, body, title)
 
 
-def bars(rows: Sequence[tuple[str, float, str]], *, title: str, width: float = 680, digits: int = 2, maximum: float | None = None) -> str:
+def bars(
+    rows: Sequence[tuple[str, float, str]], *, title: str, width: float = 680, digits: int = 2, maximum: float | None = None
+) -> Markup:
     """Horizontal bars from 0: (label, value, css class)."""
     top, step = 6, 24
     left = 14 + CHAR * max((len(shorten(row[0], 44)) for row in rows), default=4)
@@ -119,7 +142,7 @@ def bars(rows: Sequence[tuple[str, float, str]], *, title: str, width: float = 6
         length = max((width - left - right) * max(value, 0.0) / most, 0.5)
         body += [
             text(left - 8, y + 15, shorten(label, 44), anchor="end"),
-            f'<rect x="{left:.1f}" y="{y + 4:.1f}" width="{length:.1f}" height="{step - 8}" rx="2" class="{css}"/>',
+            shape("rect", css, x=left, y=y + 4, width=length, height=step - 8, rx=2),
             text(left + length + 6, y + 15, f"{value:.{digits}f}"),
         ]
     return svg(width, height, body, title)
@@ -134,7 +157,7 @@ def columns(
     width: float = 680,
     height: float = 170,
     reference: float | None = None,
-) -> str:
+) -> Markup:
     """Vertical columns from 0 (layer weights); ``reference`` draws a dashed line (the uniform weight)."""
     left, bottom, top = 44, 24, 12
     most = max([*values, reference or 0.0]) * 1.08 or 1.0
@@ -149,10 +172,8 @@ def columns(
     every = max(1, int(len(values) * 28 / (width - left)))
     for index, (value, label) in enumerate(zip(values, labels, strict=True)):
         x = left + slot * index
-        body.append(
-            f'<rect x="{x + slot * 0.12:.1f}" y="{y(value):.1f}" width="{slot * 0.76:.1f}" '
-            f'height="{max(height - bottom - y(value), 0.5):.1f}" rx="2" class="{css}"/>'
-        )
+        bar = {"x": x + slot * 0.12, "y": y(value), "width": slot * 0.76, "height": max(height - bottom - y(value), 0.5)}
+        body.append(shape("rect", css, **bar, rx=2))
         if index % every == 0:
             body.append(text(x + slot / 2, height - 8, label, anchor="middle", css="soft"))
     if reference is not None:
@@ -160,7 +181,7 @@ def columns(
     return svg(width, height, body, title)
 
 
-def matrix(counts: Sequence[Sequence[float]], names: Sequence[str], *, title: str) -> str:
+def matrix(counts: Sequence[Sequence[float]], names: Sequence[str], *, title: str) -> Markup:
     """Confusion matrix: rows are true classes, shares of the row as shade and per cent, counts below them."""
     cell = 58 if len(names) <= 6 else 50
     left = 18 + CHAR * max(len(name) for name in names)
@@ -178,10 +199,10 @@ def matrix(counts: Sequence[Sequence[float]], names: Sequence[str], *, title: st
             share = count / total if total else 0.0
             x, y = left + cell * j, top + cell * i
             css = "light" if share > 0.55 else "ink"
+            square = {"x": x + 1, "y": y + 1, "width": cell - 2, "height": cell - 2, "rx": 3}
             body += [
-                f'<rect x="{x + 1:.1f}" y="{y + 1:.1f}" width="{cell - 2}" height="{cell - 2}" rx="3" class="cell"/>',
-                f'<rect x="{x + 1:.1f}" y="{y + 1:.1f}" width="{cell - 2}" height="{cell - 2}" rx="3" '
-                f'class="{"c0" if i == j else "c1"}" fill-opacity="{share:.3f}"/>',
+                shape("rect", "cell", **square),
+                shape("rect", "c0" if i == j else "c1", **square, fill_opacity=f"{share:.3f}"),
                 text(x + cell / 2, y + cell / 2 + 1, f"{100 * share:.0f} %", anchor="middle", css=css, size=12),
                 text(x + cell / 2, y + cell / 2 + 15, f"{count:g}", anchor="middle", css=css, size=9),
             ]
@@ -202,7 +223,7 @@ def heatmap(
     css: str = "c0",
     digits: int = 2,
     cell: float | None = None,
-) -> str:
+) -> Markup:
     """Values as shades with the number in each cell; None is left blank. ``outlined`` cells (row, column) get a frame.
 
     ``low`` and ``high`` bound the scale; by default the values do. ``cell`` is the width of a column.
@@ -216,27 +237,21 @@ def heatmap(
     top = 40 if column_label else 24
     body = [text(left + cell * len(columns) / 2, 12, column_label, anchor="middle", css="soft")] if column_label else []
     if row_label:
-        middle = top + step * len(rows) / 2
-        body.append(
-            f'<text x="10" y="{middle:.1f}" text-anchor="middle" class="soft" font-size="11" '
-            f'transform="rotate(-90 10 {middle:.1f})">{escape(row_label)}</text>'
-        )
+        body.append(text(10, top + step * len(rows) / 2, row_label, anchor="middle", css="soft", turned=True))
     body += [text(left + cell * (j + 0.5), top - 8, shorten(name, int(cell / CHAR) + 3), anchor="middle") for j, name in enumerate(columns)]
     for i, row in enumerate(values):
         body.append(text(left - 6, top + step * (i + 0.5) + 4, rows[i], anchor="end"))
         for j, value in enumerate(row):
             x, y = left + cell * j, top + step * i
-            body.append(f'<rect x="{x + 1:.1f}" y="{y + 1:.1f}" width="{cell - 2}" height="{step - 2}" rx="3" class="cell"/>')
+            place = {"x": x + 1, "y": y + 1, "width": cell - 2, "height": step - 2, "rx": 3}
+            body.append(shape("rect", "cell", **place))
             if value is None:
                 continue
             shade = min(max((value - bottom) / (top_value - bottom), 0.0), 1.0) if top_value > bottom else 0.0
-            frame = ' class="mark" fill="none" style="stroke-dasharray:none;stroke-width:2"'
-            body.append(
-                f'<rect x="{x + 1:.1f}" y="{y + 1:.1f}" width="{cell - 2}" height="{step - 2}" rx="3" class="{css}" '
-                f'fill-opacity="{0.9 * shade:.3f}"/>'
-            )
+            body.append(shape("rect", css, **place, fill_opacity=f"{0.9 * shade:.3f}"))
             if (i, j) in outlined:
-                body.append(f'<rect x="{x + 2:.1f}" y="{y + 2:.1f}" width="{cell - 4}" height="{step - 4}" rx="3"{frame}/>')
+                frame = {"x": x + 2, "y": y + 2, "width": cell - 4, "height": step - 4, "rx": 3}
+                body.append(shape("rect", "mark", **frame, fill="none", style="stroke-dasharray:none;stroke-width:2"))
             body.append(
                 text(
                     x + cell / 2,
@@ -263,7 +278,7 @@ def scatter(
     x_range: tuple[float, float] | None = None,
     y_range: tuple[float, float] | None = None,
     joined: bool = False,
-) -> str:
+) -> Markup:
     """Points by series (name, xs, ys, css class); ``best`` adds each series' running maximum, ``joined`` joins its points."""
     left, bottom, top, right = 52, 40, 26, 12
     xs = [v for _, values, _, _ in series for v in values] or [0.0, 1.0]
@@ -293,6 +308,7 @@ def scatter(
         body.append(line(x(max(x0, y0)), y(max(x0, y0)), x(min(x1, y1)), y(min(x1, y1)), "mark"))
     legend = left + 24 + CHAR * len(y_label)
     for name, series_x, series_y, css in series:
+        drawn = [(x(vx), y(vy)) for vx, vy in zip(series_x, series_y, strict=True)]
         if best:
             top_so_far = float("-inf")
             path: list[tuple[float, float]] = []
@@ -304,15 +320,12 @@ def scatter(
                     path.append((x(vx), y(vy)))
             if path:
                 path.append((x(x1), path[-1][1]))
-                body.append(f'<polyline class="{css} stroke" points="{" ".join(f"{px:.1f},{py:.1f}" for px, py in path)}"/>')
+                body.append(shape("polyline", f"{css} stroke", points=_points(path)))
         if joined:
-            points = " ".join(f"{x(vx):.1f},{y(vy):.1f}" for vx, vy in zip(series_x, series_y, strict=True))
-            body.append(f'<polyline class="{css} stroke" points="{points}"/>')
-        body += [
-            f'<circle cx="{x(vx):.1f}" cy="{y(vy):.1f}" r="3.2" class="{css} dot"/>' for vx, vy in zip(series_x, series_y, strict=True)
-        ]
+            body.append(shape("polyline", f"{css} stroke", points=_points(drawn)))
+        body += [shape("circle", f"{css} dot", cx=cx, cy=cy, r=3.2) for cx, cy in drawn]
         if len(series) > 1 or best:
-            body += [f'<circle cx="{legend:.1f}" cy="9" r="4" class="{css}"/>', text(legend + 8, 13, shorten(name, 28))]
+            body += [shape("circle", css, cx=legend, cy=9, r=4), text(legend + 8, 13, shorten(name, 28))]
             legend += 24 + CHAR * len(shorten(name, 28))
     return svg(width, height, body, title)
 
@@ -329,7 +342,7 @@ def curves(
     marked: Sequence[int] = (),
     width: float = 460,
     height: float = 250,
-) -> str:
+) -> Markup:
     """Lines over places 0, 1, ... (layers) with interval bands: (name, values, lows, highs, css class), None where there is no value.
 
     ``null`` is a dashed curve of reference; ``marked`` places get a shaded column behind them (chosen layers).
@@ -347,10 +360,7 @@ def curves(
     def y(value: float) -> float:
         return top + (1 - (value - y0) / (y1 - y0)) * (height - top - bottom)
 
-    body = [
-        f'<rect x="{left + slot * place:.1f}" y="{top}" width="{slot:.1f}" height="{height - top - bottom}" class="c4 wash"/>'
-        for place in marked
-    ]
+    body = [shape("rect", "c4 wash", x=left + slot * place, y=top, width=slot, height=height - top - bottom) for place in marked]
     for tick in ticks(y0, y1):
         body += [line(left, y(tick), width - right, y(tick)), text(left - 6, y(tick) + 4, f"{tick:g}", anchor="end", css="soft")]
     step = max(1, -(-len(labels) * 26 // int(width - left - right)))
@@ -361,21 +371,26 @@ def curves(
         for run in _runs(values, lows, highs):
             if all(low is not None and high is not None for _, _, low, high in run):
                 edge = [(at, high) for at, _, _, high in run] + [(at, low) for at, _, low, _ in reversed(run)]
-                body.append(f'<polygon class="{css} band" points="{" ".join(f"{x(at):.1f},{y(v or 0.0):.1f}" for at, v in edge)}"/>')
-            body.append(f'<polyline class="{css} stroke" points="{" ".join(f"{x(at):.1f},{y(v):.1f}" for at, v, _, _ in run)}"/>')
-            body += [f'<circle cx="{x(at):.1f}" cy="{y(v):.1f}" r="3" class="{css}"/>' for at, v, _, _ in run]
+                body.append(shape("polygon", f"{css} band", points=_points((x(at), y(v or 0.0)) for at, v in edge)))
+            drawn = [(x(at), y(v)) for at, v, _, _ in run]
+            body.append(shape("polyline", f"{css} stroke", points=_points(drawn)))
+            body += [shape("circle", css, cx=cx, cy=cy, r=3) for cx, cy in drawn]
         if len(series) > 1:
-            body += [f'<circle cx="{legend:.1f}" cy="9" r="4" class="{css}"/>', text(legend + 8, 13, shorten(name, 28))]
+            body += [shape("circle", css, cx=legend, cy=9, r=4), text(legend + 8, 13, shorten(name, 28))]
             legend += 24 + CHAR * len(shorten(name, 28))
     if null is not None:
         nothing = [None] * len(null)
         body += [
-            f'<polyline class="mark" fill="none" points="{" ".join(f"{x(at):.1f},{y(v):.1f}" for at, v, _, _ in run)}"/>'
+            shape("polyline", "mark", fill="none", points=_points((x(at), y(v)) for at, v, _, _ in run))
             for run in _runs(null, nothing, nothing)
         ]
         if null_label:
             body += [line(legend - 6, 9, legend + 10, 9, "mark"), text(legend + 14, 13, null_label, css="soft")]
     return svg(width, height, body, title)
+
+
+def _points(pairs: Iterable[tuple[float, float]]) -> str:
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in pairs)
 
 
 def _runs(

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
-from raysere.files import atomic_write, read_json
+from raysere.files import read_json
 from raysere.report import charts
+from raysere.report.writing import write_template
 
 WORDS = {
     "covariance_gap": ("covariance gap", "normalised squared distance of the covariances, each corpus z-scored; lower is more alike"),
@@ -36,11 +36,7 @@ KINDS = {
 def write_page(folder: str | os.PathLike[str]) -> Path:
     """Write ``layers.html`` beside the layers.json of a folder and return its path."""
     folder = Path(folder)
-    environment = jinja2.Environment(loader=jinja2.PackageLoader("raysere.report", "."), autoescape=True, trim_blocks=True)
-    page = environment.get_template("layers.html.j2").render(**collect(read_json(folder / "layers.json")))
-    with atomic_write(folder / "layers.html") as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return folder / "layers.html"
+    return write_template(folder / "layers.html", "layers.html.j2", collect(read_json(folder / "layers.json")))
 
 
 def collect(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,11 +57,7 @@ def collect(found: Mapping[str, Any]) -> dict[str, Any]:
         "maps": [
             (
                 name,
-                _safe(
-                    charts.heatmap(
-                        corpus["cka"], labels, labels, title=f"CKA between layers on {name}", low=0.0, high=1.0, css=f"c{at % 6}"
-                    )
-                ),
+                charts.heatmap(corpus["cka"], labels, labels, title=f"CKA between layers on {name}", low=0.0, high=1.0, css=f"c{at % 6}"),
             )
             for at, (name, corpus) in enumerate(found["corpora"].items())
         ],
@@ -79,10 +71,6 @@ def collect(found: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _safe(chart: str) -> Markup:
-    return Markup(chart)  # charts escape every text they are given
-
-
 def _parts(values: Sequence[Mapping[str, Any]], *keys: str) -> list[list[Any]]:
     return [[value[key] for value in values] for key in keys]
 
@@ -93,18 +81,16 @@ def _relevance(found: Mapping[str, Any], labels: Sequence[str]) -> Markup | None
         return None
     series = [(name, *_parts(values, "value", "low", "high"), f"c{at % 6}") for at, (name, values) in enumerate(known)]
     chance = [1 / len(found["classes"])] * len(labels)
-    return _safe(
-        charts.curves(
-            series,  # type: ignore[arg-type]
-            labels,
-            title="relevance by layer",
-            x_label="layer",
-            y_label="UAR",
-            null=chance,
-            null_label="chance",
-            width=680,
-            height=270,
-        )
+    return charts.curves(
+        series,  # type: ignore[arg-type]
+        labels,
+        title="relevance by layer",
+        x_label="layer",
+        y_label="UAR",
+        null=chance,
+        null_label="chance",
+        width=680,
+        height=270,
     )
 
 
@@ -125,7 +111,7 @@ def _chart(name: str, values: Sequence[Mapping[str, Any]], labels: Sequence[str]
     )
     found = sorted({f"{value['p']:.3f}" for value in values if value["p"] is not None})
     return {
-        "chart": _safe(drawn),
+        "chart": drawn,
         "title": title,
         "words": words,
         "reasons": reasons,
@@ -180,19 +166,17 @@ def _oracle(read: Mapping[str, Any], labels: Sequence[str], group: Sequence[int]
     ]
     windows = [(_runs_of(layers), value["value"]) for layers, value in read["windows"]]
     return {
-        "transfer": _safe(
-            charts.curves(
-                series,  # type: ignore[arg-type]
-                labels,
-                title="transfer by layer",
-                x_label="layer",
-                y_label="UAR",
-                null=chance,
-                null_label="chance",
-                marked=group,
-                width=680,
-                height=270,
-            )
+        "transfer": charts.curves(
+            series,  # type: ignore[arg-type]
+            labels,
+            title="transfer by layer",
+            x_label="layer",
+            y_label="UAR",
+            null=chance,
+            null_label="chance",
+            marked=group,
+            width=680,
+            height=270,
         ),
         "charts": [_chart(name, values, labels, "c1", group) for name, values in read["measures"].items()],
         "cells": ", ".join(read["cells"]),

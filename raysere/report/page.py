@@ -6,16 +6,17 @@ import os
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import polars as pl
+from markupsafe import Markup
 
 from raysere.corpora.manifest import Manifest
 from raysere.ensemble.runs import check_tables
 from raysere.ensemble.saved import checked_record
 from raysere.errors import ConfigError, DataError, MissingFileError
-from raysere.files import atomic_write, canonical_json, read_json, read_yaml
+from raysere.files import canonical_json, read_json, read_yaml
 from raysere.report import charts
 from raysere.report.importance import parameter_importance
+from raysere.report.writing import write_template
 from raysere.search.hashes import FileCheck
 from raysere.search.leaderboard import leaderboard
 from raysere.search.ledger import Ledger, Record
@@ -45,11 +46,7 @@ def write_report(run: str | os.PathLike[str], check: FileCheck | None = None) ->
     Trials and a saved ensemble whose files changed since they were recorded are left out, and the user is told (``check``).
     """
     run = Path(run)
-    environment = jinja2.Environment(loader=jinja2.PackageLoader("raysere.report", "."), autoescape=True, trim_blocks=True)
-    page = environment.get_template("page.html.j2").render(**collect(run, check or FileCheck()))
-    with atomic_write(run / "report.html") as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return run / "report.html"
+    return write_template(run / "report.html", "page.html.j2", collect(run, check or FileCheck()))
 
 
 def collect(run: Path, check: FileCheck) -> dict[str, Any]:
@@ -88,7 +85,7 @@ def collect(run: Path, check: FileCheck) -> dict[str, Any]:
         ("provenance", "Provenance", True),
     ]
     values["sections"] = [(key, label) for key, label, there in present if there]
-    return {key: _safe(value) if isinstance(value, str) and value.startswith("<svg") else value for key, value in values.items()}
+    return values
 
 
 def _figures(run: Path, check: FileCheck) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
@@ -99,12 +96,6 @@ def _figures(run: Path, check: FileCheck) -> tuple[dict[str, Any] | None, dict[s
         check.tell(f"Left out of the report: the ensemble and its figures. {error}")
         return None, None
     return read_json(run / "evaluation.json") if (run / "evaluation.json").is_file() else None, bundle
-
-
-def _safe(chart: str) -> Any:
-    from markupsafe import Markup
-
-    return Markup(chart)  # charts escape every text they are given
 
 
 def _corpus_line(manifest: Manifest, experiment: dict[str, Any]) -> str:
@@ -231,7 +222,7 @@ def _calibration(evaluation: dict[str, Any]) -> dict[str, Any]:
     return {"calibration": chart, "ece": calibration.get("ece")}
 
 
-def _speakers(evaluation: dict[str, Any]) -> str | None:
+def _speakers(evaluation: dict[str, Any]) -> Markup | None:
     rows = []
     for name, entry in (evaluation.get("by_speaker") or {}).items():
         value = _value(entry)
@@ -301,12 +292,10 @@ def _search(board: pl.DataFrame, records: list[Record]) -> dict[str, Any]:
             importances.append(
                 (
                     study,
-                    _safe(
-                        charts.bars(
-                            [(name, value, f"c{index % 6}") for name, value in sorted(found.items(), key=lambda pair: -pair[1])[:10]],
-                            title=f"parameter importance of {study}",
-                            width=460,
-                        )
+                    charts.bars(
+                        [(name, value, f"c{index % 6}") for name, value in sorted(found.items(), key=lambda pair: -pair[1])[:10]],
+                        title=f"parameter importance of {study}",
+                        width=460,
                     ),
                 )
             )
@@ -339,7 +328,7 @@ def _cell(name: str, value: Any) -> str:
     return f"{value:.4f}" if name == "score" else f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
-def _layers(study: str, scored: list[Record], colour: str) -> list[tuple[str, Any, str]]:
+def _layers(study: str, scored: list[Record], colour: str) -> list[tuple[str, Markup, str]]:
     """Learned layer weights of the best trial that has them, else the best score reached with each single layer."""
     best = max((record for record in scored if _layer_weights(record)), key=lambda record: record.score or 0, default=None)
     found = []
@@ -353,7 +342,7 @@ def _layers(study: str, scored: list[Record], colour: str) -> list[tuple[str, An
                 found.append(
                     (
                         study,
-                        _safe(chart),
+                        chart,
                         f"learned weights of the layers of {stream} in {best.trial} "
                         "(counted from the input; the dashed line is equal weight).",
                     )
@@ -368,7 +357,7 @@ def _layers(study: str, scored: list[Record], colour: str) -> list[tuple[str, An
         chart = charts.columns(
             [by_layer[layer] for layer in order], [str(layer) for layer in order], title="best score by layer", css=colour, width=460
         )
-        found.append((study, _safe(chart), "best development score of the trials that read one layer, by layer."))
+        found.append((study, chart, "best development score of the trials that read one layer, by layer."))
     return found
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import polars as pl
 from markupsafe import Markup
 
@@ -16,6 +16,7 @@ from raysere.errors import MissingFileError
 from raysere.files import atomic_write, canonical_json, read_json
 from raysere.report import charts
 from raysere.report.vowel_chart import vowel_chart
+from raysere.report.writing import write_template
 
 VOWEL_HEAD = (
     *("vowel", "frames_a", "frames_b", "similarity", "corrected_similarity", "margin", "rank", "p_adjusted"),
@@ -31,33 +32,23 @@ def write_units_page(folder: str | os.PathLike[str]) -> Path:
         raise MissingFileError("There is no units study in this folder", where=folder)
     found = read_json(folder / "units.json")
     tables = {name: read_parquet(folder / entry["file"]) for name, entry in found["tables"].items()}
-    figures: dict[str, str] = {}
-    environment = jinja2.Environment(loader=jinja2.PackageLoader("raysere.report", "."), autoescape=True, trim_blocks=True)
-    environment.filters["number"] = _number
-    page = environment.get_template("units.html.j2").render(**_values(found, tables, figures))
+    figures: dict[str, Markup] = {}
+    values = _values(found, tables, figures)
     (folder / "figures").mkdir(exist_ok=True)
     for old in (folder / "figures").glob("*.svg"):
         old.unlink()
     for name, chart in figures.items():
         with atomic_write(folder / "figures" / f"{name}.svg") as temporary:
             temporary.write_text(charts.standalone(chart), encoding="utf-8")
-    with atomic_write(folder / "units.html") as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return folder / "units.html"
+    return write_template(folder / "units.html", "units.html.j2", values)
 
 
-def _number(value: Any, digits: int = 3) -> str:
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return "–"
-    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
-
-
-def _values(found: dict[str, Any], tables: dict[str, pl.DataFrame], figures: dict[str, str]) -> dict[str, Any]:
+def _values(found: dict[str, Any], tables: dict[str, pl.DataFrame], figures: dict[str, Markup]) -> dict[str, Any]:
     study, config = found["study"], found["config"]
 
-    def figure(name: str, chart: str) -> Markup:
-        figures[name] = chart
-        return Markup(chart)  # charts escape every text they are given
+    def figure(name: str, chart: Markup) -> Markup:
+        figures[re.sub(r"[^\w.-]", "_", name)[:120]] = chart  # names hold languages, and tables may be somebody else's
+        return chart
 
     values: dict[str, Any] = {
         "name": found.get("experiment", "units"),

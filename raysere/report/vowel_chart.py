@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from markupsafe import Markup
+
 from raysere.report.charts import line, svg, text, ticks
 
 _LEFT, _TOP, _RIGHT, _BOTTOM = 44, 26, 16, 36
 
 
-def vowel_chart(rows: Sequence[tuple[str, float, float]], *, title: str, width: float = 460, height: float = 320) -> str:
+def vowel_chart(rows: Sequence[tuple[str, float, float]], *, title: str, width: float = 460, height: float = 320) -> Markup:
     """Symbols at (F1, F2) in Bark. Args: rows: (vowel, F1, F2), at least one."""
     spans = [(min(values) - 0.4, max(values) + 0.4) for values in zip(*((f2, f1) for _, f1, f2 in rows), strict=True)]
     (x0, x1), (y0, y1) = spans

@@ -17,7 +17,7 @@ class EventFile:
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         self._event = Event
-        self._stream = path.open("wb")
+        self._stream = path.open("xb")  # a new file: what stands there, were it a link, is not written over
         self._writer = RecordWriter(self._stream)
         self._writer.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
 
