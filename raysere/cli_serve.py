@@ -32,7 +32,7 @@ def serve(
     from raysere.errors import ConfigError, EnvironmentFault
 
     try:
-        from raysere.serving.deployment import Options, read_token, serving, stop_signals, token_hash
+        from raysere.serving.deployment import Options, read_token, serving, stop_signals, token_file_open_to, token_hash
     except ImportError as error:
         raise EnvironmentFault(f"Serving needs packages that are not here: {error.name}", remedy="pip install 'raysere[serve]'") from error
     given: dict[str, object] = {}
@@ -42,6 +42,8 @@ def serve(
             raise ConfigError(f"--limit {text!r} has no value", remedy="Write NAME=VALUE.")
         given[name] = value
     token = read_token(token_file, host)
+    if token_file is not None and (told := token_file_open_to(token_file)):
+        click.echo(told, err=True)
     options = Options(ensemble=str(folder), replicas=replicas, cpus=cpus, gpus=gpus, token_sha256=token_hash(token), limits=given)
     with serving(options, host=host, port=port) as server:
         with stop_signals() as stopped:

@@ -22,9 +22,10 @@ from starlette.exceptions import HTTPException
 from raysere import __version__
 from raysere.serving.engine import Engine
 from raysere.serving.faults import Fault, error_response
-from raysere.serving.intake import read_batch, read_single
+from raysere.serving.intake import Held, read_batch, read_single
 from raysere.serving.limits import Limits
 from raysere.serving.measures import Measures
+from raysere.serving.origin import on_loopback, refusal
 from raysere.serving.proxy import FULL, REFUSED
 from raysere.serving.schema import BatchRequest, BatchResponse, ErrorResponse, Health, PredictRequest, PredictResponse
 
@@ -48,6 +49,8 @@ _HEADERS = {
 _REASONS = {
     400: "The body cannot be read",
     401: "The token is missing or wrong",
+    403: "From a page of another site, or to a name that the server does not go by",
+    408: "The body did not arrive in time",
     413: "Larger or longer than the server takes",
     415: "Not audio, or a content type that is not taken",
     422: "Audio or fields that cannot be used",
@@ -68,6 +71,7 @@ def create_app(
     threads: int | None = None,
     apart: bool = False,
     replicas: int = 1,
+    loopback: bool = False,
 ) -> FastAPI:
     """The application over the ensemble in ``folder``, which is opened when the application starts.
 
@@ -78,6 +82,7 @@ def create_app(
         token_sha256: hex SHA-256 of the bearer token that every request but the probes must carry; None asks for none.
         device, threads, apart: see :class:`~raysere.serving.engine.Engine`.
         replicas: that answer, this one among them; a proxy that knows all of them to be full asks none.
+        loopback: whether the server listens on this machine alone: requests must then name it so.
     """
     engine = Engine(folder, limits, device=device, threads=threads, apart=apart)
 
@@ -102,11 +107,11 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
-        responses={code: {"model": ErrorResponse, "description": _REASONS[code]} for code in (401, 500, 503)},
+        responses={code: {"model": ErrorResponse, "description": _REASONS[code]} for code in (401, 403, 500, 503)},
     )
     app.state.engine, app.state.ready = engine, False
     _add_errors(app, f"{secrets.token_hex(4)} {replicas}")
-    _add_guard(app, token_sha256)
+    _add_guard(app, token_sha256, on_loopback if loopback else None)
     _add_routes(app, engine, limits)
     _add_pages(app)
     if token_sha256 is not None:
@@ -116,14 +121,16 @@ def create_app(
 
 def _add_routes(app: FastAPI, engine: Engine, limits: Limits) -> None:
     refusals: dict[int | str, dict[str, Any]] = {
-        code: {"model": ErrorResponse, "description": _REASONS[code]} for code in (400, 413, 415, 422, 429, 504)
+        code: {"model": ErrorResponse, "description": _REASONS[code]} for code in (400, 408, 413, 415, 422, 429, 504)
     }
+
+    held = Held(limits)
 
     @app.post("/v1/predict", response_model=PredictResponse, responses=refusals, openapi_extra=_body(PredictRequest, _SINGLE_FORM))
     async def predict(request: Request) -> dict[str, Any]:
         """Emotion of one clip, with or without its transcript, or of a text."""
-        with engine.batcher.place(1) as place:  # before the body is read: a refusal costs next to nothing
-            given, asked = await read_single(request, limits)
+        with engine.batcher.place(1) as place, held.request() as take:  # before the body is read: a refusal costs next to nothing
+            given, asked = await read_single(request, limits, take)
             model, (result,) = await engine.predict([given], place, votes=asked.votes, trace=asked.trace)
         if isinstance(result, Fault):
             raise result
@@ -132,8 +139,8 @@ def _add_routes(app: FastAPI, engine: Engine, limits: Limits) -> None:
     @app.post("/v1/predict/batch", response_model=BatchResponse, responses=refusals, openapi_extra=_body(BatchRequest, _BATCH_FORM))
     async def predict_batch(request: Request) -> dict[str, Any]:
         """Emotion of several clips or texts; one that cannot be used has an error in its place."""
-        with engine.batcher.place(1) as place:
-            given, votes = await read_batch(request, limits)
+        with engine.batcher.place(1) as place, held.request() as take:
+            given, votes = await read_batch(request, limits, take)
             model, found = await engine.predict([one for one in given if not isinstance(one, Fault)], place, votes=votes)
         answers = iter(found)
         results = [one if isinstance(one, Fault) else next(answers) for one in given]
@@ -187,13 +194,15 @@ def _add_pages(app: FastAPI) -> None:
         app.add_api_route(path, static, include_in_schema=False)
 
 
-def _add_guard(app: FastAPI, token_sha256: str | None) -> None:
+def _add_guard(app: FastAPI, token_sha256: str | None, named: Callable[[str], bool] | None) -> None:
     @app.middleware("http")
     async def guard(request: Request, call: Callable[[Request], Awaitable[Response]]) -> Response:
-        started, route = time.monotonic(), request.url.path
-        if token_sha256 is not None and route not in _FREE and not _known(request, token_sha256):
+        started, route = time.monotonic(), request.scope["path"]  # as routes are found; ``request.url`` is made of the Host that was sent
+        if refused := refusal(request.method, request.headers.get, named):
+            response: Response = error_response(Fault(403, refused.code, refused.message, remedy=refused.remedy))
+        elif token_sha256 is not None and route not in _FREE and not _known(request, token_sha256):
             fault = Fault(401, "token", "The token is missing or wrong", remedy="Send 'Authorization: Bearer TOKEN'.")
-            response: Response = error_response(fault)
+            response = error_response(fault)
             response.headers["WWW-Authenticate"] = "Bearer"
         elif not app.state.ready and route not in ("/healthz", *_STATIC):
             response = error_response(Fault(503, "not_ready", "The server is not ready", retry_s=1.0))
@@ -206,8 +215,8 @@ def _add_guard(app: FastAPI, token_sha256: str | None) -> None:
         if hasattr(app.state, "measures"):
             label = route if route in _COUNTED else "other"
             app.state.measures.requests.labels(label, str(response.status_code)).inc()
-            if (refused := request.headers.get(REFUSED, "")).isdecimal():
-                app.state.measures.requests.labels(label, "429").inc(int(refused[:9]))
+            if turned_away := request.scope.get(REFUSED):
+                app.state.measures.requests.labels(label, "429").inc(turned_away)
             app.state.measures.seconds.labels(label).observe(time.monotonic() - started)
         return response
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import ipaddress
 import logging
 import os
+import re
 import secrets
 import shutil
 import signal
 import socket
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -24,9 +25,11 @@ from raysere.cluster import start_ray, stop_ray, tell_open_ports
 from raysere.ensemble.bundle import load_ensemble
 from raysere.errors import ConfigError, EnvironmentFault
 from raysere.serving.limits import Limits, read_limits
+from raysere.serving.origin import on_loopback
 
 APP = "raysere"
 TOKEN_VARIABLE = "RAYSERE_TOKEN"
+_TOKEN_SHORTEST, _TOKEN_LONGEST = 16, 4096
 _MOST_AT_ONCE = 4096  # requests that a replica holds; its own limits refuse long before
 
 
@@ -39,6 +42,7 @@ class Options(BaseModel):
         cpus, gpus: of the cluster, for each replica; with ``gpus`` the backbones run on ``cuda``.
         threads: of torch in each replica; None: as many as its cpus.
         token_sha256: hex SHA-256 of the token to ask for. Where it is None and RAYSERE_TOKEN is set in the replica, its hash is taken.
+        loopback: whether the proxies listen on this machine alone: requests must then name it so. :func:`serving` knows.
         limits: see :class:`~raysere.serving.limits.Limits`.
     """
 
@@ -50,6 +54,7 @@ class Options(BaseModel):
     gpus: float = Field(0, ge=0)
     threads: int | None = Field(None, ge=1)
     token_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    loopback: bool = False
     limits: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -92,11 +97,12 @@ def replica_app(asked: Options, limits: Limits, measures: Path) -> Any:
         Path(asked.ensemble),
         limits,
         measures=measures,
-        token_sha256=asked.token_sha256 or token_hash(os.environ.get(TOKEN_VARIABLE)),
+        token_sha256=asked.token_sha256 or token_hash(_token_of_environment()),
         device="cuda" if asked.gpus else "cpu",
         threads=asked.threads or max(1, int(asked.cpus)),
         apart=True,
         replicas=asked.replicas,
+        loopback=asked.loopback,
     )
 
 
@@ -117,8 +123,16 @@ def token_hash(token: str | None) -> str | None:
 
 
 def read_token(file: Path | None, host: str) -> str | None:
-    """The bearer token from ``file`` or RAYSERE_TOKEN. Raises ConfigError where there is none and ``host`` is not loopback."""
-    token = file.read_text(encoding="utf-8").strip() if file is not None else os.environ.get(TOKEN_VARIABLE, "").strip()
+    """The bearer token from ``file`` or RAYSERE_TOKEN.
+
+    Raises ConfigError where there is none and ``host`` is not loopback, and for one that can be guessed or that no header can carry.
+    """
+    if file is not None:
+        with file.open("rb") as opened:
+            raw = opened.read(_TOKEN_LONGEST + 1)
+        token = _checked_token(raw.decode("utf-8", "replace").strip(), file) if raw.strip() else None
+    else:
+        token = _token_of_environment()
     if file is not None and not token:
         raise ConfigError("The token file is empty", where=file)
     if not token and not on_loopback(host):
@@ -130,13 +144,27 @@ def read_token(file: Path | None, host: str) -> str | None:
     return token or None
 
 
-def on_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+def _token_of_environment() -> str | None:
+    token = os.environ.get(TOKEN_VARIABLE, "").strip()
+    return _checked_token(token, TOKEN_VARIABLE) if token else None
+
+
+def _checked_token(token: str, where: object) -> str:
+    new = "Make one with `openssl rand -hex 32`."
+    if len(token) < _TOKEN_SHORTEST:
+        raise ConfigError(f"The token has {len(token)} characters; fewer than {_TOKEN_SHORTEST} can be guessed", where=where, remedy=new)
+    if len(token) > _TOKEN_LONGEST or not re.fullmatch("[!-~]+", token):
+        what = f"The token is not one word of at most {_TOKEN_LONGEST} letters, digits and signs of ASCII, which a header can carry"
+        raise ConfigError(what, where=where, remedy=new)
+    return token
+
+
+def token_file_open_to(file: Path) -> str | None:
+    """What to tell of a token file that others on this machine may read; None where they may not."""
+    mode = stat.S_IMODE(file.stat().st_mode)
+    if not mode & 0o077:
+        return None
+    return f"Others on this machine may read or change the token file {file} (mode {mode:04o}): `chmod 600 {file}`."
 
 
 def free_port(host: str) -> int:
@@ -166,7 +194,7 @@ def serving(options: Options, *, host: str = "127.0.0.1", port: int = 8000, read
     Raises:
         MissingFileError, DataError: no sound ensemble there. EnvironmentFault: the port is taken, or the replicas do not start.
     """
-    options = options.model_copy(update={"ensemble": str(Path(options.ensemble).resolve())})
+    options = options.model_copy(update={"ensemble": str(Path(options.ensemble).resolve()), "loopback": on_loopback(host)})
     limits: Limits = read_limits(options.limits)
     fingerprint = load_ensemble(options.ensemble).fingerprint
     port = port or free_port(host)

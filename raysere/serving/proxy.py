@@ -1,4 +1,5 @@
-"""What Serve's HTTP proxies do for the API: errors in its form where no replica answers, and refusals at the door where all are full.
+"""What Serve's HTTP proxies do for the API: errors in its form where no replica answers, refusals at the door where all are full, and
+bounds on connections (:mod:`raysere.serving.connections`).
 
 :func:`middlewares` is what RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names (``raysere/cluster.py`` and the image set it); every proxy of
 the cluster calls it when it starts.
@@ -13,10 +14,14 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from raysere.serving.connections import BOUNDED, bound_connections, warn
 from raysere.serving.faults import Fault, error_response
 
 FULL = "raysere-full"  # in a replica's 429: "REPLICA OF SECONDS", how long it, one of OF, will hardly have room; no client sees it
-REFUSED = "raysere-refused"  # in a request to a replica: how many the proxy refused on that route since the last, for the counters
+# In the scope of a request to a replica, where no client can write: how many the proxy refused on that route since the last, to be counted.
+REFUSED = "raysere.refused"
+# Headers by which a client would steer Serve: its time-out, what it does where a client hangs up, and the choice of replica.
+_STEER = ("x-request-timeout-seconds", "x-request-disconnect-disabled", "serve-multiplexed-model-id", "x-session-id")
 
 _SLOWED_S = 0.1  # of a refusal at the door: who comes back at once, whatever Retry-After says, takes no processor from the answers
 _SERVES_OWN = "/-/"  # probes of Serve itself (/-/healthz, /-/routes), which Kubernetes asks
@@ -106,10 +111,8 @@ class RefusalsAtTheDoor:
             message, remedy = "Every replica is full", "Try again after the seconds of Retry-After, or start more replicas."
             await error_response(Fault(429, "overloaded", message, remedy=remedy, retry_s=door.retry_s))(scope, receive, send)
             return
-        headers = [(name, value) for name, value in scope["headers"] if name.lower() != REFUSED.encode()]
         if door is not None and door.refused:
-            headers.append((REFUSED.encode(), str(door.refused).encode()))
-            door.refused = 0
+            scope, door.refused = {**scope, REFUSED: door.refused}, 0
 
         async def passed(message: Message) -> None:
             if message["type"] == "http.response.start" and message["status"] == 429:
@@ -120,9 +123,33 @@ class RefusalsAtTheDoor:
                     message = {**message, "headers": found.raw}
             await send(message)
 
-        await self._app({**scope, "headers": headers}, receive, passed)
+        await self._app(scope, receive, passed)
+
+
+class OnlyRequests:
+    """ASGI middleware that lets HTTP requests through, without the headers by which a client would steer Serve, and no WebSockets."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app, self._warned = app, False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1003})
+            return
+        if scope["type"] == "http":
+            if not scope.pop(BOUNDED, False) and not self._warned:
+                self._warned = True
+                warn("it does not take the protocol that it is given")
+            scope = {**scope, "headers": [(name, value) for name, value in scope["headers"] if not _steers(name, value)]}
+        await self._app(scope, receive, send)
+
+
+def _steers(name: bytes, value: bytes) -> bool:
+    known = name.decode("latin-1").lower().replace("_", "-")
+    return known in _STEER or (known == "x-request-id" and not (value.isascii() and len(value) <= 128))  # which goes into Serve's logs
 
 
 def middlewares() -> list[Middleware]:
-    """For every HTTP proxy of Serve; the first is the outermost."""
-    return [Middleware(RefusalsAtTheDoor), Middleware(ErrorsAsJson)]
+    """For every HTTP proxy of Serve, which calls this when it starts; the last is the outermost."""
+    bound_connections()
+    return [Middleware(RefusalsAtTheDoor), Middleware(ErrorsAsJson), Middleware(OnlyRequests)]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import shutil
+import socket
+import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Iterator
@@ -13,17 +15,20 @@ from urllib.parse import urlencode
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 from test_search_ledger import put
 from toy import toy_run, toy_study
 from watching import ask, look, sessions, tensorboard
 
+from raysere.cli import cli
 from raysere.files import write_yaml
 from raysere.preparation import RUN_FORMAT
 from raysere.search.ledger import Ledger
 from raysere.search.overview import SearchEvents, write_overview
 from raysere.search.study import save_study
 from raysere.search.tensorboard import TrialEvents
+from raysere.serving.watching import names
 
 WEIGHTS = [[0.5, 0.5], [0.4, 0.6], [0.3, 0.7]]
 CONFUSION = np.array([[20, 3, 1], [2, 22, 0], [4, 4, 16]])
@@ -113,6 +118,45 @@ def test_hparams_have_the_columns_of_the_spaces(url: str) -> None:
     values = {value["name"]["tag"]: round(value["value"], 4) for value in groups["other-0000"]["metricValues"]}
     assert values["best/score"] == 0.7
     assert values["resources/seconds"] == 2.0
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "status"),
+    [
+        ({}, None, 200),
+        ({"Host": "localhost:6006"}, None, 200),
+        ({"Host": "evil.example:6006"}, None, 403),  # DNS rebinding
+        ({"Origin": "http://evil.example"}, b"{}", 403),
+        ({"Origin": "null"}, b"{}", 403),
+        ({"Sec-Fetch-Site": "cross-site"}, b"{}", 403),
+    ],
+)
+def test_pages_of_other_sites_get_nothing(url: str, headers: dict[str, str], body: bytes | None, status: int) -> None:
+    request = urllib.request.Request(f"{url}data/runs", body, headers)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            found = answer.status
+    except urllib.error.HTTPError as error:
+        found = error.code
+    assert found == status
+
+
+def test_names_beyond_loopback_are_addresses_and_the_machine_s_own() -> None:
+    named = names("0.0.0.0")
+    assert all(map(named, ["10.0.0.7", "::1", "localhost", socket.gethostname().lower()]))
+    assert not named("evil.example")
+    assert names("127.0.0.1")("localhost")
+    assert not names("127.0.0.1")("10.0.0.7")
+
+
+def test_beyond_loopback_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_dir = toy_run(tmp_path)
+    write_yaml(run_dir / "experiment.yaml", {"format": RUN_FORMAT, "name": "toy"})
+    monkeypatch.setattr("raysere.serving.watching.watch", lambda logs, host, port: 0)  # which would listen there
+    for host, told in (("127.0.0.1", False), ("::1", False), ("0.0.0.0", True), ("example.org", True)):
+        result = CliRunner().invoke(cli, ["tensorboard", str(run_dir), "--host", host])
+        assert result.exit_code == 0, result.output
+        assert ("no token" in result.stderr) is told
 
 
 def test_the_page_in_a_browser(url: str, tmp_path: Path) -> None:

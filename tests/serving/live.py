@@ -38,7 +38,14 @@ async def submitted(batcher: Batcher, items: list[Any], audio_s: float = 0.0) ->
 def listening(app: Any) -> Iterator[str]:
     """The application on a free loopback port; the URL."""
     port = free_port("127.0.0.1")
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
+    with started(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error")):
+        yield f"http://127.0.0.1:{port}/"
+
+
+@contextlib.contextmanager
+def started(config: uvicorn.Config) -> Iterator[None]:
+    """uvicorn in a thread."""
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     deadline = time.monotonic() + 60
@@ -46,7 +53,7 @@ def listening(app: Any) -> Iterator[str]:
         time.sleep(0.05)
     assert server.started
     try:
-        yield f"http://127.0.0.1:{port}/"
+        yield
     finally:
         server.should_exit = True
         thread.join(30)

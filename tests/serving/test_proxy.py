@@ -70,7 +70,7 @@ class _Replicas:
         self.says, self.asked = list(says), []
 
     async def __call__(self, scope, receive, send):
-        self.asked.append((scope["method"], scope["path"], dict(scope["headers"]).get(REFUSED.encode())))
+        self.asked.append((scope["method"], scope["path"], scope.get(REFUSED)))
         says = self.says.pop(0) if self.says else None
         response = JSONResponse({}) if says is None else JSONResponse({}, 429, {"Retry-After": "3", **({FULL: says} if says else {})})
         await response(scope, receive, send)
@@ -107,9 +107,9 @@ def test_a_full_replica_is_asked_again_when_it_has_room(clock):
     assert clock[1] == [0.1, 0.1]  # who comes back at once is slowed
     assert client.get("/v1/predict").status_code == _post(client, "/v1/other") == 200  # other routes are not meant
     clock[0] += 0.02
-    assert [_post(client), _post(client, **{REFUSED: "999"})] == [200, 200]
+    assert [_post(client), _post(client, **{"raysere-refused": "999"})] == [200, 200]
     routes = [("POST", "/v1/predict", None), ("GET", "/v1/predict", None), ("POST", "/v1/other", None)]
-    assert app.asked == [*routes, ("POST", "/v1/predict", b"2"), ("POST", "/v1/predict", None)]
+    assert app.asked == [*routes, ("POST", "/v1/predict", 2), ("POST", "/v1/predict", None)]
 
 
 def test_as_long_as_one_of_the_replicas_may_have_room_it_is_asked(clock):

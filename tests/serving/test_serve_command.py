@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import io
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -21,14 +23,15 @@ import pytest
 import soundfile
 
 from raysere.errors import ConfigError, EnvironmentFault
-from raysere.serving.deployment import free_port, on_loopback, read_token
+from raysere.serving.deployment import free_port, on_loopback, read_token, token_file_open_to
 
+SECRET = "0123456789abcdef"
 COMMAND = [sys.executable, "-c", "from raysere.cli import main; main()", "serve"]
 
 
-def _ask(url, body=None, token=None, timeout=60):
+def _ask(url, body=None, token=None, timeout=60, headers=None):
     """Status, headers and text of the answer."""
-    request = urllib.request.Request(url, method="POST" if body is not None else "GET")
+    request = urllib.request.Request(url, method="POST" if body is not None else "GET", headers=headers or {})
     if body is not None:
         request.data = json.dumps(body).encode()
         request.add_header("Content-Type", "application/json")
@@ -53,7 +56,8 @@ def _long_work():
 @pytest.mark.timeout(300)
 def test_it_serves_and_ends_without_losing_what_it_accepted(real_run, tmp_path):
     token = tmp_path / "token"
-    token.write_text("secret\n")
+    token.write_text(f"{SECRET}\n")
+    token.chmod(0o644)
     port = free_port("127.0.0.1")
     command = [*COMMAND, str(real_run["folder"] / "ensemble"), "--port", str(port), "--token-file", str(token)]
     command += ["--replicas", "2", "--cpus", "0.5", "--limit", "wait_s=1000"]
@@ -69,23 +73,31 @@ def test_it_serves_and_ends_without_losing_what_it_accepted(real_run, tmp_path):
         url = f"http://127.0.0.1:{port}"
         assert _ask(f"{url}/readyz")[0] == 200
         assert _ask(f"{url}/v1/predict", {"text": "lost again"})[0] == 401
-        assert json.loads(_ask(f"{url}/v1/model", token="secret")[2])["limits"]["wait_s"] == 1000
+        assert json.loads(_ask(f"{url}/v1/model", token=SECRET)[2])["limits"]["wait_s"] == 1000
+
+        half = socket.create_connection(("127.0.0.1", port), timeout=60)
+        half.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: 127.0.0.1\r\nX-")
+        for headers in ({"Host": "evil.example"}, {"Origin": "http://evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
+            assert _ask(f"{url}/v1/predict", {"text": "lost again"}, SECRET, headers=headers)[0] == 403, headers
+        steering = {"X-Request-Timeout-Seconds": "ä", "Raysere-Refused": "999999", "X-Request-Id": "ü"}
+        assert _ask(f"{url}/v1/model", token=SECRET, headers=steering)[0] == 200
+        assert "999999" not in _ask(f"{url}/metrics", token=SECRET)[2]
 
         def batches():
-            return float(re.search(r"^raysere_batch_items_count (\S+)", _ask(f"{url}/metrics", token="secret")[2], re.M)[1])
+            return float(re.search(r"^raysere_batch_items_count (\S+)", _ask(f"{url}/metrics", token=SECRET)[2], re.M)[1])
 
-        assert _ask(f"{url}/v1/predict", {"text": "lost again"}, "secret")[0] == 200
+        assert _ask(f"{url}/v1/predict", {"text": "lost again"}, SECRET)[0] == 200
         before = batches()
 
         def keep_asking():
             while not done.is_set():
                 try:
-                    answers.append(_ask(f"{url}/v1/predict", {"text": "lost again"}, "secret"))
-                except OSError:  # the socket is closed by now
+                    answers.append(_ask(f"{url}/v1/predict", {"text": "lost again"}, SECRET))
+                except (OSError, http.client.HTTPException):  # the socket is closed by now
                     answers.append((None, {}, ""))
                     time.sleep(0.01)
 
-        slow = threading.Thread(target=lambda: accepted.append(_ask(f"{url}/v1/predict/batch", _long_work(), "secret")))
+        slow = threading.Thread(target=lambda: accepted.append(_ask(f"{url}/v1/predict/batch", _long_work(), SECRET)))
         slow.start()
         while batches() == before:  # until the model works on it
             assert process.poll() is None
@@ -94,6 +106,8 @@ def test_it_serves_and_ends_without_losing_what_it_accepted(real_run, tmp_path):
             thread.start()
         while not answers:
             time.sleep(0.01)
+        assert half.recv(1 << 16).startswith(b"HTTP/1.1 408 ")  # after ten seconds
+        half.close()
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=90)
         done.set()
@@ -105,6 +119,7 @@ def test_it_serves_and_ends_without_losing_what_it_accepted(real_run, tmp_path):
         process.wait()
     assert process.returncode == 0, err
     assert "SIGTERM" in err
+    assert "chmod 600" in err
     ((status, _, text),) = accepted
     assert (status, ["error" in one for one in json.loads(text)["results"]]) == (200, [False] * 4)
     assert {status for status, _, _ in answers} <= {200, 503, None}
@@ -123,16 +138,42 @@ def test_without_a_token_it_listens_here_alone(monkeypatch, tmp_path):
         assert not on_loopback(host)
         with pytest.raises(ConfigError, match="token"):
             read_token(None, host)
-    monkeypatch.setenv("RAYSERE_TOKEN", "abc")
-    assert read_token(None, "0.0.0.0") == "abc"
+    monkeypatch.setenv("RAYSERE_TOKEN", f" {SECRET}\n")
+    assert read_token(None, "0.0.0.0") == SECRET
+    for wrong, words in (
+        ("short", "guessed"),
+        ("sécret-sécret-sécret", "header"),
+        ("two words two words", "header"),
+        ("a" * 5000, "header"),
+    ):
+        monkeypatch.setenv("RAYSERE_TOKEN", wrong)
+        (tmp_path / "token").write_text(wrong)
+        for file in (None, tmp_path / "token"):
+            with pytest.raises(ConfigError, match=words) as caught:
+                read_token(file, "127.0.0.1")
+            assert wrong not in str(caught.value)
+    (tmp_path / "token").write_bytes(b"\xff\xfe" * 20)
+    with pytest.raises(ConfigError, match="header"):
+        read_token(tmp_path / "token", "127.0.0.1")
     (tmp_path / "empty").write_text("\n")
     with pytest.raises(ConfigError, match="empty"):
         read_token(tmp_path / "empty", "127.0.0.1")
 
 
-def test_a_port_that_is_taken_is_said_before_anything_starts(real_run):
-    import socket
+def test_a_token_file_that_others_may_read_is_told(tmp_path):
+    file, link = tmp_path / "token", tmp_path / "link"
+    file.write_text(f"{SECRET}\n")
+    link.symlink_to(file)
+    for mode, told in ((0o600, False), (0o400, False), (0o640, True), (0o644, True), (0o602, True)):
+        file.chmod(mode)
+        for one in (file, link):
+            said = token_file_open_to(one)
+            assert bool(said) is told
+            assert not told or (f"{mode:04o}" in said and f"chmod 600 {one}" in said)
+    assert read_token(link, "0.0.0.0") == SECRET
 
+
+def test_a_port_that_is_taken_is_said_before_anything_starts(real_run):
     from raysere.serving.deployment import Options, serving
 
     with socket.socket() as taken:
