@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import yaml
 
-from raysere.errors import ConfigError, DataError, MissingFileError, RaysereError
+from raysere.errors import ConfigError, DataError, MissingFileError, RaysereError, machine_fault
 
 if TYPE_CHECKING:
     import numpy as np
@@ -273,6 +273,8 @@ def read_parquet(path: str | os.PathLike[str], *, remedy: str | None = None) -> 
     except (pl.exceptions.PolarsError, OSError, ValueError, pl.exceptions.PanicException) as error:
         if isinstance(error, RaysereError):
             raise
+        if fault := machine_fault(error, path):
+            raise fault from error
         said = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"This is not a parquet file, or it cannot be read: {said}", where=path, remedy=remedy) from error
     if (asked := table.estimated_size()) > most:  # one long text may stand in every row

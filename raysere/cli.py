@@ -20,7 +20,7 @@ from raysere.cli_analyze import analyze
 from raysere.cli_options import EXPERIMENT, JSON, QUIET, RUN, SET, echo
 from raysere.cli_serve import serve
 from raysere.cli_submit import submit
-from raysere.errors import RaysereError
+from raysere.errors import RaysereError, machine_fault
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -61,17 +61,17 @@ def main() -> None:
         if hint := job_hint(error):
             echo(hint, err=True)
         code = error.exit_code
-    except MemoryError:
-        echo("Error: the memory of this machine is used up. Run fewer trials at once (trial.concurrent) or fewer layers.", err=True)
-        code = 3
     except BrokenPipeError:
         sys.stderr.close()
         code = 0
-    except Exception:
-        import traceback
+    except Exception as error:
+        if fault := machine_fault(error):
+            echo(f"Error: {fault}", err=True)
+        else:
+            import traceback
 
-        echo(traceback.format_exc(), err=True)
-        echo("Error: this is a fault of raysere, not of your input. Finished work is kept; the lines above tell where it is.", err=True)
+            echo(traceback.format_exc(), err=True)
+            echo("Error: this is a fault of raysere, not of your input. Finished work is kept; the lines above tell where it is.", err=True)
         code = 3
     sys.exit(code or 0)
 

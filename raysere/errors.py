@@ -7,6 +7,9 @@ catch ``ValueError``, ``KeyError`` or ``OSError``. ``exit_code`` is what the com
 from __future__ import annotations
 
 import difflib
+import errno
+import os
+import re
 from collections.abc import Iterable
 
 
@@ -90,3 +93,91 @@ class EnvironmentFault(RaysereError, OSError):
 
 class InfeasibleTrial(RaysereError, RuntimeError):
     """A configuration that cannot run on these features or this machine: recorded as such, never an error of the run."""
+
+
+_DISK = "Free space there or name another folder"
+_RIGHTS = "Give this user the right to read and write there, or name another folder"
+_STORAGE = "Look at the disk or the network mount (`dmesg`, `mount`)"
+_OPEN = "Raise the limit of open files (`ulimit -n`), or run fewer trials at once (`trial.concurrent`)"
+_MEMORY = "Run fewer trials at once (`trial.concurrent`) or end other programs"
+#: What an error number says of the machine, and what helps. Numbers that are not here may be anybody's fault.
+_MACHINE = {
+    errno.ENOSPC: ("The disk is full", _DISK),
+    errno.EDQUOT: ("The disk quota is used up", _DISK),
+    errno.EFBIG: ("A file is larger than may be written here", "Raise the limit (`ulimit -f`), or name another folder"),
+    errno.EACCES: ("No permission to read or write", _RIGHTS),
+    errno.EPERM: ("No permission to read or write", _RIGHTS),
+    errno.EROFS: ("The file system is read-only", _RIGHTS),
+    errno.EIO: ("The disk fails (input/output error)", _STORAGE),
+    errno.ESTALE: ("The network mount lost this folder (stale file handle)", _STORAGE),
+    errno.ENOTCONN: ("The network mount does not answer", _STORAGE),
+    errno.EMFILE: ("Too many files are open", _OPEN),
+    errno.ENFILE: ("Too many files are open", _OPEN),
+    errno.ENOMEM: ("The memory of this machine is used up", _MEMORY),
+}
+_FILE = re.compile(r"\[Errno \d+\] [^:\n]+: '([^'\n]+)'")
+_NUMBER = re.compile(r"(?:\[Errno |\[errno |os error )(\d+)")
+MEMORY_IS_LOW = "node running low on memory"  # with these words Ray's memory monitor ends a worker
+#: Texts of libraries that keep the number to themselves: numpy, SQLite, Ray (its disk, its object store, its memory monitor).
+_TEXTS = {
+    errno.ENOSPC: re.compile(r"\d+ requested and \d+ written|database or disk is full|OutOfDiskError|[Ll]ocal disk is full"),
+    errno.ENOMEM: re.compile(rf"ObjectStoreFullError|{MEMORY_IS_LOW}"),
+}
+
+
+_NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on the card or off it: of Python and numpy (MemoryError) or of torch (RuntimeError)."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None)
+
+
+def machine_fault(error: BaseException | str, where: object = None) -> EnvironmentFault | None:
+    """The one place that decides whether disk, memory or permission is at fault, and not the data or a configuration.
+
+    Args:
+        error: what was raised, by Python or by a library that tells the system's error in its text; or such a text.
+        where: file or folder; default: :func:`named_file`.
+
+    Returns:
+        The error to raise instead; None where ``error`` tells of something else. A RaysereError is what it says it is.
+
+    Examples:
+        >>> machine_fault(RuntimeError("I/O error: No space left on device (os error 28)"), "runs/emodb").what
+        'The disk is full'
+    """
+    if isinstance(error, EnvironmentFault):
+        return error
+    number = _machine_number(error)
+    if number is None:
+        return None
+    what, remedy = _MACHINE[number]
+    where = named_file(error) if where is None else where
+    return EnvironmentFault(what, where=where, remedy=f"{remedy}, then run the same command again: finished work is kept.")
+
+
+def named_file(error: BaseException | str) -> str | None:
+    """The file that an error of the system names, in its attribute or in its text; None where it names none."""
+    found = _FILE.search(str(error))
+    return getattr(error, "filename", None) or (found[1] if found else None)
+
+
+def _machine_number(error: BaseException | str | None) -> int | None:
+    if error is None or isinstance(error, RaysereError):
+        return None
+    if isinstance(error, MemoryError):
+        return errno.ENOMEM
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno if error.errno in _MACHINE else None
+    text = str(error)
+    for number in (int(found) for found in _NUMBER.findall(text)):
+        if number in _MACHINE:
+            return number
+    for number, pattern in _TEXTS.items():
+        if pattern.search(text):
+            return number
+    for number in _MACHINE:
+        if os.strerror(number) in text:
+            return number
+    return _machine_number(error.__cause__) if isinstance(error, BaseException) else None

@@ -18,43 +18,35 @@ from typing import Any
 import yaml
 
 from raysere.bounds import JSON_BYTES, YAML_BYTES, parse_json, parse_yaml, read_bytes
-from raysere.errors import ConfigError, EnvironmentFault, MissingFileError
+from raysere.errors import ConfigError, EnvironmentFault, MissingFileError, machine_fault
 
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-_ENVIRONMENT = {
-    errno.ENOSPC: "The disk is full",
-    errno.EDQUOT: "The disk quota is used up",
-    errno.EACCES: "No permission to write",
-    errno.EPERM: "No permission to write",
-    errno.EROFS: "The file system is read-only",
-}
 
 
 @contextlib.contextmanager
 def explain_write_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk or a folder that cannot be written into an :class:`EnvironmentFault` that says so."""
+    """Turn what is the machine's fault (:func:`raysere.errors.machine_fault`) into an error that says so; other errors pass."""
     try:
         yield
     except Exception as error:
-        number = error.errno if isinstance(error, OSError) else None
-        if number is None and type(error).__module__.startswith("polars") and _free_bytes(path) < _FULL:
-            number = errno.ENOSPC  # polars tells a full disk as some error of the parquet format
-        if isinstance(error, EnvironmentFault) or number not in _ENVIRONMENT:
+        fault = machine_fault(error, path)
+        if fault is None and type(error).__module__.startswith(_SILENT) and _free_bytes(path) < _FULL:
+            fault = machine_fault(OSError(errno.ENOSPC, ""), path)
+        if fault is None or fault is error:
             raise
-        raise EnvironmentFault(
-            _ENVIRONMENT[number],
-            where=path,
-            remedy="Free space there or name another folder, then run the same command again: finished work is kept.",
-        ) from error
+        raise fault from error
 
 
-_FULL = 1 << 20  # with less than this free, a failed write is a full disk
+_SILENT = ("polars", "soundfile")  # some of their errors do not say why a file could not be written
+_FULL = 1 << 20  # with less than this free, it was a full disk
 
 
 def _free_bytes(path: Path) -> int:
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    return shutil.disk_usage(path).free
+    with contextlib.suppress(OSError):
+        while not path.exists() and path != path.parent:
+            path = path.parent
+        return shutil.disk_usage(path).free
+    return 0
 
 
 @contextlib.contextmanager

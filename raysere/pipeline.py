@@ -198,7 +198,7 @@ def _extract(prepared: Prepared, progress: Progress) -> pl.DataFrame:
 
 def _search(prepared: Prepared, progress: Progress, retry_errors: bool, check: FileCheck) -> int:
     from raysere.search.ledger import Ledger
-    from raysere.search.tuner import run_search
+    from raysere.search.tuner import complete_search, run_search
 
     experiment, ledger = prepared.experiment, Ledger(prepared.experiment.run_folder)
     wanted = {study.trial_id(outer, number) for study in prepared.studies for outer in study.lanes for number in range(study.trials)}
@@ -215,6 +215,8 @@ def _search(prepared: Prepared, progress: Progress, retry_errors: bool, check: F
             retry_errors=retry_errors,
             check=check,
         )
+    else:
+        complete_search(experiment.run_folder, prepared.studies)
     return len(ledger.ids())
 
 

@@ -87,7 +87,7 @@ def test_a_full_disk_is_said_in_words(tmp_path):
         with explain_write_errors(tmp_path):
             raise OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(OSError, match="strange"), explain_write_errors(tmp_path):
-        raise OSError(errno.EIO, "strange")
+        raise OSError(errno.EBUSY, "strange")
 
 
 def test_digest_is_of_the_content_not_of_the_key_order():

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import soundfile
 
-from raysere.errors import DataError
+from raysere.errors import DataError, RaysereError, machine_fault
 
 _UNKNOWN_BYTES = 0x7FFFF000  # what programs that write wav into a pipe put where the size should be (sox from here on, ffmpeg 0xFFFFFFFF)
 _UNKNOWN_FRAMES = 1 << 60  # libsndfile: "not told by the header"
@@ -36,6 +36,7 @@ def probe(path: str | os.PathLike[str]) -> AudioInfo:
         DataError: its ``what`` is the reason: ``missing file``, ``empty file``, ``not audio``, ``truncated`` (the header says more than the
             file holds: wav and aiff by their chunk sizes, flac by reading its last sample), ``unknown length``, ``no samples`` or
                 ``unreadable``.
+        EnvironmentFault: the disk fails, or too many files are open.
     """
     path = Path(path)
     try:
@@ -53,7 +54,13 @@ def probe(path: str | os.PathLike[str]) -> AudioInfo:
     except IsADirectoryError as error:
         raise DataError("not audio (a folder)", where=path) from error
     except OSError as error:
-        raise DataError(f"unreadable ({error.strerror or error})", where=path) from error
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: OSError) -> RaysereError:
+    """The DataError of a file that this user may not read, or that is none; any other fault of the machine says nothing of the file."""
+    fault = None if isinstance(error, PermissionError) else machine_fault(error, path)
+    return fault or DataError(f"unreadable ({error.strerror or error})", where=path)
 
 
 def _open(file: BinaryIO, magic: bytes, path: Path) -> AudioInfo:

@@ -17,7 +17,7 @@ from raysere.bounds import parse_json, read_parquet
 from raysere.corpora.grouping import linked_groups
 from raysere.corpora.schema import REQUIRED, SCHEMA, SPLIT_NAMES
 from raysere.corpora.validation import Problem, conform, conversion_problems, validate
-from raysere.errors import DataError, MissingFileError
+from raysere.errors import DataError, MissingFileError, RaysereError, machine_fault
 from raysere.files import atomic_write, digest
 
 __all__ = ["REQUIRED", "SCHEMA", "SPLIT_NAMES", "Manifest", "Problem", "concat", "rows_to_table", "validate"]
@@ -180,7 +180,11 @@ class Manifest:
             raise MissingFileError(f"There is no manifest {path.name!r}", where=path.parent)
         try:
             table, metadata = read_parquet(path), pl.read_parquet_metadata(path)
-        except pl.exceptions.PolarsError as error:
+        except (pl.exceptions.PolarsError, OSError) as error:
+            if isinstance(error, RaysereError):
+                raise
+            if fault := machine_fault(error, path):
+                raise fault from error
             raise DataError(f"This is not a parquet file that can be read: {str(error).splitlines()[0]}", where=path) from error
         try:
             rest = parse_json(metadata.get("raysere", ""), where=path)

@@ -17,7 +17,7 @@ from raysere.ensemble.calibration import FLOOR, class_shares
 from raysere.ensemble.objective import Objective, confusion_counts
 from raysere.ensemble.priors import likeliest_class
 from raysere.ensemble.runs import Run, check_same, dev_truth
-from raysere.errors import DataError, RaysereError
+from raysere.errors import DataError, RaysereError, machine_fault
 from raysere.search.ledger import Record
 from raysere.training.metrics import ccc
 from raysere.training.task import Task
@@ -226,6 +226,8 @@ def load_predictions(runs: Sequence[Run], outer: int, part: Literal["dev", "test
             except (pl.exceptions.PolarsError, OSError) as error:
                 if isinstance(error, RaysereError):
                     raise
+                if fault := machine_fault(error, record.folder / "predictions.parquet"):
+                    raise fault from error
                 raise DataError(
                     f"The predictions of {record.trial} cannot be read: {(str(error).splitlines() or [type(error).__name__])[0]}",
                     where=record.folder / "predictions.parquet",

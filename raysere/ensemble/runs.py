@@ -18,7 +18,7 @@ from raysere.corpora.grouping import COLUMNS, group_key
 from raysere.corpora.labels import class_map
 from raysere.corpora.manifest import Manifest
 from raysere.ensemble.config import EnsembleConfig
-from raysere.errors import ConfigError, DataError, MissingFileError
+from raysere.errors import ConfigError, DataError, MissingFileError, machine_fault
 from raysere.files import file_hash, read_yaml
 from raysere.search.hashes import FileCheck
 from raysere.search.ledger import Ledger, Record
@@ -140,6 +140,8 @@ def _read_splits(path: Path) -> pl.DataFrame:
             pl.col("outer").cast(pl.Int32), pl.col("utterance", "role").cast(pl.String), pl.col("fold").cast(pl.Int32)
         )
     except (pl.exceptions.PolarsError, OSError, DataError) as error:
+        if fault := machine_fault(error, path):
+            raise fault from error
         raise DataError(
             f"These splits cannot be read: {(str(error).splitlines() or [type(error).__name__])[0]}",
             where=path,

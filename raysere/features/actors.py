@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from raysere.cluster import check_shared, start_ray
-from raysere.errors import EnvironmentFault, RaysereError
+from raysere.errors import EnvironmentFault, RaysereError, machine_fault
 from raysere.features.content import Failure, Work
 from raysere.features.encoder import SHARD_ITEMS, SHARD_S, Encoder, Outcome
 from raysere.features.shards import read_index
@@ -164,6 +164,8 @@ def run_actors(
                 except RayTaskError as error:
                     if isinstance(error.cause, RaysereError):
                         raise error.cause from None
+                    if fault := machine_fault(error.cause, folder):
+                        raise fault from error
                     raise
                 except RayError as error:  # the worker is gone: killed, out of memory, a fault in native code, its node lost
                     ray.kill(actor, no_restart=True)  # or one that only could not be reached would keep its core

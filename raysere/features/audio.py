@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import soundfile
 
-from raysere.corpora.audiofile import probe
+from raysere.corpora.audiofile import probe, unreadable
 from raysere.errors import DataError
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def in_noise(wave: np.ndarray, ratio_db: float, name: str) -> np.ndarray:
 def content_hash(path: str | os.PathLike[str], start_s: float | None = None, end_s: float | None = None, channel: Channel = None) -> str:
     """Hex SHA-256 of what will be heard: the file's bytes, the segment, and the channel where one is named.
 
-    Two names of the same clip have one hash. Raises DataError: missing file.
+    Two names of the same clip have one hash. Raises DataError: missing or unreadable file. EnvironmentFault: the disk fails.
     """
     value = hashlib.sha256()
     try:
@@ -152,7 +152,7 @@ def content_hash(path: str | os.PathLike[str], start_s: float | None = None, end
     except FileNotFoundError as error:
         raise DataError("missing file", where=path) from error
     except OSError as error:
-        raise DataError(f"unreadable ({error.strerror or error})", where=path) from error
+        raise unreadable(Path(path), error) from error
     if start_s is not None or end_s is not None:
         value.update(f"|segment {start_s!r} {end_s!r}".encode())
     if channel is not None:
@@ -181,7 +181,9 @@ def read_channels(path: Path, first: int, count: int) -> np.ndarray:
             if first:
                 sound.seek(first)
             samples = sound.read(count, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except (soundfile.SoundFileError, TypeError, ValueError) as error:
         raise DataError(f"truncated or damaged: {str(error).split(': ')[-1].rstrip('.')}", where=path) from error
     if len(samples) < count - slack:
         raise DataError(f"truncated: {count} frames are promised, {len(samples)} can be decoded", where=path)

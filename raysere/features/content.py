@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import polars as pl
 
+from raysere.corpora.audiofile import unreadable
 from raysere.errors import DataError
 from raysere.features.spec import FeatureSpec
 from raysere.files import atomic_write, digest
@@ -104,7 +105,7 @@ class FileHashes:
         return value if (size, mtime) == (stat.st_size, stat.st_mtime_ns) else None
 
     def of(self, path: Path) -> str | DataError:
-        """The hash of a file, or the reason why there is none."""
+        """The hash of a file, or the reason why there is none. Raises EnvironmentFault where the disk fails."""
         from raysere.features.audio import content_hash
 
         value = self.known(path)
@@ -118,7 +119,9 @@ class FileHashes:
         except DataError as error:
             return error
         except OSError as error:
-            return DataError(f"unreadable ({error.strerror or error})", where=path)
+            if isinstance(reason := unreadable(path, error), DataError):
+                return reason
+            raise reason from None
         self._new[str(path)] = (before.st_size, before.st_mtime_ns, value)
         return value
 

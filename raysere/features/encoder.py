@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from raysere.errors import ConfigError, DataError, EnvironmentFault, MissingFileError
+from raysere.errors import ConfigError, DataError, EnvironmentFault, MissingFileError, machine_fault, out_of_memory
 from raysere.features.backbone import Backbone, Item
 from raysere.features.condense import condense
 from raysere.features.content import NO_PHONES, Failure, Work
@@ -166,7 +166,7 @@ class Encoder:
                 work.path, work.start_s, work.end_s, self.spec.sampling_rate, channel=channel, min_s=info.min_s, max_s=info.max_s
             )
         except (DataError, MissingFileError) as error:
-            return _failure(work, error.what)
+            return _failure(work, error.what, lasting=not error.what.startswith(("missing file", "unreadable")))
         if self.spec.speed != 1:
             rate = self.spec.sampling_rate or 0
             wave = resample(wave, round(rate * self.spec.speed), rate)
@@ -189,6 +189,8 @@ class Encoder:
         except EnvironmentFault:
             raise
         except Exception as error:
+            if not out_of_memory(error) and (fault := machine_fault(error, self.folder)):  # memory may be lacking for this clip alone
+                raise fault from error
             if len(pairs) > 1:
                 middle = len(pairs) // 2
                 yield from self._encode(pairs[:middle])

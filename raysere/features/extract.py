@@ -22,7 +22,7 @@ from raysere.features.quarantine import Quarantine
 from raysere.features.shards import rebuild_index, remove_leftovers
 from raysere.features.spec import FeatureSpec
 from raysere.features.store import FeatureStore
-from raysere.files import digest
+from raysere.files import digest, explain_write_errors
 
 if TYPE_CHECKING:
     from raysere.corpora.manifest import Manifest
@@ -222,7 +222,7 @@ def _session(
     store = FeatureStore(store_root)
     folder = store.prepare(spec)
     say = progress.say if progress else lambda line: None
-    with store.lock(spec, say):
+    with explain_write_errors(folder), store.lock(spec, say):
         remove_leftovers(folder)
         hashes = FileHashes(store.root)
         found = contents(manifest, spec, hashes)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
+from raysere.errors import machine_fault
 from raysere.features.content import Failure
 from raysere.files import atomic_write
 
@@ -22,8 +23,10 @@ class Quarantine:
         try:
             for utterance, content, path, reason in pl.read_parquet(self.path).select(list(SCHEMA)).iter_rows():
                 self.reasons[content] = Failure(utterance, content, path, reason)
-        except (OSError, pl.exceptions.PolarsError):
-            pass  # none yet, or unreadable: what is bad will be found again
+        except (OSError, pl.exceptions.PolarsError) as error:
+            if fault := machine_fault(error, self.path):
+                raise fault from error
+            # else none yet, or damaged: what is bad will be found again
 
     def add(self, failures: Iterable[Failure]) -> None:
         """Remember the lasting ones and write the file, whole."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from raysere.bounds import npy_header
-from raysere.errors import DataError
+from raysere.errors import DataError, machine_fault
 from raysere.files import digest
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ class MappedLayers:
             try:
                 self._open[shard, layer] = _mapped(path)
             except (OSError, ValueError, RuntimeError) as error:
+                if fault := machine_fault(error, path):
+                    raise fault from error
                 raise DataError(
                     f"The features of layer {layer} cannot be opened: {error}",
                     where=path,

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from raysere.errors import DataError, RaysereError
+from raysere.errors import DataError, RaysereError, machine_fault
 from raysere.features.rows import layer_path, shard_name
 from raysere.features.spec import FeatureSpec
 from raysere.files import atomic_write, explain_write_errors, read_json, write_json
@@ -64,10 +64,6 @@ def write_shard(folder: Path, spec: FeatureSpec, contents: Sequence[str], layers
                 number += 1
             _sync(folder)
             return number
-        except (OSError, pl.exceptions.PolarsError) as error:
-            if getattr(error, "errno", None) is None and re.search("No space left|requested and", str(error)):
-                raise OSError(errno.ENOSPC, str(error)) from error  # numpy and polars lose the number of the error
-            raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -92,6 +88,8 @@ def read_index(folder: Path) -> pl.DataFrame:
             try:
                 part = pl.read_parquet(path)
             except (OSError, pl.exceptions.PolarsError) as error:
+                if fault := machine_fault(error, path):
+                    raise fault from error
                 raise DataError(
                     f"The index of a shard cannot be read: {error}",
                     where=path,

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from raysere.errors import ConfigError, DataError, EnvironmentFault, MissingFileError
+from raysere.errors import ConfigError, DataError, EnvironmentFault, MissingFileError, machine_fault
 from raysere.features.content import MAP, FileHashes, content_map, contents, lookup, merge_map, read_map, text_contents
 from raysere.features.quarantine import Quarantine
 from raysere.features.rows import MappedLayers, Placement
@@ -154,6 +154,8 @@ class FeatureStore:
         try:
             return read_map(path)
         except (OSError, pl.exceptions.PolarsError) as error:
+            if fault := machine_fault(error, path):
+                raise fault from error
             raise MissingFileError("The store does not know these utterances", where=path, remedy="Run `raysere extract` first.") from error
 
     def remember(self, spec: FeatureSpec, manifest: Manifest, found: Contents) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray.tune import Callback, Stopper, Trainable
 
+from raysere.errors import MEMORY_IS_LOW, machine_fault, named_file
 from raysere.malloc import keep_memory
 from raysere.search.trial import TrialRun
 
@@ -74,12 +75,16 @@ class LedgerCallback(Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._proposals.pop(trial.trial_id, None)
         proposal = self.board.given_up.pop(trial.trial_id, None)
-        if proposal is None:
+        reason = _reason(trial.error_file)
+        fault = machine_fault(reason, named_file(reason) or self.board.run_dir)
+        # Ray ends a worker where the memory of its machine runs low. That passes; and a trial that runs alone is too large for the machine
+        passes = MEMORY_IS_LOW in reason and (proposal is None or self.searcher.slots == 1)
+        if fault is not None and not passes:
+            self.board.fail(fault)
+        if proposal is None or self.board.failure is not None:
             return
         try:
-            self.board.give_up(
-                proposal, f"The worker process died at each of {proposal.failures} attempts: {_last_lines(trial.error_file)}"
-            )
+            self.board.give_up(proposal, f"The worker process died at each of {proposal.failures} attempts: {_last_lines(reason)}")
         except Exception as fault:
             self.board.fail(fault)
 
@@ -90,13 +95,17 @@ class LedgerCallback(Callback):
         return {}  # Tune pickles its configuration; nothing of it is ever read back
 
 
-def _last_lines(path: str | None, count: int = 12) -> str:
-    """The end of Tune's error file, in one line of text."""
+def _reason(path: str | None) -> str:
+    """Tune's error file."""
     try:
-        lines = Path(path or "").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return Path(path or "").read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return "no reason is known"
-    return " | ".join(line.strip() for line in lines[-count:] if line.strip())
+
+
+def _last_lines(text: str, count: int = 12) -> str:
+    """The end of a text, in one line."""
+    return " | ".join(line.strip() for line in text.splitlines()[-count:] if line.strip())
 
 
 class Whole(Stopper):

@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from raysere import errors
-from raysere.errors import ConfigError, RaysereError
+from raysere.errors import ConfigError, RaysereError, machine_fault, named_file
 from raysere.files import read_json, read_yaml
 from raysere.progress import Progress
 from raysere.search.hashes import FileCheck
@@ -80,6 +80,7 @@ class Board:
         self._search_events = SearchEvents(self.run_dir, self.stamp[:8])  # catch_up() tells it what is finished
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="ledger")  # neither the disk nor drawing holds up the next trial
         self._written: list[Future[Any]] = []  # TensorBoard events
+        self._broken = False  # of the writer: nothing is recorded after a record that could not be written, or a later start would differ
         self.rebuild()
 
     def reload(self) -> None:
@@ -161,7 +162,7 @@ class Board:
 
     def fail(self, fault: BaseException) -> None:
         """Remember the first fault that ends the whole search."""
-        self.failure = self.failure or fault
+        self.failure = self.failure or machine_fault(fault, named_file(fault) or self.run_dir) or fault
 
     def record(self, proposal: Proposal, result: dict[str, Any]) -> None:
         """Take what a worker staged: known at once, in the ledger as soon as the disk has it."""
@@ -181,9 +182,12 @@ class Board:
         self.ran += 1
 
     def _finalise(self, record: Record, staged: Path, done: dict[str, Any]) -> None:
+        if self._broken:
+            return
         try:
             self.ledger.finalise(record.trial, staged, done)
         except Exception as fault:
+            self._broken = True
             self.fail(fault)
 
     def give_up(self, proposal: Proposal, reason: str) -> None:
@@ -207,6 +211,8 @@ class Board:
         """Record a proposal whose configuration is finished already."""
         job = self.job(proposal)
         self._later(bool).result()  # what is recorded is in the ledger then
+        if self.failure is not None:
+            raise self.failure
         record = self.ledger.copy(twin, head(proposal.lane.study, job), job["attempt"])
         self._recorded(proposal, record)
         self.copied += 1
@@ -225,8 +231,20 @@ class Board:
         self._show(self._events.write, record, study, *events)
 
     def _show(self, function: Callable[..., Any], *arguments: Any) -> None:
-        """Write something for TensorBoard in the writer's thread; what fails is said at the end."""
-        self._written.append(self._later(function, *arguments))
+        """Write something for TensorBoard in the writer's thread.
+
+        A fault of the machine ends the search, as the next trial would meet it, too; any other is said at the end.
+        """
+
+        def show() -> None:
+            try:
+                function(*arguments)
+            except Exception as fault:
+                if machine_fault(fault) is None:
+                    raise
+                self.fail(fault)
+
+        self._written.append(self._later(show))
 
     def _later(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
         """Do it in the writer's thread, in the order of the calls."""
@@ -242,8 +260,8 @@ class Board:
                 self._write_events(record, studies[record.study])
 
     def close(self) -> list[str]:
-        """Wait for the ledger and for the TensorBoard events; a fault of the latter is said, and costs no trial."""
-        self._later(self._search_events.close)
+        """Wait for the ledger and for the TensorBoard events; an event that failed for a reason of its own is said, and costs no trial."""
+        self._show(self._search_events.close)
         self._writer.shutdown(wait=True)
         faults = [str(future.exception()) for future in self._written if future.exception() is not None]
         return [f"{len(faults)} TensorBoard events could not be written: {faults[0]}"] if faults else []

@@ -16,7 +16,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from raysere.errors import ConfigError, EnvironmentFault, InfeasibleTrial, RaysereError
+from raysere.errors import ConfigError, InfeasibleTrial, RaysereError, machine_fault, named_file, out_of_memory
 from raysere.files import atomic_folder, digest
 from raysere.malloc import forget_peak, peak_bytes
 from raysere.search.hashes import hash_folder
@@ -146,20 +146,23 @@ class TrialRun:
             status, error = self._train(), None
         except _Fatal as fault:
             return self._fatal(fault.cause)
-        except EnvironmentFault as fault:
-            return self._fatal(fault)
         except BaseException as fault:
             if isinstance(fault, KeyboardInterrupt | SystemExit):
                 raise
-            status, error = _classify(fault)
+            if (verdict := _classify(fault)) is None:
+                return self._fatal(fault)
+            status, error = verdict
         self.seconds += time.perf_counter() - start
         try:
             staged = self._stage(status, error)
         except Exception as fault:
-            if isinstance(fault, EnvironmentFault):
+            if (verdict := _classify(fault)) is None:
                 return self._fatal(fault)
-            status, error = _classify(fault)
-            staged = self._stage(status, error)
+            status, error = verdict
+            try:
+                staged = self._stage(status, error)
+            except Exception as again:  # not even that it failed can be written: no fault of the trial
+                return self._fatal(again)
         if status != "running":
             self._curves.close()
             self._free(status)
@@ -294,6 +297,7 @@ class TrialRun:
     def _fatal(self, fault: BaseException) -> dict[str, Any]:
         """What stops the whole search travels as plain values: any process can build the error again."""
         self._free("fatal")
+        fault = machine_fault(fault, named_file(fault) or self.run_dir) or fault
         if isinstance(fault, RaysereError):
             parts: dict[str, Any] = {
                 "kind": type(fault).__name__,
@@ -354,17 +358,18 @@ def head(study: StudySpec, job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _classify(fault: BaseException) -> tuple[str, str]:
-    """``infeasible`` for what this configuration cannot do here, ``error`` (with the traceback) for everything else."""
-    import torch
+def _classify(fault: BaseException) -> tuple[str, str] | None:
+    """What is recorded of a trial that failed: ``infeasible`` for what this configuration cannot do here, ``error`` (with the traceback).
 
+    None for a fault of the machine, of which nothing is recorded: disk, permission, open files, and memory that is lacking while a file is
+    read or written. Memory that is lacking while a configuration trains is too little for this configuration.
+    """
     if isinstance(fault, ConfigError | InfeasibleTrial):
         return "infeasible", fault.message
-    text = str(fault)
-    if isinstance(fault, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(fault, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
-    ):
-        return "infeasible", f"Out of memory: {text.splitlines()[0] if text else type(fault).__name__}"
+    if out_of_memory(fault):
+        return "infeasible", f"Out of memory: {(str(fault).splitlines() or [type(fault).__name__])[0]}"
+    if machine_fault(fault) is not None:
+        return None
     return "error", "".join(traceback.format_exception(fault))
 
 

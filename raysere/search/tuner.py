@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from raysere.cluster import PRELOADED, check_shared
-from raysere.errors import ConfigError, EnvironmentFault
+from raysere.errors import ConfigError, EnvironmentFault, machine_fault
 from raysere.files import explain_write_errors
 from raysere.progress import Progress
 from raysere.search.board import STAGE, Board, SearchSummary
@@ -24,6 +24,7 @@ from raysere.search.hashes import FileCheck
 from raysere.search.leaderboard import leaderboard
 from raysere.search.ledger import Ledger
 from raysere.search.study import StudySpec, save_study
+from raysere.search.tensorboard import TrialEvents
 
 _RESTARTS = 2  # of Tune itself, should it fall over between trials (an idle worker that dies can do that)
 _SWITCHES = {
@@ -104,21 +105,41 @@ def run_search(
                 try:
                     _tune(board, trial, min(slots, board.unfinished), growing=growing)
                     break
-                except Exception:
-                    if board.failure is not None or restart == _RESTARTS:
+                except Exception as error:
+                    if machine_fault(error) is not None:
+                        board.fail(error)
+                    if board.failure is not None:
+                        break  # it is raised below
+                    if restart == _RESTARTS:
                         raise
                     board.rebuild()
                     board.given_up.clear()
     finally:
         notes = board.close()
         board.ledger.sweep()
-        leaderboard(run_dir)
+        try:
+            leaderboard(run_dir)
+        except EnvironmentFault as fault:
+            board.fail(fault)
     if board.failure is not None:
         raise board.failure
     if board.unfinished:
         raise KeyboardInterrupt
     board.check_studies()
     return board.summary(notes)
+
+
+def complete_search(run_dir: str | os.PathLike[str], studies: list[StudySpec]) -> None:
+    """Write what a start that ended after its last trial did not come to write: TensorBoard events, the leaderboard. Needs no Ray.
+
+    Raises EnvironmentFault where the run folder cannot be written.
+    """
+    run_dir = Path(run_dir)
+    events, specs = TrialEvents(run_dir), {study.name: study for study in studies}
+    for record in Ledger(run_dir).trials():
+        if record.study in specs and not events.has(record):
+            events.write(record, specs[record.study])
+    leaderboard(run_dir)
 
 
 def capacity(trial: Mapping[str, float]) -> int:

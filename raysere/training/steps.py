@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from raysere.errors import ConfigError, InfeasibleTrial
+from raysere.errors import ConfigError, InfeasibleTrial, out_of_memory
 
 
 def schedule(step: int, total: int, warmup: float, kind: str) -> float:
@@ -130,13 +130,15 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
 @contextlib.contextmanager
 def infeasible_when_full() -> Iterator[None]:
     """Out of memory, on the card or off it, is a configuration that cannot run here: InfeasibleTrial."""
-    remedy = "A smaller batch, fewer layers or utterance granularity need less."
     try:
         yield
-    except torch.cuda.OutOfMemoryError as error:
-        torch.cuda.empty_cache()
-        raise InfeasibleTrial("The GPU has not enough memory for this configuration", remedy=remedy) from error
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "not enough memory" in str(error):
-            raise InfeasibleTrial("The machine has not enough memory for this configuration", remedy=remedy) from error
-        raise
+        if not out_of_memory(error):
+            raise
+        full = "GPU" if isinstance(error, torch.cuda.OutOfMemoryError) else "machine"
+        if full == "GPU":
+            torch.cuda.empty_cache()
+        raise InfeasibleTrial(
+            f"The {full} has not enough memory for this configuration",
+            remedy="A smaller batch, fewer layers or utterance granularity need less.",
+        ) from error

@@ -22,8 +22,10 @@ from raysere.errors import ConfigError, DataError, RaysereError
 from raysere.experiment import load_experiment
 from raysere.files import read_json, read_yaml, write_json
 from raysere.pipeline import evaluate_run, only_driver, run_experiment
+from raysere.report.page import write_report
 from raysere.search.ledger import Ledger
 from tests.end_to_end.toy import experiment, make_corpus
+from tests.small_disk import fails_until_there_is_room, small_disk
 
 LIMIT_S = 300.0
 
@@ -94,6 +96,44 @@ def test_a_killed_driver_loses_nothing_and_repeats_nothing(tmp_path, reference, 
     assert {shard: shard.stat().st_ino for shard in store.glob("*/shard-*") if shard in shards} == shards
     assert not list(run.rglob("*.tmp")) + list((run / "trials").glob(".*"))
     same_result(run, whole)
+
+
+def test_a_disk_that_fills_in_the_middle_ruins_nothing(tmp_path, reference):
+    """Full while the tensors of the second trial are written, then while the ensemble is: each time the same command goes on."""
+    table, whole = reference
+    with small_disk(tmp_path / "disk", "size=1m") as disk:  # a trial on words has tensors of more than that
+        path = experiment(tmp_path, table, runs=str(disk.folder / "runs"))
+        run = disk.folder / "runs" / "toy"
+
+        def stopped() -> dict[str, int]:
+            process = start(path)
+            output = process.communicate(timeout=LIMIT_S)[0].decode()
+            assert process.returncode == 3, output
+            assert "Error: The disk is full. Where: " in output
+            assert "Free space there or name another folder, then run the same command again" in output
+            assert "Traceback" not in output
+            assert {record.status for record in Ledger(run).trials()} == {"done"}
+            assert not list(run.rglob("*.tmp")) + list((run / "trials").glob(".*")) + list(run.glob("*ensemble*"))
+            return finished(run)
+
+        first = stopped()
+        assert len(first) == 1
+        disk.remount("size=3300k")  # room for the other trials (3.0 MB in all), and not for their tensors once more
+        second = stopped()
+        assert len(second) == 5
+        disk.remount("size=20m")
+        run_experiment(load_experiment(path))
+        assert {trial: finished(run)[trial] for trial in first} == first
+        assert finished(run) == second
+        same_result(run, whole)
+        for trial in second:
+            ours, theirs = (Ledger(folder).read(trial).predictions() for folder in (run, whole))
+            assert ours.equals(theirs), trial
+        assert {shown.parent.name for shown in run.glob("search/*/*/*.trial")} == set(second)
+        page = (run / "report.html").read_bytes()
+        (run / "report.html").unlink()
+        assert fails_until_there_is_room(disk, lambda: write_report(run)) >= 3
+        assert (run / "report.html").read_bytes() == page
 
 
 @pytest.mark.parametrize("place", [".", "search/pooled", "search/pooled/pooled-0000", "ensemble"])

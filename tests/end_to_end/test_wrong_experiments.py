@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 
 import polars as pl
 import pytest
@@ -12,6 +11,7 @@ from raysere.cli import main
 from raysere.experiment import load_experiment
 from raysere.preparation import prepare, write_run
 from tests.end_to_end.toy import experiment, make_corpus
+from tests.small_disk import small_disk
 
 
 def raysere(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
@@ -127,34 +127,15 @@ def test_a_missing_corpus_path_is_named(tmp_path, monkeypatch, capsys):
     assert "nowhere.csv" in printed
 
 
-def _mount(folder, options: str) -> None:
-    folder.mkdir()
-    if (
-        os.geteuid() != 0
-        or subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, check=False).returncode
-    ):
-        pytest.skip("FULL AND READ-ONLY DISKS NOT TESTED: mounting a tmpfs needs root")
-
-
 @pytest.mark.parametrize(("options", "word"), [("size=40k", "full"), ("ro,size=1m", "read-only")])
 @pytest.mark.parametrize("what", ["store", "runs"])
 def test_a_full_or_unwritable_disk_ends_with_3_and_leaves_nothing_half_written(tmp_path, table, monkeypatch, capsys, options, word, what):
-    disk = tmp_path / "disk"
-    _mount(disk, options)
-    try:
+    with small_disk(tmp_path / "disk", options) as disk:
         if word == "full":
-            filler = disk / "filler"
-            with filler.open("wb") as handle:
-                try:
-                    handle.write(b"0" * 100_000)
-                    handle.flush()
-                except OSError:
-                    pass
-        code, printed = raysere(monkeypatch, capsys, "run", str(experiment(tmp_path, table, **{what: str(disk / "here")})), "--quiet")
+            disk.leave(0)
+        here = disk.folder / "here"
+        code, printed = raysere(monkeypatch, capsys, "run", str(experiment(tmp_path, table, **{what: str(here)})), "--quiet")
         assert code == 3, printed
         assert word in printed or "does not fit" in printed or "free" in printed, printed
         assert "Traceback" not in printed
-        if (disk / "here").exists():
-            assert [path for path in (disk / "here").rglob("*") if path.name.endswith(".tmp")] == []
-    finally:
-        subprocess.run(["umount", "-l", str(disk)], check=True)
+        assert [path for path in here.rglob("*") if path.name.endswith(".tmp")] == []

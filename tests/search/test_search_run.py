@@ -22,6 +22,7 @@ from raysere.errors import ConfigError, EnvironmentFault, RaysereError
 from raysere.search.leaderboard import leaderboard
 from raysere.search.ledger import Ledger
 from raysere.search.tuner import capacity, run_search
+from tests.small_disk import small_disk
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 TRIALS, EPOCHS = 4, 12
@@ -207,6 +208,15 @@ def test_a_worker_that_always_dies_becomes_an_error(tmp_path: Path) -> None:
     assert record.score is None
     assert leaderboard(run_dir)["status"].to_list() == ["error"]
     assert run_search(run_dir, [long_study(trials=1)], max_concurrent=1, retry_errors=True).statuses == {"done": 1}
+
+
+def test_a_disk_that_is_full_for_tune_s_own_files_ends_the_search_and_records_nothing(tmp_path: Path) -> None:
+    run_dir, study = toy_run(tmp_path / "run"), toy_study(trials=2)
+    with small_disk(run_dir / "search" / "_tune", "nr_inodes=1"):  # room for not one file
+        with pytest.raises(EnvironmentFault, match=r"The disk is full\. Where: .* Free space there"):
+            run_search(run_dir, [study], max_concurrent=1)
+        assert Ledger(run_dir).ids() == []
+    assert run_search(run_dir, [study], max_concurrent=1).statuses == {"done": 2}
 
 
 def test_infeasible_trials_are_recorded_and_the_search_goes_on(tmp_path: Path) -> None:

@@ -183,6 +183,23 @@ def test_faults_in_training(run_dir: Path, monkeypatch: pytest.MonkeyPatch, faul
     assert outcome["score"] == 0.0  # the sampler is told the penalty, never the half-trained score
 
 
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (OSError(24, "Too many open files", "/data/x"), r"Too many files are open\. Where: /data/x"),
+        (PermissionError(13, "Permission denied", "/data/x"), r"No permission to read or write\. Where: /data/x"),
+        (OSError(12, "Cannot allocate memory"), "memory of this machine is used up"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "disk is full"),
+    ],
+)
+def test_faults_of_the_machine_in_training_end_the_search(run_dir: Path, monkeypatch: pytest.MonkeyPatch, fault, words: str) -> None:
+    monkeypatch.setattr(Trainer, "epoch", lambda self: (_ for _ in ()).throw(fault))
+    outcome = trial(run_dir, toy_study("machine")).advance()
+    assert (outcome["status"], outcome["staged"]) == ("fatal", "")
+    with pytest.raises(EnvironmentFault, match=words):
+        raise _rebuilt(json.loads(outcome["error"]))
+
+
 def test_a_full_disk_ends_the_search(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise EnvironmentFault("The disk is full", where="/data", remedy="Free space.")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from toy import toy_study
 
 from raysere.cluster import PRELOADED
+from raysere.errors import MEMORY_IS_LOW, EnvironmentFault
 from raysere.search.actor import LedgerCallback
 from raysere.search.searcher import Lane, LaneSearcher
 from raysere.search.tuner import _idle_workers_taken
@@ -75,6 +77,35 @@ def test_a_record_that_cannot_be_written_ends_the_search_and_is_the_last() -> No
     callback.on_trial_complete(1, [], SimpleNamespace(trial_id="a", last_result={}))
     callback.flush()
     assert isinstance(there.failure, OSError)
+
+
+@pytest.mark.parametrize(
+    ("text", "failures", "slots", "ends"),
+    [
+        ("ray.exceptions.RayTaskError: OSError: [Errno 28] No space left on device: '/full/x'", 1, 1, r"disk is full\. Where: /full/x"),
+        ("OSError: [Errno 24] Too many open files", 3, 1, "Too many files are open"),
+        (f"Task was killed due to the {MEMORY_IS_LOW}.", 1, 2, None),  # it is tried again
+        (f"Task was killed due to the {MEMORY_IS_LOW}.", 3, 2, "memory of this machine is used up.*fewer trials at once"),
+        (f"Task was killed due to the {MEMORY_IS_LOW}.", 3, 1, None),  # nothing ran beside it: this trial is too large
+        ("Worker unexpectedly exits: it may have been killed by SIGKILL by OOM killer due to high memory usage", 3, 2, None),
+    ],
+)
+def test_a_worker_that_the_machine_ended_is_no_record(tmp_path: Path, text: str, failures: int, slots: int, ends: str | None) -> None:
+    (tmp_path / "error.txt").write_text(text)
+    there, recorded = board(), []
+    there.run_dir = tmp_path
+    there.give_up = lambda proposal, reason: recorded.append(reason)
+    if failures == 3:
+        there.given_up["a"] = SimpleNamespace(failures=3)
+    callback = LedgerCallback(there, SimpleNamespace(live={}, slots=slots))
+    callback.on_trial_error(0, [], SimpleNamespace(trial_id="a", error_file=str(tmp_path / "error.txt")))
+    if ends is None:
+        assert there.failure is None
+        assert len(recorded) == (failures == 3)
+    else:
+        assert recorded == []
+        with pytest.raises(EnvironmentFault, match=ends):
+            raise there.failure
 
 
 @pytest.mark.usefixtures("local_ray")
