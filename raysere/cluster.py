@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import secrets
@@ -231,10 +232,9 @@ class _Privacy:
 
         ray_constants.ENABLE_RAY_CLUSTER = clustered and not ray_constants.IS_WINDOWS_OR_OSX
         with contextlib.suppress(ImportError, AttributeError):  # private parts of Ray that another version may not have
-            from ray._raylet import AuthenticationTokenLoader, Config
-
-            Config.initialize("")
-            AuthenticationTokenLoader.instance().reset_cache()
+            core = importlib.import_module("ray._raylet")
+            core.Config.initialize("")
+            core.AuthenticationTokenLoader.instance().reset_cache()
 
 
 _PRIVACY = _Privacy()
