@@ -22,7 +22,7 @@ import numpy as np
 import soundfile
 
 from raysere.corpora.audiofile import AudioInfo, probe
-from raysere.errors import DataError
+from raysere.errors import DataError, EnvironmentFault
 from raysere.features.audio import SILENT_PEAK, read_channels
 from raysere.serving.children import die_with_parent
 from raysere.serving.faults import Fault, clip_fault
@@ -142,6 +142,8 @@ def _bounded(limits: Limits) -> Iterator[None]:
             yield
     except DataError as error:
         raise clip_fault(error) from None
+    except EnvironmentFault as error:  # of the server's machine, such as too many open files; and no path of it goes out
+        raise Fault(503, "not_ready", f"The server cannot read audio now: {error.what}", retry_s=1.0) from None
     except (MemoryError, soundfile.LibsndfileError, ValueError, OverflowError) as error:
         raise Fault(422, "audio_unusable", f"The audio cannot be used: {type(error).__name__}") from None
     finally:

@@ -17,8 +17,12 @@ def watch(logs: Path, host: str, port: int) -> int:
     def listening(app: Any, flags: Any) -> Any:
         return program.create_port_scanning_werkzeug_server(guarded(app, names(host)), flags)
 
+    class Board(program.TensorBoard):
+        def _register_info(self, server: Any) -> None:
+            """Leave no note for notebooks: it would follow a link that stands in a folder of /tmp where everybody may write."""
+
     main_lib.global_init()
-    board = program.TensorBoard(plugins=default.get_plugins(), server_class=listening)
+    board = Board(plugins=default.get_plugins(), server_class=listening)
     board.configure(argv=["", "--logdir", str(logs), "--host", host, "--port", str(port)])
     return int(board.main())
 
