@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 MB = 1 << 20
 DEPTH = 100  # containers inside of each other, in YAML and JSON
-YAML_BYTES, YAML_NODES = 16 * MB, 300_000  # a node is a value, a key, a list or a mapping; an alias counts as all that it stands for
+YAML_BYTES, YAML_NODES = 16 * MB, 600_000  # a node is a value, a key, a list or a mapping; an alias counts as all that it stands for
 JSON_BYTES = 32 * MB
 LABEL_BYTES = 32 * MB  # a file of labels, times or words of one recording
 TABLE_BYTES, TABLE_CELLS = 512 * MB, 64_000_000  # a table of numbers as text; cells are lines times columns
@@ -39,7 +39,7 @@ _SMALL = 16_384  # YAML of so many characters without aliases can neither be man
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TAG = "tag:yaml.org,2002:"
 _NUMBER = re.compile(r"[-+]?(?:0[xXbB][0-9a-fA-F_]+|[0-9_:]+(\.[0-9_]*)?)")
-_NPY = re.compile(rb"\{'descr': '([<>|=][a-zA-Z]\d*)', 'fortran_order': (True|False), 'shape': \(((?:\d+(?:, ?)?)*)\), ?\}\s*")
+_NPY = re.compile(rb"\{'descr': '([<>|=][a-zA-Z]\d*)', 'fortran_order': (True|False), 'shape': \(((?:\d+, ?)*\d*)\), ?\}\s*")
 
 
 def refusal(

@@ -353,7 +353,7 @@ def tensorboard(run: Path, port: int, host: str) -> int:
 
     logs = open_run(run) / "search"
     if not on_loopback(host):
-        click.echo(f"TensorBoard asks for no token: whoever reaches {host} reads this run. `ssh -L` is safer.", err=True)
+        echo(f"TensorBoard asks for no token: whoever reaches {host} reads this run. `ssh -L` is safer.", err=True)
     return watch(logs, host, port)
 
 

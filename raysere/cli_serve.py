@@ -43,7 +43,7 @@ def serve(
         given[name] = value
     token = read_token(token_file, host)
     if token_file is not None and (told := token_file_open_to(token_file)):
-        click.echo(told, err=True)
+        echo(told, err=True)
     options = Options(ensemble=str(folder), replicas=replicas, cpus=cpus, gpus=gpus, token_sha256=token_hash(token), limits=given)
     with serving(options, host=host, port=port) as server:
         with stop_signals() as stopped:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib
 import logging
 import os
@@ -12,11 +13,12 @@ import sys
 import tempfile
 import threading
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from raysere.errors import EnvironmentFault
-from raysere.listeners import listeners, process_tree
+from raysere.listeners import Listener, listeners, process_tree
 from raysere.progress import warn
 
 NAMESPACE = "raysere"
@@ -65,7 +67,7 @@ def start_ray(cpus: int | None = None, object_store_gb: float = 1.0, *, debug: b
     if ray.is_initialized():
         return False
     debug = bool(os.environ.get("RAYSERE_DEBUG")) if debug is None else debug
-    address = os.environ.get("RAY_ADDRESS")
+    address = cluster_address()
     options: dict[str, Any] = {
         "namespace": NAMESPACE,
         "log_to_driver": debug,
@@ -83,15 +85,19 @@ def start_ray(cpus: int | None = None, object_store_gb: float = 1.0, *, debug: b
             "object_store_memory": int(object_store_gb * (1 << 30)),
         }
     before = os.environ.get("PYTHONPATH")
-    if not address:
-        os.environ["PYTHONPATH"] = _python_path(before)
-        for name, value in _LOCAL_SWITCHES.items():
-            os.environ.setdefault(name, value)
-        _PRIVACY.enter()
+    open_before = set() if address else set(listeners(process_tree(os.getpid())))
     try:
+        if not address:
+            os.environ["PYTHONPATH"] = _python_path(before)
+            for name, value in _LOCAL_SWITCHES.items():
+                os.environ.setdefault(name, value)
+            _PRIVACY.enter()
         ray.init(**options)
-    except Exception as error:  # Ray raises anything from ConnectionError to RuntimeError
+    except BaseException as error:
         _PRIVACY.leave()
+        if not isinstance(error, Exception):  # Ctrl-C
+            raise
+        # Ray raises anything from ConnectionError to RuntimeError
         where = f"the cluster at {address}" if address else "this machine"
         raise EnvironmentFault(
             f"Ray does not start: {' '.join(str(error).split())[:300]}",
@@ -101,7 +107,7 @@ def start_ray(cpus: int | None = None, object_store_gb: float = 1.0, *, debug: b
     else:
         _end_on_sigterm()
         if not address:
-            tell_open_ports()
+            tell_open_ports(open_before)
     finally:
         if not address:
             if before is None:
@@ -109,6 +115,12 @@ def start_ray(cpus: int | None = None, object_store_gb: float = 1.0, *, debug: b
             else:
                 os.environ["PYTHONPATH"] = before
     return True
+
+
+def cluster_address() -> str | None:
+    """The cluster that RAY_ADDRESS names; None where Ray is to be started on this machine (not set, empty, or ``local``)."""
+    address = os.environ.get("RAY_ADDRESS", "").strip()
+    return None if address in ("", "local") else address
 
 
 def check_shared(folder: Path) -> None:
@@ -120,7 +132,7 @@ def check_shared(folder: Path) -> None:
     Raises:
         EnvironmentFault: names the node and the folder.
     """
-    if not os.environ.get("RAY_ADDRESS"):
+    if cluster_address() is None:
         return
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -197,6 +209,7 @@ class _Privacy:
     def __init__(self) -> None:
         self._before: dict[str, str | None] | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None  # removed at the latest when this process ends
+        self._lock = -1  # held on the folder, which services that tidy temporary files then leave alone
 
     def enter(self) -> None:
         if self._before is not None:
@@ -206,6 +219,8 @@ class _Privacy:
         descriptor = os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:
             file.write(secrets.token_hex(32))
+        self._lock = os.open(self._folder.name, os.O_RDONLY | os.O_DIRECTORY)
+        fcntl.flock(self._lock, fcntl.LOCK_SH)
         wanted = {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": None,  # it would count before the file
@@ -218,6 +233,7 @@ class _Privacy:
     def leave(self) -> None:
         if self._before is not None and self._folder is not None:
             self._set(self._before, clustered=self._before["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] not in ("0", "false"))
+            os.close(self._lock)
             self._folder.cleanup()
             self._before = self._folder = None
 
@@ -228,10 +244,9 @@ class _Privacy:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-        from ray._private import ray_constants
-
-        ray_constants.ENABLE_RAY_CLUSTER = clustered and not ray_constants.IS_WINDOWS_OR_OSX
         with contextlib.suppress(ImportError, AttributeError):  # private parts of Ray that another version may not have
+            constants = importlib.import_module("ray._private.ray_constants")
+            constants.ENABLE_RAY_CLUSTER = clustered and not constants.IS_WINDOWS_OR_OSX
             core = importlib.import_module("ray._raylet")
             core.Config.initialize("")
             core.AuthenticationTokenLoader.instance().reset_cache()
@@ -240,13 +255,14 @@ class _Privacy:
 _PRIVACY = _Privacy()
 
 
-def tell_open_ports(wanted: int | None = None) -> None:
+def tell_open_ports(known: Iterable[Listener] = (), *, wanted: int | None = None) -> None:
     """Say on the console which ports of the local Ray other machines reach: none, unless this version of Ray cannot be bound.
 
     Args:
+        known: what was open before Ray was started, which is not of Ray.
         wanted: a port that the user has asked for, which is left out.
     """
-    for one in listeners(process_tree(os.getpid())):
+    for one in sorted(set(listeners(process_tree(os.getpid()))) - set(known)):
         if one.beyond and one.port != wanted:
             warn(
                 f"Warning: {one.process} listens on {one.address} port {one.port}, which other machines may reach: this version of Ray "

@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from raysere.cluster import cluster_address
+
 PACKAGES = ("ray", "torch", "torchaudio", "transformers", "optuna", "polars", "tensorboard", "numpy", "soundfile", "pyarrow", "pydantic")
 EXTRAS = {
     "demo": "espeakng_loader",
@@ -125,7 +127,7 @@ def _cluster() -> list[Finding]:
     remedy = (
         "Set RAY_AUTH_MODE=token on every node and here (`ray get-auth-token --generate` makes the token), or listen on 127.0.0.1 alone."
     )
-    if address := os.environ.get("RAY_ADDRESS"):
+    if address := cluster_address():
         lines.append(Finding("ok", "ray cluster", f"RAY_ADDRESS is {address}"))
         if not _has_token(os.environ) and not address.startswith(("127.", "localhost", "auto", "http://127.", "http://localhost")):
             lines.append(Finding("note", "ray cluster", "no token authentication: whoever reaches the cluster can run code on it", remedy))

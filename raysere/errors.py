@@ -111,6 +111,10 @@ _MACHINE = {
     errno.EIO: ("The disk fails (input/output error)", _STORAGE),
     errno.ESTALE: ("The network mount lost this folder (stale file handle)", _STORAGE),
     errno.ENOTCONN: ("The network mount does not answer", _STORAGE),
+    errno.ETIMEDOUT: ("The network mount does not answer", _STORAGE),
+    errno.EREMOTEIO: ("The network mount fails (remote input/output error)", _STORAGE),
+    errno.ENOLCK: ("The file system gives no locks", _STORAGE),
+    errno.EUCLEAN: ("The file system is damaged", _STORAGE),
     errno.EMFILE: ("Too many files are open", _OPEN),
     errno.ENFILE: ("Too many files are open", _OPEN),
     errno.ENOMEM: ("The memory of this machine is used up", _MEMORY),
@@ -121,8 +125,9 @@ MEMORY_IS_LOW = "node running low on memory"  # with these words Ray's memory mo
 #: Texts of libraries that keep the number to themselves: numpy, SQLite, Ray (its disk, its object store, its memory monitor).
 _TEXTS = {
     errno.ENOSPC: re.compile(r"\d+ requested and \d+ written|database or disk is full|OutOfDiskError|[Ll]ocal disk is full"),
-    errno.ENOMEM: re.compile(rf"ObjectStoreFullError|{MEMORY_IS_LOW}"),
+    errno.ENOMEM: re.compile(rf"ObjectStoreFullError|{MEMORY_IS_LOW}|can't start new thread"),
 }
+_BY_NUMBER = {errno.ENOTCONN, errno.ETIMEDOUT}  # their words stand in errors of the network, too
 
 
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory")
@@ -178,6 +183,6 @@ def _machine_number(error: BaseException | str | None) -> int | None:
         if pattern.search(text):
             return number
     for number in _MACHINE:
-        if os.strerror(number) in text:
+        if number not in _BY_NUMBER and os.strerror(number) in text:
             return number
     return _machine_number(error.__cause__) if isinstance(error, BaseException) else None

@@ -37,7 +37,7 @@ SECRETS = (
     "*.pem", "*.key", "*.p12", "*.pfx", "id_rsa", "id_ecdsa", "id_ed25519",
     ".netrc", ".pypirc", ".npmrc", ".git-credentials", ".ssh", ".aws", ".kube",
 )  # fmt: skip
-_TOKEN = re.compile(rb"[A-Za-z0-9+/=_-]{32,512}\s*")  # a file that holds one such word and nothing else, whatever its name
+_TOKEN = re.compile(rb"[A-Za-z0-9+/=_.-]{16,4096}\s*")  # a file that holds one such word and nothing else, whatever its name
 _PRIVATE_KEY = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY")
 _SMALL_BYTES = 1 << 16  # no token or key is larger
 _SUBMITTED = re.compile(r"'(raysubmit_\w+)' submitted")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from raysere.bounds import read_parquet
 from raysere.corpora.adapters import load_corpus
 from raysere.corpora.labels import ClassMap
 from raysere.corpora.manifest import Manifest, concat
@@ -65,7 +66,7 @@ def load_manifest(experiment: Experiment) -> tuple[Manifest, pl.DataFrame]:
     if (folder / "manifest.parquet").is_file() and (folder / "experiment.yaml").is_file():
         check_tables(folder, run_settings(folder / "experiment.yaml"))
         rejected = (
-            pl.read_parquet(folder / "quarantine.parquet") if (folder / "quarantine.parquet").is_file() else pl.DataFrame(schema=REJECTED)
+            read_parquet(folder / "quarantine.parquet") if (folder / "quarantine.parquet").is_file() else pl.DataFrame(schema=REJECTED)
         )
         manifest = Manifest.read(folder / "manifest.parquet")
         moved = {entry.options.get("name") or entry.corpus: Path(entry.path) for entry in experiment.corpora}
@@ -180,14 +181,19 @@ def write_run(prepared: Prepared) -> Path:
     with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     path = folder / "experiment.yaml"
-    hashed = set(run_settings(path).get("files") or ()) if path.is_file() else {"manifest.parquet", "splits.parquet"}
+    tables = {"manifest.parquet", "splits.parquet"}
+    files = run_settings(path).get("files") if path.is_file() else {}
+    hashed = set() if files is None else set(files) or tables  # none: a run of a version without hashes; empty: see below
     if not path.is_file():  # written last: without it the other two may be those of another start
         prepared.manifest.write(folder / "manifest.parquet")
         with atomic_write(folder / "splits.parquet") as temporary:
             prepared.splits.write_parquet(temporary)
     elif pl.read_parquet(folder / "splits.parquet").equals(prepared.splits):
         if Manifest.read(folder / "manifest.parquet").roots != prepared.manifest.roots:  # the corpus was moved
-            write_yaml(path, {**run_settings(path), "files": {}})  # a kill between the two writes must not leave the hash of another file
+            if files is not None:
+                write_yaml(
+                    path, {**run_settings(path), "files": {}}
+                )  # a kill between the two writes must not leave the hash of another file
             prepared.manifest.write(folder / "manifest.parquet")
     else:
         raise ConfigError(
@@ -219,7 +225,7 @@ def write_run(prepared: Prepared) -> Path:
             "ensemble": experiment.ensemble.model_dump(mode="json"),
             "seed": experiment.seed,
             "manifest_fingerprint": prepared.manifest.fingerprint,
-            "files": {name: file_hash(folder / name) for name in sorted(hashed)},  # none of a run that began without them
+            **({"files": {name: file_hash(folder / name) for name in sorted(hashed)}} if hashed else {}),
             "synthetic": prepared.manifest.synthetic,
             "notes": prepared.manifest.notes,
             "versions": versions(),

@@ -349,6 +349,7 @@ def test_the_ensemble(disk: Disk, real_run) -> None:
     def save() -> None:
         save_ensemble([opened], fitted, opened.config, run / "ensemble", result)
 
+    save()
     before = load_ensemble(run / "ensemble").fingerprint
     shutil.rmtree(run / "ensemble")
     assert fails_until_there_is_room(disk, save) >= 3

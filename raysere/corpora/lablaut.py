@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from raysere.bounds import ZIP_ERRORS, open_zip, read_bytes, refusal
-from raysere.errors import DataError, RaysereError
+from raysere.errors import DataError, EnvironmentFault, RaysereError, machine_fault
 
 _FILE_BYTES, _FILES, _ALL_BYTES = 1 << 20, 20_000, 64 << 20  # EmoDB has some 900 files of a few KB each
 _ROW = re.compile(r"\s*(\d+(?:\.\d*)?)\s+-?\d+(?:[ \t](.*))?$")
@@ -68,8 +68,12 @@ def read_lablaut(root: Path, stems: Mapping[str, Any] | set[str]) -> tuple[dict[
     try:
         files = list(_files(root, stems))
     except RaysereError as error:
+        if isinstance(error, EnvironmentFault):
+            raise
         return {}, [f"the label files are not read: {error.message}"]
     except ZIP_ERRORS as error:
+        if not isinstance(error, PermissionError) and (fault := machine_fault(error, root)):
+            raise fault from error  # the manifest would lack the phones for good
         return {}, [f"the label files cannot be opened ({error})"]
     for name, data in files:
         stem = _SUFFIX.sub("", name)

@@ -255,7 +255,13 @@ def load_predictions(runs: Sequence[Run], outer: int, part: Literal["dev", "test
 
 def usable_trials(run: Run) -> list[Record]:
     """Finished trials that may become members: trained (to the end or stopped early), as recorded, and no copy of another."""
-    return [record for record in run.trials() if record.scored and record.twin_of is None]
+    records = run.trials()
+    originals = {record.trial for record in records if record.twin_of is None}
+    found: dict[str, Record] = {}
+    for record in records:
+        if record.scored and record.twin_of not in originals:
+            found.setdefault(record.twin_of or record.trial, record)  # the first copy stands for an original that was left out
+    return list(found.values())
 
 
 def _member(run: Run, record: Record) -> MemberInfo:

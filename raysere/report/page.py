@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 from markupsafe import Markup
 
+from raysere.bounds import read_parquet
 from raysere.corpora.manifest import Manifest
 from raysere.ensemble.runs import check_tables
 from raysere.ensemble.saved import checked_record
@@ -375,7 +376,7 @@ def _layer_weights(record: Record) -> dict[str, dict[str, float]]:
 
 def _inputs(run: Path, manifest: Manifest, experiment: dict[str, Any]) -> dict[str, Any]:
     path = run / "quarantine.parquet"
-    rejected = pl.read_parquet(path).to_dicts() if path.is_file() else []
+    rejected = read_parquet(path).to_dicts() if path.is_file() else []
     dropped = experiment.get("dropped") or {}
     line = f"{len(manifest)} utterances are in the manifest."
     if dropped:

@@ -98,9 +98,7 @@ class Record:
         path = self.folder / "predictions.parquet"
         if not path.is_file():
             raise MissingFileError(f"The trial {self.trial} has no predictions (status {self.status})", where=self.folder)
-        return read_parquet(
-            path, remedy="Move the folder of this trial away and run the same command again: the trial is then trained anew."
-        )
+        return read_parquet(path, remedy="Move the folder of this trial away: `raysere run` or `raysere tune` then trains it anew.")
 
 
 class Ledger:

@@ -159,6 +159,7 @@ class TrialRun:
             if (verdict := _classify(fault)) is None:
                 return self._fatal(fault)
             status, error = verdict
+            self.trainer = None  # what it cannot write once, it cannot write twice
             try:
                 staged = self._stage(status, error)
             except Exception as again:  # not even that it failed can be written: no fault of the trial

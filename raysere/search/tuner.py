@@ -15,10 +15,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from raysere.cluster import PRELOADED, check_shared
+from raysere.cluster import PRELOADED, check_shared, cluster_address
 from raysere.errors import ConfigError, EnvironmentFault, machine_fault
 from raysere.files import explain_write_errors
-from raysere.progress import Progress
+from raysere.progress import Progress, warn
 from raysere.search.board import STAGE, Board, SearchSummary
 from raysere.search.hashes import FileCheck
 from raysere.search.leaderboard import leaderboard
@@ -75,7 +75,7 @@ def run_search(
     if not studies:
         raise ConfigError("There is no study to search")
     slots = capacity(trial) if max_concurrent is None else max_concurrent
-    growing = max_concurrent is None and bool(os.environ.get("RAY_ADDRESS"))
+    growing = max_concurrent is None and cluster_address() is not None
     if slots < 1:
         raise EnvironmentFault(
             f"No machine here can hold one trial ({trial['cpu']:g} CPU, {trial['gpu']:g} GPU)",
@@ -138,7 +138,12 @@ def complete_search(run_dir: str | os.PathLike[str], studies: list[StudySpec]) -
     events, specs = TrialEvents(run_dir), {study.name: study for study in studies}
     for record in Ledger(run_dir).trials():
         if record.study in specs and not events.has(record):
-            events.write(record, specs[record.study])
+            try:
+                events.write(record, specs[record.study])
+            except Exception as error:
+                if fault := machine_fault(error):
+                    raise fault from error
+                warn(f"TensorBoard will not show the trial {record.trial}: {error}")  # as in a search: no fault of the run
     leaderboard(run_dir)
 
 
@@ -250,7 +255,7 @@ def _idle_workers_taken() -> Iterator[None]:
 
     names = [name for name in ("DEFAULT_ENV_VARS", "ENV_VARS_TO_PROPAGATE") if hasattr(class_cache, name)]
     before = {name: getattr(class_cache, name) for name in names}
-    if not os.environ.get("RAY_ADDRESS") and os.environ.get(PRELOADED):
+    if cluster_address() is None and os.environ.get(PRELOADED):
         for name in names:
             setattr(class_cache, name, type(before[name])())
     try:

@@ -17,14 +17,16 @@ HEAD_S = 10.0  # from the first byte of a request, or a new connection, to the e
 LINGER_S = 5.0  # that a client may go on sending a body which was answered already, or take to read the last answer
 STALL_S = 30.0  # that a client may leave the answer unread
 CONNECTIONS = 1000  # open at once; beyond, the one that has been waited for longest is closed
+PIPELINED = 4  # requests of a connection that wait for the answer to an earlier one; browsers and proxies send none
 HEAD_BYTES = 1 << 16
 HEAD_FIELDS = 100
 
 _SLOW = Fault(408, "head_too_slow", f"The head of the request did not arrive within {HEAD_S:g} s", remedy="Send it at once.")
 _LARGE = Fault(431, "head_too_large", f"The request has more than {HEAD_FIELDS} headers, or more than {HEAD_BYTES >> 10} KiB of them")
 _FULL = Fault(503, "too_many_connections", "Too many connections are open", remedy="Try again later.", retry_s=1.0)
-_USED = """connection_made connection_lost data_received pause_writing resume_writing on_message_begin on_header on_headers_complete
-on_message_complete on_response_complete send_400_response transport loop connections cycle scope ws_protocol_class"""
+_USED = """connection_made connection_lost data_received timeout_keep_alive_handler pause_writing
+resume_writing on_message_begin on_header on_headers_complete
+on_message_complete on_response_complete send_400_response pipeline transport loop connections cycle scope ws_protocol_class"""
 
 
 def bound_connections() -> None:
@@ -81,6 +83,7 @@ def _bounded(base: Any) -> Any:
             self.ws_protocol_class = None  # the API has none, and they would be bounded by nothing
             self._reading = ""  # "head" or "body" of a request; "" between two
             self._size = self._fields = 0  # of the head
+            self._early = False  # whether more requests came than may wait
             self._timer: asyncio.TimerHandle | None = None
             self._stall: asyncio.TimerHandle | None = None
 
@@ -135,6 +138,9 @@ def _bounded(base: Any) -> Any:
             super().on_header(name, value)
 
         def on_headers_complete(self) -> None:
+            if len(self.pipeline) >= PIPELINED:
+                self._early = True
+                raise ValueError("too many requests before the first was answered")  # uvicorn keeps as many as come
             if sum(len(name) + len(value) for name, value in self.scope["headers"]) > HEAD_BYTES:
                 self._fields = HEAD_FIELDS + 1
                 raise ValueError("too large")
@@ -151,17 +157,24 @@ def _bounded(base: Any) -> Any:
         # ---- what uvicorn calls ------------------------------------------------------------------------------------------------------
 
         def send_400_response(self, msg: str) -> None:
-            if self._fields > HEAD_FIELDS:
+            if self._early:
+                self.transport.abort()
+            elif self._fields > HEAD_FIELDS:
                 self._end(_LARGE)
             else:
                 super().send_400_response(msg)
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
-            if self._reading == "body":
+            if self.transport.is_closing():
+                self._close()
+            elif self._reading == "body":
                 self._arm(LINGER_S)
-            elif not self.transport.is_closing():
+            else:
                 self._raysere_waiting[self] = None
+
+        def timeout_keep_alive_handler(self) -> None:
+            self._close()
 
         # ---- ours --------------------------------------------------------------------------------------------------------------------
 
@@ -179,6 +192,7 @@ def _bounded(base: Any) -> Any:
         def _end(self, fault: Fault) -> None:
             """Close the connection, with an answer where the client may expect one now."""
             if self.transport.is_closing():
+                self.transport.abort()  # it had its time
                 return
             cycle = self.cycle
             if cycle is None or cycle.response_complete:
@@ -189,8 +203,12 @@ def _bounded(base: Any) -> Any:
                 cycle.message_event.set()
             if expected:
                 self.transport.write(_answer(fault))
+            self._close()
+
+        def _close(self) -> None:
+            """Close once the answer is sent; what of it nobody reads is given up, for closing alone would wait for ever."""
             self.transport.close()
-            self.loop.call_later(LINGER_S, self.transport.abort)  # whatever of the answer nobody reads
+            self.loop.call_later(LINGER_S, self.transport.abort)
 
     Bounded.__name__ = f"Bounded{base.__name__}"
     return Bounded

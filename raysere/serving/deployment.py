@@ -21,9 +21,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from raysere.cluster import start_ray, stop_ray, tell_open_ports
+from raysere.cluster import cluster_address, start_ray, stop_ray, tell_open_ports
 from raysere.ensemble.bundle import load_ensemble
 from raysere.errors import ConfigError, EnvironmentFault
+from raysere.listeners import listeners, process_tree
 from raysere.serving.limits import Limits, read_limits
 from raysere.serving.origin import on_loopback
 
@@ -107,15 +108,17 @@ def replica_app(asked: Options, limits: Limits, measures: Path) -> Any:
 
 
 def _keep_calls_of_deployments_on_loopback() -> None:
-    """Bind the gRPC server that Serve opens in every replica to loopback: by itself it listens on all addresses, asks for no token, and
-    unpickles what it is sent. It is for calls from other deployments, which raysere has none of; its port is opened after this."""
+    """Bind the gRPC server that Serve opens in every replica to loopback: by itself it listens on all addresses, and on a cluster without
+    tokens it unpickles what anybody sends. It is for calls from other deployments, which raysere has none of; its port is opened later."""
     from ray.serve._private import constants, replica
 
     if getattr(constants, "RAY_SERVE_USE_GRPC_BY_DEFAULT", False) or getattr(constants, "RAY_SERVE_PROXY_USE_GRPC", False):
         return  # the owner of the cluster wants requests to come that way
     bind = getattr(replica, "add_port_to_grpc_server", None)
-    if bind is not None:  # another version of Ray may have none, or name it otherwise; what is open is said on the console
-        replica.add_port_to_grpc_server = lambda server, address: bind(server, address.replace("[::]", "127.0.0.1"))
+    if bind is None:  # another version of Ray
+        logging.getLogger("raysere").warning("a port of this replica for other deployments may listen on all addresses: block it")
+        return
+    replica.add_port_to_grpc_server = lambda server, address: bind(server, address.replace("[::]", "127.0.0.1"))
 
 
 def token_hash(token: str | None) -> str | None:
@@ -199,7 +202,9 @@ def serving(options: Options, *, host: str = "127.0.0.1", port: int = 8000, read
     fingerprint = load_ensemble(options.ensemble).fingerprint
     port = port or free_port(host)
     _check_port(host, port)
-    started = start_ray(object_store_gb=0.25, cpus=None if os.environ.get("RAY_ADDRESS") else _cores(options))
+    address = cluster_address()
+    open_before = listeners(process_tree(os.getpid()))
+    started = start_ray(object_store_gb=0.25, cpus=None if address else _cores(options))
     measures = Path(tempfile.mkdtemp(prefix="raysere-measures-"))
     try:
         from ray import serve
@@ -207,20 +212,34 @@ def serving(options: Options, *, host: str = "127.0.0.1", port: int = 8000, read
 
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(http_options=HTTPOptions(host=host, port=port, request_timeout_s=limits.request_s + limits.decode_s + 5))
+        _check_listens_there(host, port)
         try:
             serve.run(build(options.model_dump(), measures), name=APP, route_prefix="/", blocking=False)
             _await_ready(ready_s)
-            if started and not os.environ.get("RAY_ADDRESS"):
-                tell_open_ports(wanted=port)
+            if started and address is None:
+                tell_open_ports(open_before, wanted=port)
             yield Server(f"http://{'[' + host + ']' if ':' in host else host}:{port}", fingerprint)
         finally:
             serve.delete(APP, _blocking=True)  # replicas answer what they accepted
-            if os.environ.get("RAY_ADDRESS"):
-                serve.shutdown()  # elsewhere it ends with Ray
+            if address and not serve.status().applications:
+                serve.shutdown()  # on this machine it ends with Ray
     finally:
         if started:
             stop_ray()
         shutil.rmtree(measures, ignore_errors=True)
+
+
+def _check_listens_there(host: str, port: int) -> None:
+    """Raise EnvironmentFault where Serve ran on the cluster already: it keeps the address of its start, which may be open to everybody."""
+    from ray.serve.context import _get_global_client
+
+    found = _get_global_client().http_config
+    if (found.host, found.port) != (host, port):
+        raise EnvironmentFault(
+            f"Ray Serve runs on this cluster already and listens on {found.host} port {found.port}, not on {host} port {port}",
+            where="--host, --port",
+            remedy="End it (`serve shutdown`), or give the same address and, where it is not loopback, a token.",
+        )
 
 
 def _cores(options: Options) -> int:

@@ -130,7 +130,7 @@ class Kept:
     def drop(self, paths: Iterable[Path]) -> None:
         """Remove files that no work needs any more."""
         for path in paths:
-            path.unlink(missing_ok=True)
+            _remove(path)
             with self._spool.lock:
                 self._paths.discard(path)
                 self._spool.sizes.pop(path, None)
@@ -138,7 +138,7 @@ class Kept:
     def end(self) -> None:
         """Remove the files, whatever still works on them."""
         for path in self._paths:
-            path.unlink(missing_ok=True)
+            _remove(path)
         with self._spool.lock:
             self._ended = True
             self._settle()
@@ -162,6 +162,11 @@ def full_disk() -> Iterator[None]:
         if error.errno in FULL:
             raise spool_full() from error
         raise
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):  # where the disk fails, the bytes are given back all the same
+        path.unlink()
 
 
 def _on_disk(path: Path) -> int:

@@ -175,7 +175,7 @@ def _shapes(method: Method, params: Any, shapes: Shapes) -> dict[str, torch.Size
     try:
         with torch.device("meta"):
             return {name: value.shape for name, value in method.build(params, shapes).state_dict().items()}
-    except (NotImplementedError, RuntimeError):
+    except (NotImplementedError, RuntimeError, TypeError):
         return {}
 
 

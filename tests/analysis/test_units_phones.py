@@ -94,7 +94,7 @@ def test_an_archive_that_is_none_is_a_note(tmp_path: Path) -> None:
     (tmp_path / "labels.zip").write_bytes(b"nothing")
     found, faults = read_lablaut(tmp_path, {"03a01Fa"})
     assert found == {}
-    assert "cannot be opened" in faults[0]
+    assert "are not read: This is not a zip archive" in faults[0]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from raysere.ensemble.predict import Ensemble
 from raysere.features.views import FeatureView
+from raysere.files import file_hash
 from raysere.methods import METHODS
 from raysere.testing.toy import toy_data
 from raysere.training.loop import Trainer
@@ -30,6 +31,7 @@ def ensemble(tmp_path_factory):
         save_file(trainer.state(), str(weights[name]))
         members[name] = {
             "trial": name,
+            "sha256": file_hash(weights[name]),
             "run": "toy",
             "modality": "audio+text",
             "method": name,

@@ -15,6 +15,7 @@ import uvicorn
 from live import started
 from uvicorn.protocols.http import auto
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
 
 from raysere.serving import connections
 from raysere.serving.connections import BOUNDED, _bounded, bound_connections
@@ -22,6 +23,8 @@ from raysere.serving.deployment import free_port
 
 HEAD_S = 0.5
 _IDLE = {"timeout_keep_alive": 2}
+_COUNTED: list[str] = []  # requests that reached the application
+_BODIES = {"/big": 64 << 20, "/some": 40 << 10}
 _ASK = b"GET /%s HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
@@ -33,7 +36,9 @@ async def _app(scope, receive, send):
     if scope["path"] == "/read":
         while (await receive()).get("more_body"):
             pass
-    body = b"x" * (64 << 20) if scope["path"] == "/big" else b"answered"
+    if scope["path"] == "/count":
+        _COUNTED.append(scope["path"])
+    body = b"x" * _BODIES.get(scope["path"], 0) or b"answered"
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", str(len(body)).encode())]})
     await send({"type": "http.response.body", "body": body})
 
@@ -122,6 +127,41 @@ def test_an_answer_that_nobody_reads_is_given_up(port):
         connection.sendall(_ASK % b"big")
         time.sleep(4 * HEAD_S)
         assert len(_until_closed(connection)) < 64 << 20
+
+
+@pytest.mark.parametrize("more", [b"", b"Connection: close\r\n"], ids=["kept alive", "closed"])
+def test_the_end_of_an_answer_that_nobody_reads_is_given_up(monkeypatch, more):
+    """What is left when the answer is complete pauses no writing; closing alone would wait for the client for ever."""
+    monkeypatch.setattr(connections, "LINGER_S", HEAD_S)
+    config = uvicorn.Config(_app, lifespan="off", log_level="critical", timeout_keep_alive=1)
+    config.load()
+    state = ServerState()
+
+    async def ask() -> int:
+        made = await asyncio.get_running_loop().connect_accepted_socket(
+            lambda: _bounded(HttpToolsProtocol)(config=config, server_state=state, app_state={}), accepted
+        )
+        client.sendall(b"GET /some HTTP/1.1\r\nHost: a\r\n" + more + b"\r\n")
+        await asyncio.sleep(HEAD_S / 2)
+        left = made[0].get_write_buffer_size()
+        async with asyncio.timeout(10):
+            while state.connections:
+                await asyncio.sleep(0.05)
+        return left
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(listener.getsockname())
+        accepted, _ = listener.accept()
+        accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        assert 0 < asyncio.run(ask()) < 64 << 10
+
+
+def test_many_requests_before_the_first_was_answered_end_the_connection(port):
+    _COUNTED.clear()
+    with _opened(port, _ASK % b"count" * 5000) as connection:
+        _until_closed(connection)
+    assert len(_COUNTED) <= 1 + connections.PIPELINED
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,15 @@ def small_disk(temporary) -> Path:
 
 def _files(folder):
     """What requests have there, under whatever name."""
-    return [path for place in folder.glob("raysere-*") if "measures" not in place.name for path in place.rglob("*") if path.is_file()]
+    others = ("raysere-measures-", "raysere-token-")
+    places = [place for place in folder.glob("raysere-*") if not place.name.startswith(others)]
+    return [path for place in places for path in place.rglob("*") if path.is_file()]
+        path
+        for place in folder.glob("raysere-*")
+        if not place.name.startswith(("raysere-measures-", "raysere-token-"))
+        for path in place.rglob("*")
+        if path.is_file()
+    ]
 
 
 def _until(told, seconds=60):
@@ -107,7 +115,7 @@ def test_files_of_a_client_that_went_away_are_gone_at_once(temporary, files):
     finally:
         decoder.close()
         spool.close()
-    assert not list(temporary.iterdir())
+    assert not list(temporary.glob("raysere-*"))
 
 
 def test_files_of_a_decoder_that_is_ended_are_gone(real_run, tmp_path, temporary, clips):
@@ -123,7 +131,7 @@ def test_files_of_a_decoder_that_is_ended_are_gone(real_run, tmp_path, temporary
         unusable(packed(119, channels=8))  # by its bound of memory
         engine.decoder.limits = Limits(decode_s=1e-6)
         unusable(clips[0].read_bytes())  # by its alarm
-    assert not list(temporary.iterdir())
+    assert not list(temporary.glob("raysere-*"))
 
 
 def test_folders_of_the_dead_are_removed_and_of_nobody_else(temporary, tmp_path):
