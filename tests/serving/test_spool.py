@@ -58,12 +58,6 @@ def _files(folder):
     others = ("raysere-measures-", "raysere-token-")
     places = [place for place in folder.glob("raysere-*") if not place.name.startswith(others)]
     return [path for place in places for path in place.rglob("*") if path.is_file()]
-        path
-        for place in folder.glob("raysere-*")
-        if not place.name.startswith(("raysere-measures-", "raysere-token-"))
-        for path in place.rglob("*")
-        if path.is_file()
-    ]
 
 
 def _until(told, seconds=60):
