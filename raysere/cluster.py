@@ -245,7 +245,7 @@ class _Privacy:
             else:
                 os.environ[name] = value
         with contextlib.suppress(ImportError, AttributeError):  # private parts of Ray that another version may not have
-            constants = importlib.import_module("ray._private.ray_constants")
+            constants: Any = importlib.import_module("ray._private.ray_constants")
             constants.ENABLE_RAY_CLUSTER = clustered and not constants.IS_WINDOWS_OR_OSX
             core = importlib.import_module("ray._raylet")
             core.Config.initialize("")

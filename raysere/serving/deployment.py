@@ -233,7 +233,8 @@ def _check_listens_there(host: str, port: int) -> None:
     """Raise EnvironmentFault where Serve ran on the cluster already: it keeps the address of its start, which may be open to everybody."""
     from ray.serve.context import _get_global_client
 
-    found = _get_global_client().http_config
+    client: Any = _get_global_client()
+    found = client.http_config
     if (found.host, found.port) != (host, port):
         raise EnvironmentFault(
             f"Ray Serve runs on this cluster already and listens on {found.host} port {found.port}, not on {host} port {port}",
