@@ -66,6 +66,7 @@ def start_ray(cpus: int | None = None, object_store_gb: float = 1.0, *, debug: b
 
     if ray.is_initialized():
         return False
+    _PRIVACY.leave()  # of a Ray that was started here and ended by `ray.shutdown`
     debug = bool(os.environ.get("RAYSERE_DEBUG")) if debug is None else debug
     address = cluster_address()
     options: dict[str, Any] = {
@@ -212,8 +213,6 @@ class _Privacy:
         self._lock = -1  # held on the folder, which services that tidy temporary files then leave alone
 
     def enter(self) -> None:
-        if self._before is not None:
-            return
         self._folder = tempfile.TemporaryDirectory(prefix="raysere-token-", ignore_cleanup_errors=True)  # mode 0700
         token = Path(self._folder.name) / "token"
         descriptor = os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -314,6 +314,7 @@ def test_a_local_ray_asks_for_a_token_of_its_own_and_a_cluster_keeps_its_authent
 
     from raysere import cluster
 
+    cluster.stop_ray()  # whatever other tests left
     given = []
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", lambda **options: given.append({**options, "environment": dict(os.environ)}))
@@ -349,6 +350,15 @@ def test_a_local_ray_asks_for_a_token_of_its_own_and_a_cluster_keeps_its_authent
         assert os.environ["RAY_AUTH_TOKEN"] == "of the cluster"
     assert len(set(tokens)) == 2
     assert min(map(len, tokens)) == 64
+
+    cluster.start_ray()
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # and the local one was ended by others
+    cluster.start_ray()
+    assert given[-1]["environment"]["RAY_AUTH_TOKEN"] == "of the cluster"
+    monkeypatch.setenv("RAY_ADDRESS", "local")  # no cluster, whatever it looks like
+    cluster.start_ray()
+    assert given[-1]["_node_ip_address"] == "127.0.0.1"
+    cluster.stop_ray()
 
     def fails(**options: object) -> None:
         raise RuntimeError("no")
