@@ -107,7 +107,7 @@ def test_twenty_thousand_parts_do_not(saved: Path, tmp_path: Path) -> None:
     record = yaml.safe_load((saved / "ensemble.yaml").read_text())
     for count, said in ((1500, "parts of an ensemble"), (20_000, "values in YAML")):
         path.write_text(
-            to_yaml({**record, "parts": [{"number": number, "pool": "mean", "family": "x", "k": [1] * 20} for number in range(count)]})
+            to_yaml({**record, "parts": [{"number": number, "pool": "mean", "family": "x", "k": [1] * 30} for number in range(count)]})
         )
         kind, message = opened("from raysere.ensemble.bundle import load_ensemble", "load_ensemble(path.rpartition('/')[0])", path)
         assert kind in ("DataError", "ConfigError"), message
