@@ -100,6 +100,7 @@ _RIGHTS = "Give this user the right to read and write there, or name another fol
 _STORAGE = "Look at the disk or the network mount (`dmesg`, `mount`)"
 _OPEN = "Raise the limit of open files (`ulimit -n`), or run fewer trials at once (`trial.concurrent`)"
 _MEMORY = "Run fewer trials at once (`trial.concurrent`) or end other programs"
+_THREADS = -1  # no error of the system: what Python says in words
 #: What an error number says of the machine, and what helps. Numbers that are not here may be anybody's fault.
 _MACHINE = {
     errno.ENOSPC: ("The disk is full", _DISK),
@@ -112,22 +113,25 @@ _MACHINE = {
     errno.ESTALE: ("The network mount lost this folder (stale file handle)", _STORAGE),
     errno.ENOTCONN: ("The network mount does not answer", _STORAGE),
     errno.ETIMEDOUT: ("The network mount does not answer", _STORAGE),
-    errno.EREMOTEIO: ("The network mount fails (remote input/output error)", _STORAGE),
     errno.ENOLCK: ("The file system gives no locks", _STORAGE),
-    errno.EUCLEAN: ("The file system is damaged", _STORAGE),
     errno.EMFILE: ("Too many files are open", _OPEN),
     errno.ENFILE: ("Too many files are open", _OPEN),
     errno.ENOMEM: ("The memory of this machine is used up", _MEMORY),
+    _THREADS: ("No further thread or process can be started", "Raise the limit (`ulimit -u`), or run fewer trials at once"),
 }
+for _name, _what in (("EREMOTEIO", "The network mount fails (remote input/output error)"), ("EUCLEAN", "The file system is damaged")):
+    if _name in vars(errno):  # Linux alone has them
+        _MACHINE[getattr(errno, _name)] = (_what, _STORAGE)
 _FILE = re.compile(r"\[Errno \d+\] [^:\n]+: '([^'\n]+)'")
 _NUMBER = re.compile(r"(?:\[Errno |\[errno |os error )(\d+)")
 MEMORY_IS_LOW = "node running low on memory"  # with these words Ray's memory monitor ends a worker
 #: Texts of libraries that keep the number to themselves: numpy, SQLite, Ray (its disk, its object store, its memory monitor).
 _TEXTS = {
     errno.ENOSPC: re.compile(r"\d+ requested and \d+ written|database or disk is full|OutOfDiskError|[Ll]ocal disk is full"),
-    errno.ENOMEM: re.compile(rf"ObjectStoreFullError|{MEMORY_IS_LOW}|can't start new thread"),
+    errno.ENOMEM: re.compile(rf"ObjectStoreFullError|{MEMORY_IS_LOW}"),
+    _THREADS: re.compile(r"can't start new thread"),
 }
-_BY_NUMBER = {errno.ENOTCONN, errno.ETIMEDOUT}  # their words stand in errors of the network, too
+_BY_NUMBER = {errno.ENOTCONN, errno.ETIMEDOUT, _THREADS}  # their words stand in errors of the network, too
 
 
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory")

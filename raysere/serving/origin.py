@@ -12,6 +12,8 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
+from raysere.listeners import is_loopback
+
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\[\]:/@\s]+))(?::\d{0,5})?")
 _READS = ("GET", "HEAD", "OPTIONS")
 
@@ -35,7 +37,7 @@ def is_address(name: str) -> bool:
 
 def on_loopback(host: str) -> bool:
     """Whether ``host``, a name or an IP address, is this machine's own and reached from it alone."""
-    return host == "localhost" or (is_address(host) and ipaddress.ip_address(host).is_loopback)
+    return host == "localhost" or (is_address(host) and is_loopback(host))
 
 
 def refusal(method: str, get: Callable[[str], str | None], named: Callable[[str], bool] | None = None) -> Refusal | None:
