@@ -241,6 +241,7 @@ ARRAYS: dict[str, tuple[Maker, str]] = {
     "zeros": (zeros, "bytes of arrays, unpacked"),
     "header": (npz(b"(" * (100 << 20)), "a header of 104,857,600 bytes"),
     "nested": (npz(b"-" * 9000 + b"1"), "another kind than plain arrays"),
+    "digits": (npz(header("(" + "1" * 64 + "x)")), "another kind than plain arrays"),  # where digits can be grouped in 2**63 ways
     "pickles": (npz(header("(2, 2)"), ids=np.array(["a", "b"], object)), "they are pickles"),
     "short": (npz(header("(2, 1000)"), data=b"1234"), "ends before its 2 x 1000 values"),
 }
