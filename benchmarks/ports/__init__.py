@@ -39,7 +39,7 @@ class Watched:
 
     Attributes:
         code: its exit code. output: what it printed.
-        open: (process, address, port) of every listening socket that was seen; numbers of processes are left out.
+        open: every listening socket that was seen, once for each name that its process had (a worker takes that of its task).
         ran: who ran a task in its Ray: "without a token", "with a wrong token", "with the token".
     """
 

@@ -26,6 +26,7 @@ def main() -> int:
     print("Five commands on a corpus of 48 tones: about three minutes.\n", flush=True)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {"PYTHONPATH": str(code)}
     print("| command | process | address | ports seen | tasks run |\n| --- | --- | --- | --- | --- |")
+    seen: dict[str, Watched] = {}
     with tempfile.TemporaryDirectory(prefix="raysere-ports-") as temporary:
         folder = Path(temporary)
         file = str(experiment(folder, make_corpus(folder / "corpus")))
@@ -39,7 +40,13 @@ def main() -> int:
             ("tensorboard", ["tensorboard", run, "--port", "0"], "http://"),
         ):
             until = None if ready is None else (lambda text, word=ready: word in text)
-            print(rows(name, watch([*python, *arguments], environment, folder, until=until)), flush=True)
+            seen[name] = watch([*python, *arguments], environment, folder, until=until)
+            print(rows(name, seen[name]), flush=True)
+    print(
+        "\nA socket counts once for each name of its process.\n\n| command | sockets beyond loopback | on loopback | tasks run |\n| --- | --- | --- | --- |"
+    )
+    for name, one in seen.items():
+        print(f"| `{name}` | {len(one.beyond)} | {len(one.open) - len(one.beyond)} | {', '.join(one.ran) or 'none'} |")
     return 0
 
 
