@@ -42,9 +42,8 @@ def main() -> int:
             until = None if ready is None else (lambda text, word=ready: word in text)
             seen[name] = watch([*python, *arguments], environment, folder, until=until)
             print(rows(name, seen[name]), flush=True)
-    print(
-        "\nA socket counts once for each name of its process.\n\n| command | sockets beyond loopback | on loopback | tasks run |\n| --- | --- | --- | --- |"
-    )
+    print("\nA socket counts once for each name of its process.\n")
+    print("| command | sockets beyond loopback | on loopback | tasks run |\n| --- | --- | --- | --- |")
     for name, one in seen.items():
         print(f"| `{name}` | {len(one.beyond)} | {len(one.open) - len(one.beyond)} | {', '.join(one.ran) or 'none'} |")
     return 0
