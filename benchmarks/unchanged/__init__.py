@@ -1,0 +1,1 @@
+"""Whether two checkouts of raysere give the same results, bit for bit."""
