@@ -5,7 +5,8 @@ thread at a time; what they leave is compared: leaderboards, predictions, weight
 keys and features, tables of the studies. Nothing of it is kept, since bits change with the processor.
 
 An earlier version as a checkout: ``git worktree add --detach ../old REVISION``. The script is that of this checkout in both cases. It
-needs ``RAYSERE_CORPORA`` (EmoDB and EMOVO), and ``RAYSERE_MODELS`` for the case with a pretrained encoder. Exit code 1 where something differs.
+needs ``RAYSERE_CORPORA`` (EmoDB and EMOVO), and ``RAYSERE_MODELS`` for the case with a pretrained encoder. Exit code 1 where something
+differs.
 """
 
 from __future__ import annotations
