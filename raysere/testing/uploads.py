@@ -76,7 +76,7 @@ def wrong_body(draw: random.Random) -> bytes:
         place = draw.choice(list(_containers(body)))
         name: Any = draw.choice([*place, "other"]) if isinstance(place, dict) else draw.randrange(len(place)) if place else None
         if name is None:
-            place.append(draw.choice(_WRONG))
+            place.append(copy.deepcopy(draw.choice(_WRONG)))
         elif draw.random() < 0.2 and isinstance(place, dict):
             place.pop(name, None)
         else:
