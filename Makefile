@@ -51,6 +51,7 @@ check: env
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python docs/generate.py --check
 
 bench: env
 	$(BIN)/python -m benchmarks

@@ -17,7 +17,7 @@ LIMIT_S = 1800  # of one benchmark
 
 def main() -> int:
     from benchmarks._page import write_page
-    from raysere.errors import UnknownNameError
+    from raysere.base.errors import UnknownNameError
 
     # packages are studies with a command and a page of their own: too long for this list
     known = sorted(found.name for found in pkgutil.iter_modules([str(HERE)]) if not found.ispkg and not found.name.startswith("_"))
@@ -53,8 +53,8 @@ def main() -> int:
 def one(name: str) -> int:
     """Run one benchmark in this process, write its JSON, print its rows."""
     from benchmarks._page import figure
-    from raysere.doctor import versions
-    from raysere.files import write_json
+    from raysere.base.files import write_json
+    from raysere.base.versions import versions
 
     module = importlib.import_module(f"benchmarks.{name}")
     start = time.monotonic()

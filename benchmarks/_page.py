@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks._wrap import write_wrapped
+
 _HEAD = """# Performance
 
 Written by `python -m benchmarks` (`make bench`) from `benchmarks/results/*.json`; not edited by hand. Every figure is a ratio
@@ -44,7 +46,7 @@ def write_page(results: Path, page: Path) -> None:
     alone = len(machines) == 1
     described = [f"Machine{'' if alone else ' of ' + ', '.join(names)}: {words}." for words, names in machines.items()]
     parts.insert(1, "\n\n".join(described) + "\n")
-    page.write_text("\n".join(parts), encoding="utf-8")
+    write_wrapped(page, "\n".join(parts))
 
 
 def _section(outcome: dict[str, Any]) -> str:

@@ -49,9 +49,9 @@ def make_data(utterances: int, width: int, seed: int = 0) -> Data:
 def make_run(folder: Path, data: Data) -> Path:
     """A run directory over these features: one stream ``speech`` of one layer, one fold."""
     from raysere.corpora.manifest import Manifest
-    from raysere.features.content import text_contents
-    from raysere.features.shards import rebuild_index, write_shard
-    from raysere.features.store import FeatureStore
+    from raysere.features.store.content import text_contents
+    from raysere.features.store.shards import rebuild_index, write_shard
+    from raysere.features.store.store import FeatureStore
 
     folder.mkdir(parents=True)
     count = len(data.y)
@@ -99,8 +99,8 @@ def feature_spec(width: int) -> Any:
 
 def make_study(width: int, trials: int, name: str = "bench", *, space: dict[str, Any] | None = None, **more: Any) -> Any:
     from raysere.methods.pooled import Pooled
-    from raysere.search.checks import check
-    from raysere.search.space import parse_space
+    from raysere.search.space.checks import check
+    from raysere.search.space.grammar import parse_space
     from raysere.search.study import StudyFeature, StudySpec
     from raysere.training.method import Shapes, StreamShape
     from raysere.training.task import Task

@@ -180,7 +180,7 @@ def side(pooling: str, workers: int | None, pipe: Any) -> None:
     """A process that trains an epoch whenever it is told to; ``workers`` of the DataLoader, None: ours."""
     import torch
 
-    from raysere.malloc import keep_memory
+    from raysere.base.memory import keep_memory
 
     torch.set_num_threads(1)
     if workers is None:

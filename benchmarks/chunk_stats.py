@@ -39,7 +39,7 @@ def bagged(values: Tensor, squares: Tensor, first: Tensor, starts: Tensor) -> tu
 
 
 def run() -> dict[str, Any]:
-    from raysere.features.residency import RESIDENT
+    from raysere.features.device_cache import CACHE
     from raysere.features.spec import FeatureSpec, LayerSpec
     from raysere.features.views import FeatureView
 
@@ -64,7 +64,7 @@ def run() -> dict[str, Any]:
     frames = torch.from_numpy(view.source.array(0, 0))  # the same memory for both sides
     listed = list(frames.split(counts.tolist()))
 
-    RESIDENT.set_budget("cpu", 4 << 30)
+    CACHE.set_budget("cpu", 4 << 30)
     begin = time.perf_counter()
     sums = view.prefix(0)
     built = time.perf_counter() - begin
@@ -114,5 +114,5 @@ def run() -> dict[str, Any]:
     )
     limits = """One thread. Memory limits it: two rows of float64 sums are read for each chunk and two of float32 written, and half of the
         time goes to rows that are in no cache. The sums take 16 bytes a value, so they stay in memory for small corpora and narrow features
-        only (RAYSERE_RESIDENT_GB); beyond it they are made anew for each request, and the gain is lost."""
+        only (RAYSERE_CACHE_GB); beyond it they are made anew for each request, and the gain is lost."""
     return result(rows, limits)

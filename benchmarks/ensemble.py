@@ -83,7 +83,7 @@ def plain_path(predictions: np.ndarray, label: np.ndarray, params, metric, weigh
 
 def plain_weights(library, objective, params, bags: int) -> tuple[np.ndarray, list[list[int]]]:
     """Weights (M,) and the members in the order chosen, of each bag, by the published algorithm over the same bags."""
-    from raysere.ensemble.greedy import draw_bag, prune
+    from raysere.ensemble.fit.greedy import draw_bag, prune
 
     members, items = library.scores.shape[1:]
     weights, paths = np.zeros(members), []
@@ -103,7 +103,7 @@ def our_paths(library, objective, params, bags: int) -> list[list[int]]:
     """The members that ours chooses, in order, for each bag."""
     from dataclasses import replace
 
-    from raysere.ensemble.greedy import draw_bag, greedy_path
+    from raysere.ensemble.fit.greedy import draw_bag, greedy_path
 
     paths = []
     for bag in range(bags):
@@ -125,10 +125,10 @@ def run() -> dict[str, Any]:
     from functools import partial
 
     from raysere.ensemble.config import EnsembleConfig
-    from raysere.ensemble.fit import fit_part
-    from raysere.ensemble.greedy import Candidates, GreedyParams, contributions, greedy_weights
-    from raysere.ensemble.library import MemberInfo, Predictions, Selection
-    from raysere.ensemble.objective import Objective
+    from raysere.ensemble.data.predictions import FitRows, MemberInfo, StackedPredictions
+    from raysere.ensemble.fit.greedy import Candidates, GreedyParams, contributions, greedy_weights
+    from raysere.ensemble.fit.objective import Objective
+    from raysere.ensemble.fit.part import fit_part
     from raysere.training.task import Task
 
     cores = len(os.sched_getaffinity(0))
@@ -174,8 +174,8 @@ def run() -> dict[str, Any]:
     classes = tuple(f"c{k}" for k in range(CLASSES))
     members = tuple(MemberInfo(name, "run", "audio", "pooled", f"study{m % 4}") for m, name in enumerate(names))
     utterances, nothing = tuple(f"u{n:05d}" for n in range(ITEMS)), np.zeros((MEMBERS, ITEMS, 0), np.float32)
-    predictions = Predictions(members, utterances, classes, (), logp, nothing, present, "dev")
-    selection = Selection(predictions, label, np.zeros((ITEMS, 0)), np.char.add("s", speaker.astype(str)), speaker % 5)
+    predictions = StackedPredictions(members, utterances, classes, (), logp, nothing, present, "dev")
+    selection = FitRows(predictions, label, np.zeros((ITEMS, 0)), np.char.add("s", speaker.astype(str)), speaker % 5)
     task = Task(kind="categorical", classes=classes, metric="uar")
 
     before = os.environ.get("OMP_NUM_THREADS")

@@ -1,4 +1,4 @@
-"""Extraction with a WavLM of random weights: what a user would write with transformers against ``raysere.features.extract``.
+"""Extraction with a WavLM of random weights: what a user would write with transformers against ``raysere.features.extract.run``.
 
 A corpus of noise clips whose lengths are those of speech corpora (log-normal, 0.5 to 15 s). All sides read the files, compute every hidden
 state and reduce each to its mean and standard deviation over time; ours writes them to a store as well. The alternatives run in this
@@ -53,7 +53,7 @@ class Setting:
 def run() -> dict[str, Any]:
     import torch
 
-    from raysere.cluster import start_ray, stop_ray
+    from raysere.base.cluster import start_ray, stop_ray
 
     cores = len(os.sched_getaffinity(0))
     gpu = torch.cuda.is_available()
@@ -87,10 +87,10 @@ def run() -> dict[str, Any]:
 def _compare(at: Setting, temporary: Path) -> list[Row]:
     import torch
 
-    from raysere.features import actors
-    from raysere.features.extract import extract
+    from raysere.features.extract import actors
+    from raysere.features.extract.run import extract
     from raysere.features.spec import resolve
-    from raysere.features.store import FeatureStore
+    from raysere.features.store.store import FeatureStore
 
     named = f"WavLM-{'base' if at.device == 'cpu' else 'large'} shapes"
     threads = at.workers if at.device == "cpu" else 1
@@ -350,8 +350,8 @@ def _bytes(config: Any, samples: int) -> float:
 
 def _padding(at: Setting, named: str) -> Row:
     """Share of padding in the batches that an actor makes of the whole corpus."""
-    from raysere.features.content import Work
-    from raysere.features.encoder import buckets
+    from raysere.features.extract.encoder import buckets
+    from raysere.features.store.content import Work
 
     works = [Work(str(number), str(number), len(wave) / RATE) for number, wave in enumerate(at.waves)]
     batches = buckets(works, 0.0 if at.device == "cpu" else 60.0)

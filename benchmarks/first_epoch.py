@@ -106,8 +106,8 @@ def until(command: list[str], done: Callable[[], bool], environment: dict[str, s
 
 
 def run() -> dict[str, Any]:
-    from raysere.cluster import available_cores
-    from raysere.corpora.demo import make_demo
+    from raysere.base.cluster import available_cores
+    from raysere.demo.corpus import make_demo
 
     environment = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     environment["RAY_AUTH_MODE"] = "disabled"

@@ -23,15 +23,15 @@ _TRIALS_IN_ONE_PROCESS = """
 import sys
 from pathlib import Path
 from benchmarks.growth import job
-from raysere.search.trial import TrialRun, Workshop
+from raysere.search.trial import TrialRun, TrialCache
 
 def resident():
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * 4096
 
-workshop = Workshop()
+cache = TrialCache()
 for number in range(16):
-    run = TrialRun(Path(sys.argv[1]), job(sys.argv[1], number), workshop)
+    run = TrialRun(Path(sys.argv[1]), job(sys.argv[1], number), cache)
     assert run.advance()["status"] == "done"
     if number + 1 in (1, 4, 16):
         print(resident())
@@ -79,8 +79,8 @@ def trained(data: Any) -> Any:
 
 def greedy(items: int) -> Callable[[], Any]:
     from benchmarks.ensemble import library
-    from raysere.ensemble.greedy import Candidates, GreedyParams, contributions, greedy_weights
-    from raysere.ensemble.objective import Objective
+    from raysere.ensemble.fit.greedy import Candidates, GreedyParams, contributions, greedy_weights
+    from raysere.ensemble.fit.objective import Objective
 
     logp, label, speaker = library(60, items)
     present = np.ones(logp.shape[:2], bool)
@@ -139,9 +139,9 @@ def finished_trials(folder: Path, count: int) -> Path:
 
 def driver(folder: Path, count: int) -> Callable[[], Any]:
     """What a driver does with the finished trials at its start and its end."""
+    from raysere.search.lane import Lane
     from raysere.search.leaderboard import leaderboard
     from raysere.search.ledger import Ledger
-    from raysere.search.searcher import Lane
     from raysere.search.study import read_study
 
     study = read_study(folder, "bench")
@@ -160,13 +160,13 @@ def run() -> dict[str, Any]:
     import torch
 
     from raysere.search.study import save_study
-    from raysere.search.trial import Workshop
+    from raysere.search.trial import TrialCache
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         place, study = Path(name), make_study(WIDTH, 16)
         runs = [make_run(place / f"utterances{times}", make_data(UTTERANCES * times, WIDTH)) for times in TIMES]
-        data = [Workshop().data(folder, study, 0) for folder in runs]
+        data = [TrialCache().data(folder, study, 0) for folder in runs]
         rows = [
             growing(
                 "training one trial, with the number of utterances",
@@ -176,7 +176,7 @@ def run() -> dict[str, Any]:
             ),
             growing(
                 "reading manifest, labels, splits and feature index, with the number of utterances",
-                [lambda folder=folder: Workshop().data(folder, study, 0) for folder in runs],
+                [lambda folder=folder: TrialCache().data(folder, study, 0) for folder in runs],
                 f"rows of the data: {[len(one.labels.utterances) for one in data]}",
             ),
             growing(

@@ -47,9 +47,9 @@ def spec_of(granularity: str) -> Any:
 def fill(folder: Path) -> dict[str, int]:
     """A manifest and a store of both granularities; the checksum of each layer in the order of the manifest."""
     from raysere.corpora.manifest import Manifest
-    from raysere.features.content import text_contents
-    from raysere.features.shards import rebuild_index, write_shard
-    from raysere.features.store import FeatureStore
+    from raysere.features.store.content import text_contents
+    from raysere.features.store.shards import rebuild_index, write_shard
+    from raysere.features.store.store import FeatureStore
 
     row = {"corpus": "benchmark", "language": "en", "speaker": "benchmark/a", "emotion": "neutral"}
     names = [f"{number:05d}" for number in range(UTTERANCES)]
@@ -86,7 +86,7 @@ class Reader:
         import torch
 
         from raysere.corpora.manifest import Manifest
-        from raysere.features.store import FeatureStore
+        from raysere.features.store.store import FeatureStore
 
         torch.set_num_threads(1)
         self.folder = folder
@@ -180,7 +180,7 @@ def batches_row(folder: Path) -> Row:
 
 
 def run() -> dict[str, Any]:
-    from raysere.cluster import start_ray, stop_ray
+    from raysere.base.cluster import start_ray, stop_ray
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

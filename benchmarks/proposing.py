@@ -19,8 +19,8 @@ FINISHED, ASKED = 1000, 10
 def run() -> dict[str, Any]:
     import optuna
 
+    from raysere.search.lane import Lane
     from raysere.search.ledger import Record
-    from raysere.search.searcher import Lane
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = make_study(64, FINISHED + 1000, space=_space())
@@ -71,7 +71,7 @@ def _finished(study: Any, record: Any) -> list[Any]:
     """Finished trials with random configurations of the space."""
     import optuna
 
-    from raysere.search.space import suggest
+    from raysere.search.space.grammar import suggest
 
     space, rng = study.parsed_space(), np.random.default_rng(0)
     source = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
@@ -160,7 +160,7 @@ def _ask_alone(alone: Any, suggest_all: Any) -> list[dict[str, Any]]:
 
 def _agreement(study: Any, records: list[Any]) -> str:
     """Given the same seed, both propose the same values."""
-    from raysere.search.searcher import Lane
+    from raysere.search.lane import Lane
 
     lane, (alone, suggest_all) = Lane(study, 0, records), _alone(records, study.sampler_seed(0, FINISHED))
     ours, theirs = lane.propose().params, suggest_all(alone.ask())

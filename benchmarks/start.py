@@ -23,9 +23,9 @@ TRIALS = 1000
 
 def fill(folder: Path, trials: int = TRIALS) -> float:
     """A run of finished trials under ``folder``, recorded by the ledger itself; returns its highest score."""
+    from raysere.base.files import atomic_folder, write_yaml
     from raysere.corpora.manifest import Manifest
-    from raysere.files import atomic_folder, write_yaml
-    from raysere.preparation import RUN_FORMAT
+    from raysere.pipeline.prepare import RUN_FORMAT
     from raysere.search.ledger import Ledger, write_head
     from raysere.search.study import StudyFeature, StudySpec, save_study
     from raysere.search.trial import head

@@ -117,7 +117,7 @@ def parity(root: Path, data: Data) -> list[float]:
 
 
 def run() -> dict[str, Any]:
-    from raysere.cluster import start_ray, stop_ray
+    from raysere.base.cluster import start_ray, stop_ray
 
     data = make_data(UTTERANCES, WIDTH)
     with tempfile.TemporaryDirectory(prefix="raysere-bench-") as folder:

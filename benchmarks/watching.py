@@ -45,7 +45,7 @@ def opened(folder: Path) -> float:
 def run() -> dict[str, Any]:
     from raysere.search.ledger import Ledger
     from raysere.search.study import read_study
-    from raysere.search.tensorboard import TrialEvents
+    from raysere.search.watch.tensorboard import TrialEvents
 
     rng, layers = np.random.default_rng(0), {"layer_weights": {"speech": {str(layer): 1 / LAYERS for layer in range(LAYERS)}}}
     with tempfile.TemporaryDirectory() as temporary:

@@ -131,10 +131,10 @@ def _subset(name: str, folder: Path) -> Any:
 
 def _extract(manifests: dict[str, Any], model: str) -> dict[str, tuple[Any, Any]]:
     """Views of each corpus in both windows: (clip, full)."""
-    from raysere.cluster import stop_ray
-    from raysere.features.extract import extract
+    from raysere.base.cluster import stop_ray
+    from raysere.features.extract.run import extract
     from raysere.features.spec import resolve
-    from raysere.features.store import FeatureStore
+    from raysere.features.store.store import FeatureStore
 
     store = kept_folder() / "whisper"
     specs = [resolve({"backbone": model, "options": {"window": window}}) for window in ("clip", "full")]

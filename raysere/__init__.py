@@ -16,16 +16,16 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "Ensemble": "raysere.ensemble.predict:Ensemble",
-    "Experiment": "raysere.experiment:Experiment",
-    "evaluate": "raysere.pipeline:evaluate_run",
-    "fuse": "raysere.pipeline:fuse_runs",
+    "Ensemble": "raysere.ensemble.saved.ensemble:Ensemble",
+    "evaluate": "raysere.pipeline.verbs:evaluate_run",
+    "Experiment": "raysere.pipeline.experiment:Experiment",
+    "fuse": "raysere.pipeline.verbs:fuse_runs",
     "leaderboard": "raysere.search.leaderboard:leaderboard",
-    "load_experiment": "raysere.experiment:load_experiment",
-    "report": "raysere.report.page:write_report",
-    "run": "raysere.pipeline:run",
-    "status": "raysere.status:run_status",
-    "RaysereError": "raysere.errors:RaysereError",
+    "load_experiment": "raysere.pipeline.experiment:load_experiment",
+    "RaysereError": "raysere.base.errors:RaysereError",
+    "run": "raysere.pipeline.stages:run",
+    "status": "raysere.pipeline.status:run_status",
+    "write_report": "raysere.report.page:write_report",
 }
 __all__ = ["__version__", *_PUBLIC]
 

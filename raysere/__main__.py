@@ -1,5 +1,5 @@
 """``python -m raysere``: the command line."""
 
-from raysere.cli import main
+from raysere.cli.main import main
 
 main()

@@ -14,7 +14,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 ALONE = (
-    "analysis/test_hostile_pages.py",
+    "studies/test_hostile_pages.py",
     "cluster",
     "end_to_end/test_kill_resume.py",
     "end_to_end/test_ports.py",

@@ -13,7 +13,7 @@ import yaml
 
 from raysere.corpora.manifest import Manifest, rows_to_table
 from raysere.corpora.splits import Protocol, make_splits
-from raysere.ensemble.evaluation import evaluate
+from raysere.ensemble.evaluate.evaluation import evaluate
 from raysere.training.task import Task
 
 CLASSES = ("high", "low")
@@ -31,9 +31,9 @@ def make_run(root: Path) -> dict[str, Any]:
     """Out of fold, with test rows: ``folder`` of the run, ``audio`` folder of the clips, ``result`` of the evaluation."""
     from safetensors.torch import save_file
 
-    from raysere.features.extract import extract_local
+    from raysere.features.extract.run import extract_local
     from raysere.features.spec import resolve
-    from raysere.features.store import FeatureStore
+    from raysere.features.store.store import FeatureStore
     from raysere.methods import METHODS
     from raysere.training.data import build_labels, trial_data
     from raysere.training.loop import Trainer

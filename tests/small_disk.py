@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from raysere.errors import EnvironmentFault
+from raysere.base.errors import EnvironmentFault
 
 PAGE = 4096
 _FILLER = "filler"

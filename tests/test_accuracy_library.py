@@ -9,8 +9,8 @@ import pytest
 pytest.importorskip("sklearn")
 
 from benchmarks.accuracy import library, library_page, library_runs
-from raysere.ensemble.claims import LABELS
-from raysere.experiment import Experiment
+from raysere.ensemble.evaluate.claims import LABELS
+from raysere.pipeline.experiment import Experiment
 
 
 @pytest.fixture
@@ -58,9 +58,11 @@ def test_the_spread_is_a_t_interval() -> None:
 
 
 def test_a_difference_is_told_by_its_interval() -> None:
-    told = [library.standing({"value": 0.0, "low": low, "high": high}) for low, high in ((0.1, 0.2), (-0.2, -0.1), (-0.1, 0.1), (0.0, 0.1))]
+    told = [
+        library_page.standing({"value": 0.0, "low": low, "high": high}) for low, high in ((0.1, 0.2), (-0.2, -0.1), (-0.1, 0.1), (0.0, 0.1))
+    ]
     assert told == ["ahead", "behind", "level", "level"]
-    assert library.standard_errors({"value": -0.02, "low": -0.0396, "high": -0.0004}) == pytest.approx(-2.0)
+    assert library_page.standard_errors({"value": -0.02, "low": -0.0396, "high": -0.0004}) == pytest.approx(-2.0)
 
 
 def test_the_page_shows_what_is_done_and_leaves_out_the_rest(cache) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("sklearn")
 
-from benchmarks.accuracy import meld, meld_baselines
+from benchmarks.accuracy import meld, meld_baselines, meld_data
 from benchmarks.accuracy.baselines import Scored
 from benchmarks.accuracy.meld_page import draw
 
@@ -31,24 +31,24 @@ def test_folds_are_disjoint_by_dialogue_and_train_is_in_all_of_them() -> None:
             "dialogue": [f"d{row // 5}" for row in range(len(split))],
         }
     )
-    splits = make_splits(table, Protocol.model_validate(meld.protocol()), meld.SEED).join(table, on="utterance")
+    splits = make_splits(table, Protocol.model_validate(meld_data.protocol()), meld.SEED).join(table, on="utterance")
     for (_,), outer in splits.partition_by("outer", as_dict=True).items():
         places = outer.group_by("dialogue").agg(pl.struct("role", "fold").n_unique().alias("places"), pl.col("split").first())
         assert set(places["places"]) == {1}
         assert outer.filter(pl.col("split") == "train")["role"].to_list() == ["pool"] * 300
         assert outer.filter(pl.col("split") == "train")["fold"].null_count() == 300
-        assert outer.filter((pl.col("split") == "dev") & (pl.col("role") == "pool"))["fold"].drop_nulls().n_unique() == meld.INNER
+        assert outer.filter((pl.col("split") == "dev") & (pl.col("role") == "pool"))["fold"].drop_nulls().n_unique() == meld_data.INNER
     tested = splits.filter(pl.col("role") == "test")
     assert sorted(tested["utterance"]) == sorted(table.filter(pl.col("split") == "dev")["utterance"])
 
 
 def test_shuffling_moves_every_voice_and_loses_none() -> None:
     table = np.arange(40.0).reshape(20, 2)
-    mixed = meld.shuffled(table)
+    mixed = meld_data.shuffled(table)
     assert (mixed != table).any(axis=1).all()
     assert sorted(mixed[:, 0]) == table[:, 0].tolist()
     assert (mixed[:, 1] - mixed[:, 0] == 1).all()
-    np.testing.assert_array_equal(mixed, meld.shuffled(table))
+    np.testing.assert_array_equal(mixed, meld_data.shuffled(table))
 
 
 def test_a_table_of_voices_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -56,10 +56,10 @@ def test_a_table_of_voices_is_read_as_it_was_written(tmp_path: Path) -> None:
     from raysere.features.backbones import open_backbone
 
     ids, table = np.array(["dev_dia1_utt0", "dev_dia0_utt3"]), np.arange(6, dtype=np.float32).reshape(2, 3)
-    backbone = open_backbone(f"table:{meld.write_table(tmp_path / 'voice.npz', ids, table)}")
+    backbone = open_backbone(f"table:{meld_data.write_table(tmp_path / 'voice.npz', ids, table)}")
     rows = backbone.encode([Item("meld/dev_dia0_utt3"), Item("meld/dev_dia1_utt0")], [0])
     np.testing.assert_array_equal(np.concatenate([one[0] for one in rows]), table[::-1])
-    meld.write_table(tmp_path / "voice.npz", ids, table + 1)  # it stands: features are named by its bytes
+    meld_data.write_table(tmp_path / "voice.npz", ids, table + 1)  # it stands: features are named by its bytes
     with np.load(tmp_path / "voice.npz") as kept:
         np.testing.assert_array_equal(kept["vectors"], table)
 
@@ -102,7 +102,7 @@ def test_an_utterance_without_voice_is_answered_by_its_words() -> None:
 
 def test_rows_of_the_corpus_and_of_the_runs_are_joined_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from raysere.corpora.manifest import Manifest, rows_to_table
-    from raysere.ensemble.runs import Run
+    from raysere.ensemble.data.run_labels import Run
 
     lines = [("train_1", "train", "a"), ("dev_2", "dev", "b"), ("dev_1", "dev", "a"), ("train_2", "train", "b"), ("test_1", "test", "a")]
     rows = [
@@ -157,7 +157,7 @@ def test_the_page_says_what_is_ahead_and_whether_the_check_holds() -> None:
         "utterances": 7,
         "dialogues": 3,
         "speakers": 2,
-        "trials": meld.TRIALS,
+        "trials": meld_data.TRIALS,
         "folds": [5, 4],
     }
     page = draw(result)

@@ -16,12 +16,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from raysere.errors import DataError
+from raysere.base.errors import DataError
 from raysere.features.rows import MappedLayers
 from tests.bombs import opened
 
 Maker = Callable[[Path], None]
-FILES = "from pathlib import Path\nfrom raysere.files import read_json, read_yaml"
+FILES = "from pathlib import Path\nfrom raysere.base.files import read_json, read_yaml"
 
 
 def text(content: str | Callable[[], str]) -> Maker:
@@ -92,8 +92,8 @@ def test_a_pipe_does_not_hold_the_reader(tmp_path: Path) -> None:
 
 
 def test_what_is_large_and_honest_opens(tmp_path: Path) -> None:
-    from raysere.bounds import DEPTH
-    from raysere.files import read_json, read_yaml
+    from raysere.base.bounds import DEPTH
+    from raysere.base.files import read_json, read_yaml
 
     rows = [{"id": number, "weight": 0.12345678901234567, "name": f"one {number}"} for number in range(10_000)]
     (tmp_path / "a.json").write_text(json.dumps(rows))
@@ -109,7 +109,7 @@ def test_what_is_large_and_honest_opens(tmp_path: Path) -> None:
 def test_a_variable_that_is_named_a_million_times_and_a_key_of_a_million_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LONG", "x" * 100_000)
     (tmp_path / "e.yaml").write_text("runs: '" + "${LONG}" * 100_000 + "'\n")
-    imports = "from pathlib import Path\nfrom raysere.experiment import read_experiment"
+    imports = "from pathlib import Path\nfrom raysere.pipeline.experiment import read_experiment"
     check(tmp_path / "e.yaml", imports, "len(str(read_experiment(Path(path))))", "ConfigError", "characters of variables")
     (tmp_path / "f.yaml").write_text("runs: '" + "${A:-" * 400_000 + "'\n")  # not one of them ends
     assert opened(imports, "len(str(read_experiment(Path(path))))", tmp_path / "f.yaml")[0] == "opened"
@@ -331,8 +331,8 @@ def tensors(path: Path, header: bytes, data: bytes = b"") -> None:
 def test_codebooks(tmp_path: Path) -> None:
     from safetensors.numpy import save_file
 
-    from raysere.errors import RaysereError
-    from raysere.training.codebook import FORMAT, Codebook
+    from raysere.base.errors import RaysereError
+    from raysere.nn.frame_units import FORMAT, FrameUnits
 
     path = tmp_path / "codebook.safetensors"
     meta = {"format": FORMAT, "layer": 1, "norm": "none", "spec_key": "k", "meta": {}}
@@ -345,29 +345,29 @@ def test_codebooks(tmp_path: Path) -> None:
     ):
         save_file({"centres": centres}, path, {"raysere": content})
         with pytest.raises(RaysereError, match=said):
-            Codebook.load(path)
+            FrameUnits.load(path)
     for wrong in (np.zeros(3, np.float32), np.zeros((2, 3), np.int64), np.full((2, 3), np.nan, np.float32)):
         save_file({"centres": wrong}, path, {"raysere": json.dumps(meta)})
         with pytest.raises(RaysereError, match="not finite float32"):
-            Codebook.load(path)
+            FrameUnits.load(path)
     tensors(path, b" " * (50 << 20))
     with pytest.raises(RaysereError, match="bytes of safetensors header"):
-        Codebook.load(path)
+        FrameUnits.load(path)
     tensors(path, b'{"centres":{"dtype":"F32","shape":[1000000000,1000000000],"data_offsets":[0,16]}}', bytes(16))
     with pytest.raises(RaysereError, match="no codebook"):
-        Codebook.load(path)
+        FrameUnits.load(path)
     overlapping = b'{"centres":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]},"b":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]}}'
     tensors(path, overlapping, bytes(16))
     with pytest.raises(RaysereError, match="no codebook"):
-        Codebook.load(path)
+        FrameUnits.load(path)
 
 
 # ---- spaces and experiments
 
 
 def test_a_space_is_small_and_its_numbers_are_numbers() -> None:
-    from raysere.errors import ConfigError
-    from raysere.search.space import parse_space
+    from raysere.base.errors import ConfigError
+    from raysere.search.space.grammar import parse_space
 
     chain = {f"p{number}": {"choice": [1, 2], "when": {f"p{number + 1}": 1}} for number in range(5000)}
     with pytest.raises(ConfigError, match="parameters under `space`"):
@@ -381,7 +381,7 @@ def test_an_experiment_names_few_things_and_tells_few_problems(tmp_path: Path) -
     path = tmp_path / "e.yaml"
     base = "corpora: [{corpus: emodb, path: x}]\ntask: {classes: [a, b]}\nfeatures: {a: {backbone: acoustic}}\n"
     path.write_text(base + "search:\n" + "- {space: a, features: a}\n" * 40_000)
-    imports = "from raysere.experiment import load_experiment"
+    imports = "from raysere.pipeline.experiment import load_experiment"
     check(path, imports, "load_experiment(path)", "ConfigError", "at most 1000 items")
     path.write_text(base + "search: [{space: a, features: a}]\n" + "".join(f"key{number}: 1\n" for number in range(40_000)))
     check(path, imports, "load_experiment(path)", "ConfigError", "more")
@@ -396,7 +396,7 @@ def test_an_experiment_names_few_things_and_tells_few_problems(tmp_path: Path) -
     ],
 )
 def test_a_model_of_a_milliard_layers(file: str, content: dict, said: str, tmp_path: Path) -> None:
-    from raysere.errors import ConfigError
+    from raysere.base.errors import ConfigError
     from raysere.features.backbones.hf import HuggingFace
 
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "wav2vec2"}))

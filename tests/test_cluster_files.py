@@ -16,9 +16,9 @@ import pathspec
 import pytest
 import yaml
 
-from raysere import cluster
-from raysere.cli import cli
-from raysere.jobs import SECRETS
+from raysere.base import cluster
+from raysere.cli.main import cli
+from raysere.pipeline.job import SECRETS
 from raysere.serving.deployment import Options
 from raysere.serving.limits import read_limits
 
@@ -117,7 +117,7 @@ def test_the_launcher_copies_no_secrets_but_the_token_of_ray(tmp_path):
         "runs/r/x",
         "tests/a.py",
     ]
-    kept = ["raysere/cli.py", "experiments/demo.yaml", "constraints.txt", "deep/tokenizer.json"]
+    kept = ["raysere/cli/main.py", "experiments/demo.yaml", "constraints.txt", "deep/tokenizer.json"]
     for name in [*hidden, *kept]:
         (project / name).parent.mkdir(parents=True, exist_ok=True)
         (project / name).write_text("x")

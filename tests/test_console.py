@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from raysere import console
-from raysere.cli import main
-from raysere.progress import Progress, printable
+from raysere.base.progress import Progress, printable
+from raysere.cli import text as console
+from raysere.cli.main import main
 from tests.end_to_end.toy import make_corpus
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -109,7 +109,7 @@ def test_errors_print_hostile_names_escaped(capsys, monkeypatch, tmp_path, text)
         assert (code, obeyed(out + err)) == (expected, []), err
         assert err
     monkeypatch.setattr(
-        importlib.import_module("raysere.status"), "run_status", lambda run: 1 / len(str(run).encode("ascii"))
+        importlib.import_module("raysere.pipeline.status"), "run_status", lambda run: 1 / len(str(run).encode("ascii"))
     )  # a fault of raysere itself
     code, out, err = raysere(capsys, monkeypatch, "status", text + "é")
     assert (code, obeyed(out + err)) == (3, [])
@@ -144,4 +144,4 @@ def test_one_place_prints():
         for path in (ROOT / "raysere").rglob("*.py")
         if re.search(r"click\.(s?echo|secho)\(|^\s*print\(|print_exc\(|\.show\(\)", path.read_text(), re.M)
     }
-    assert found == {"raysere/cli_options.py", "raysere/progress.py"}
+    assert found == {"raysere/cli/options.py", "raysere/base/progress.py"}

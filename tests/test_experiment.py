@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from raysere.errors import ConfigError, MissingFileError
-from raysere.experiment import Experiment, load_experiment
+from raysere.base.errors import ConfigError, MissingFileError
+from raysere.pipeline.experiment import Experiment, load_experiment
 
 GOOD = {
     "name": "toy",

@@ -8,11 +8,13 @@ import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from raysere.errors import ConfigError, DataError, EnvironmentFault, InfeasibleTrial, MissingFileError, UnknownNameError
-from raysere.files import (
+import raysere
+from raysere.base.errors import ConfigError, DataError, EnvironmentFault, InfeasibleTrial, MissingFileError, UnknownNameError
+from raysere.base.files import (
     atomic_folder,
     atomic_write,
     canonical_json,
@@ -23,8 +25,10 @@ from raysere.files import (
     write_json,
     write_yaml,
 )
-from raysere.progress import Progress
-from raysere.registry import Registry
+from raysere.base.progress import Progress
+from raysere.base.registry import Registry
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.parametrize(
@@ -134,3 +138,21 @@ def test_importing_raysere_loads_neither_torch_nor_ray():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ})
     assert done.stdout.strip() == "[]"
+
+
+def test_every_public_name_is_what_it_says_whatever_was_imported_before():
+    for path in (ROOT / "raysere").iterdir():
+        assert path.stem not in raysere.__all__, f"{path.name} would hide raysere.{path.stem}"
+    for name in raysere.__all__:
+        assert getattr(raysere, name), name
+
+
+def test_every_name_of_every_registry_leads_to_an_object():
+    from raysere.corpora.adapters import CORPORA
+    from raysere.features.backbones import BACKBONES
+    from raysere.methods import METHODS
+
+    for registry in (CORPORA, BACKBONES, METHODS):
+        assert len(registry.names()) >= 4
+        for name in registry.names():
+            assert registry.get(name), name

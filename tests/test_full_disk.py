@@ -15,31 +15,31 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from raysere.base.errors import ConfigError, DataError, EnvironmentFault, InfeasibleTrial, MissingFileError, machine_fault
+from raysere.base.files import explain_write_errors, write_json
+from raysere.base.progress import Progress
 from raysere.corpora.audiofile import probe
-from raysere.ensemble.bundle import load_ensemble, save_ensemble
-from raysere.ensemble.evaluation import score_answers
-from raysere.ensemble.protocols import fit_runs
-from raysere.ensemble.runs import Run
-from raysere.errors import ConfigError, DataError, EnvironmentFault, InfeasibleTrial, MissingFileError, machine_fault
-from raysere.experiment import load_experiment
+from raysere.ensemble.data.run_labels import Run
+from raysere.ensemble.evaluate.evaluation import score_answers
+from raysere.ensemble.evaluate.protocols import fit_runs
+from raysere.ensemble.saved.read import load_ensemble, save_ensemble
 from raysere.features.audio import content_hash, read_channels
-from raysere.features.content import Work
-from raysere.features.encoder import Encoder
-from raysere.features.extract import extract_local
-from raysere.features.nodes import resident
-from raysere.features.quarantine import Quarantine
+from raysere.features.extract.encoder import Encoder
+from raysere.features.extract.run import extract_local
 from raysere.features.spec import resolve
-from raysere.features.store import FeatureStore
-from raysere.files import explain_write_errors, write_json
-from raysere.preparation import prepare, write_run
-from raysere.progress import Progress
+from raysere.features.store.content import Work
+from raysere.features.store.quarantine import Quarantine
+from raysere.features.store.remote import resident
+from raysere.features.store.store import FeatureStore
+from raysere.pipeline.experiment import load_experiment
+from raysere.pipeline.prepare import prepare, write_run
 from raysere.search.board import Board, _rebuilt
 from raysere.search.leaderboard import leaderboard
 from raysere.search.ledger import Ledger
-from raysere.search.overview import write_overview
 from raysere.search.study import save_study
-from raysere.search.trial import TrialRun, Workshop, head
+from raysere.search.trial import TrialCache, TrialRun, head
 from raysere.search.tuner import complete_search
+from raysere.search.watch.overview import write_overview
 from tests.end_to_end.toy import experiment, make_corpus
 from tests.features.toy_corpus import corpus, use_toy
 from tests.search.toy import toy_run, toy_study
@@ -69,7 +69,7 @@ def _sqlite(path: Path) -> None:
 
 
 def _events(path: Path) -> None:
-    from raysere.search.event_file import EventFile
+    from raysere.search.watch.event_file import EventFile
 
     with EventFile(path) as file:
         file.scalars(0, {"x" * (1 << 21): 1.0})
@@ -211,7 +211,7 @@ def searched(folder: Path, toy: Path) -> tuple[Board, dict]:
     board = Board(folder, [study], Progress(quiet=True), {"cpu": 1.0, "gpu": 0.0})
     board.progress.start("search", total=1)
     board.proposal = board.lanes[0].propose()
-    return board, TrialRun(folder, {**board.job(board.proposal), "attempt": "a"}, Workshop()).advance()
+    return board, TrialRun(folder, {**board.job(board.proposal), "attempt": "a"}, TrialCache()).advance()
 
 
 def test_trials(disk: Disk, toy: Path) -> None:
@@ -221,7 +221,7 @@ def test_trials(disk: Disk, toy: Path) -> None:
     statuses = []
     for pages in LEVELS:
         disk.leave(pages)
-        outcome = TrialRun(disk.folder, job(study), Workshop()).advance()
+        outcome = TrialRun(disk.folder, job(study), TrialCache()).advance()
         statuses.append(outcome["status"])
         if outcome["status"] == "done":
             break

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from raysere import doctor
+from raysere.cli import doctor
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = """#!/bin/sh

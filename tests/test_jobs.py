@@ -24,11 +24,11 @@ import pytest
 import yaml
 from ray.job_submission import JobSubmissionClient
 
-from raysere import jobs
-from raysere.errors import ConfigError, EnvironmentFault, MissingFileError
-from raysere.experiment import load_experiment
-from raysere.files import read_json
-from raysere.jobs import prepare_submission, submit, upload
+from raysere.base.errors import ConfigError, EnvironmentFault, MissingFileError
+from raysere.base.files import read_json
+from raysere.pipeline import job as jobs
+from raysere.pipeline.experiment import load_experiment
+from raysere.pipeline.job import prepare_submission, submit, upload
 from raysere.search.ledger import Ledger
 from raysere.serving.deployment import free_port
 from tests.end_to_end.toy import experiment, make_corpus
@@ -196,14 +196,14 @@ def test_what_an_experiment_reads_is_known():
 
 
 def test_more_than_ray_takes_is_refused_with_the_largest_folders(project, monkeypatch):
-    monkeypatch.setattr("raysere.jobs.LIMIT_BYTES", 50_000)
+    monkeypatch.setattr("raysere.pipeline.job.LIMIT_BYTES", 50_000)
     with pytest.raises(ConfigError, match=r"largest so far: corpus .*\n?.*"):
         upload(project)
 
 
 def test_the_checkout_sends_code_and_spaces_alone():
     sent = upload(ROOT)
-    assert {"raysere/cli.py", "search_spaces/pooled.yaml", "experiments/demo.yaml", "pyproject.toml"} <= set(sent)
+    assert {"raysere/cli/main.py", "search_spaces/pooled.yaml", "experiments/demo.yaml", "pyproject.toml"} <= set(sent)
     out = ("features/", "runs/", "demo/", "notebooks/", ".venv/", "tests/", "docs/", "benchmarks/", ".git/")
     assert not [name for name in sent if name.startswith(out)]
     assert sum(sent.values()) < 8 << 20
@@ -280,7 +280,7 @@ def test_a_job_writes_only_where_it_lasts(project, monkeypatch):
 
 
 def test_the_doctor_sees_a_ray_that_anybody_can_use(tmp_path, monkeypatch):
-    from raysere import doctor
+    from raysere.cli import doctor
 
     def process(number: int, *words: str, **environment: str) -> None:
         folder = tmp_path / str(number)
@@ -312,7 +312,7 @@ def test_the_doctor_sees_a_ray_that_anybody_can_use(tmp_path, monkeypatch):
 def test_a_local_ray_asks_for_a_token_of_its_own_and_a_cluster_keeps_its_authentication(monkeypatch):
     import ray
 
-    from raysere import cluster
+    from raysere.base import cluster
 
     cluster.stop_ray()  # whatever other tests left
     given = []

@@ -12,17 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from raysere.cli import main
-from raysere.corpora.demo import make_demo
-from raysere.errors import EnvironmentFault
-from raysere.features.nodes import resident
+from raysere.base.errors import EnvironmentFault
+from raysere.base.files import write_yaml
+from raysere.base.progress import Progress
+from raysere.cli.main import main
+from raysere.demo.corpus import make_demo
 from raysere.features.spec import resolve
-from raysere.features.store import FeatureStore
-from raysere.files import write_yaml
-from raysere.pipeline import is_held, only_driver
-from raysere.preparation import RUN_FORMAT
-from raysere.progress import Progress
-from raysere.search.event_file import EventFile
+from raysere.features.store.remote import resident
+from raysere.features.store.store import FeatureStore
+from raysere.pipeline.lock import is_held, only_driver
+from raysere.pipeline.prepare import RUN_FORMAT
+from raysere.search.watch.event_file import EventFile
 
 SPEC = resolve({"backbone": "acoustic"})
 
@@ -113,11 +113,11 @@ def test_the_command_says_what_it_found(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_lock_keeps_processes_apart_and_what_stands_in_it(tmp_path: Path) -> None:
-    from raysere.files import open_lock
+    from raysere.base.files import open_lock
 
     code = f"""
 import fcntl, sys
-from raysere.files import open_lock
+from raysere.base.files import open_lock
 with open_lock({str(tmp_path / "lock")!r}) as file:
     fcntl.flock(file, fcntl.LOCK_EX)
     file.write(b"held")
@@ -141,11 +141,11 @@ with open_lock({str(tmp_path / "lock")!r}) as file:
 
 def test_two_at_once_do_not_make_the_demo_corpus_twice(tmp_path: Path) -> None:
     """The second finds the lock taken and has made nothing after a second."""
-    from raysere.files import open_lock
+    from raysere.base.files import open_lock
 
     tmp_path.joinpath("demo").mkdir()
     make = f"make_demo({str(tmp_path / 'demo')!r}, voices=9, utterances=4)"
-    code = f"from raysere.corpora.demo import make_demo; print('go', flush=True); {make}"
+    code = f"from raysere.demo.corpus import make_demo; print('go', flush=True); {make}"
     with open_lock(tmp_path / "demo" / ".demo.lock") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         second = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

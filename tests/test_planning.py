@@ -6,10 +6,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from raysere.errors import ConfigError
-from raysere.experiment import SearchEntry
+from raysere.base.errors import ConfigError
 from raysere.features.spec import resolve
-from raysere.planning import _checked_space, add_vote_rows
+from raysere.pipeline.experiment import SearchEntry
+from raysere.pipeline.lanes import _checked_space, add_vote_rows
 from raysere.training.task import Task
 
 

@@ -13,10 +13,10 @@ import soundfile
 import yaml
 from click.testing import CliRunner
 
-from raysere import scale
-from raysere.cli import cli
-from raysere.errors import ConfigError
-from raysere.scale import Cluster, Encoding, Load, Trials, paying, priced, slots, wall
+from raysere.base.errors import ConfigError
+from raysere.cli.main import cli
+from raysere.pipeline import cluster_cost as scale
+from raysere.pipeline.cluster_cost import Cluster, Encoding, Load, Trials, paying, priced, slots, wall
 
 SPEECH = Encoding(
     "speech", speech_s=36_000, items=7200, longest_s=10, core_speed=5, reading_speed=400, core_rate=100e9, read=1e9, write=2e9
@@ -148,12 +148,12 @@ def test_the_command_prices_what_is_left_on_a_cluster(experiment):
 
 
 def test_what_is_cached_is_not_priced_again(experiment):
-    from raysere.experiment import load_experiment
-    from raysere.features.extract import extract_local
-    from raysere.preparation import prepare
+    from raysere.features.extract.run import extract_local
+    from raysere.pipeline.experiment import load_experiment
+    from raysere.pipeline.prepare import prepare
 
     prepared = prepare(load_experiment(experiment))
-    ((spec, manifest),) = prepared.heard().values()
+    ((spec, manifest),) = prepared.features_to_extract().values()
     extract_local(manifest, spec, prepared.experiment.store_folder)
     cluster = json.loads(_plan(experiment, "--nodes", "2", "--seconds", "0", "--json").stdout)["cluster"]
     assert [row["seconds"]["extract"] for row in cluster["rows"]] == [0, 0]

@@ -51,7 +51,7 @@ def test_every_row_has_a_study_and_every_pair_an_experiment(monkeypatch, tmp_pat
     monkeypatch.setenv("RAYSERE_BENCH_CACHE", str(tmp_path))
     assert len(PAIRS) == 16
     assert len({study(row) for row in ROWS}) == len(ROWS)
-    from raysere.experiment import Experiment
+    from raysere.pipeline.experiment import Experiment
 
     read = Experiment.model_validate(experiment("emodb", "urdu", "acoustic", 3))
     assert [entry.name for entry in read.search] == [study(row) for row, (space, _) in ROWS.items() if space != "layer_anchoring"]

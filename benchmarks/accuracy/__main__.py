@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks._wrap import write_wrapped
 from benchmarks.accuracy.running import need_folders
 
 HERE = Path(__file__).resolve().parent.parent
@@ -60,8 +61,8 @@ def _write() -> None:
     from benchmarks.accuracy.data import CORPORA
     from benchmarks.accuracy.page import draw
     from benchmarks.accuracy.summary import DRAWS, summarise
-    from raysere.doctor import versions
-    from raysere.files import write_json
+    from raysere.base.files import write_json
+    from raysere.base.versions import versions
 
     result: dict[str, Any] = {
         "format": "raysere.accuracy/1",
@@ -70,7 +71,7 @@ def _write() -> None:
         "machine": {**machine(), "versions": versions()},
     }
     write_json(HERE / "results" / "accuracy.json", result)
-    (HERE.parent / "docs" / "accuracy.md").write_text(draw(result), encoding="utf-8")
+    write_wrapped((HERE.parent / "docs" / "accuracy.md"), draw(result))
     for corpus in result["corpora"].values():
         for row in corpus["rows"]:
             print(f"{corpus['title']:8} {row['system']:15} {row['normalise']:8} {row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]")

@@ -87,8 +87,8 @@ def load(name: str) -> Data:
     """The corpus with the folds of an experiment of :func:`settings`."""
     import polars as pl
 
-    from raysere.experiment import Experiment
-    from raysere.preparation import prepare
+    from raysere.pipeline.experiment import Experiment
+    from raysere.pipeline.prepare import prepare
 
     features = {"acoustic": {"backbone": "acoustic"}}
     search = [{"space": "pooled_quick", "features": "acoustic", "trials": 1}]

@@ -29,10 +29,10 @@ def smile(data: Data, which: str) -> np.ndarray:
 
 def layers(data: Data, window: str) -> dict[int, np.ndarray]:
     """float64 (N, 2 D) by layer: mean and standard deviation over the frames of the utterance."""
-    from raysere.cluster import stop_ray
-    from raysere.features.extract import extract
+    from raysere.base.cluster import stop_ray
+    from raysere.features.extract.run import extract
     from raysere.features.spec import resolve
-    from raysere.features.store import FeatureStore
+    from raysere.features.store.store import FeatureStore
 
     spec, store = resolve(encoder(window)), folder("features")
     try:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks._wrap import write_wrapped
 from benchmarks.accuracy import running
 
 HERE = Path(__file__).resolve().parent.parent
@@ -60,9 +61,9 @@ def main() -> int:
 def library(corpus: str, workers: int) -> None:
     """Search and evaluate a library; everything that is compared runs on the same members and is chosen on the same rows."""
     from benchmarks.accuracy import library_runs
-    from raysere.ensemble.library import usable_trials
-    from raysere.ensemble.runs import Run
-    from raysere.files import read_json
+    from raysere.base.files import read_json
+    from raysere.ensemble.data.predictions import usable_trials
+    from raysere.ensemble.data.run_labels import Run
 
     folder = running.run(library_runs.library(corpus, workers))
     run, evaluation = Run.open(folder), read_json(folder / "evaluation.json")
@@ -102,10 +103,10 @@ def _mean_of(tables: Sequence[dict[str, float]]) -> dict[str, float]:
 def shuffled(corpus: str, workers: int) -> None:
     """The procedure on shuffled labels: outer folds take turns, every shuffle has a seed of its own."""
     from benchmarks.accuracy import library_runs
-    from raysere.ensemble.controls import shuffled_control
-    from raysere.ensemble.evaluation import fingerprint
-    from raysere.ensemble.library import load_selection
-    from raysere.ensemble.runs import Run
+    from raysere.ensemble.data.predictions import load_fit_rows
+    from raysere.ensemble.data.run_labels import Run
+    from raysere.ensemble.evaluate.ablation import shuffled_control
+    from raysere.ensemble.evaluate.evaluation import fingerprint
 
     run = Run.open(running.run(library_runs.library(corpus, workers)))
     inputs = fingerprint([run], run.config)
@@ -113,7 +114,7 @@ def shuffled(corpus: str, workers: int) -> None:
         outer = run.outers[number % len(run.outers)]
 
         def control(seed: int = number, outer: int = outer) -> dict[str, Any]:
-            found, seconds = _timed(lambda: shuffled_control(load_selection([run], outer), run.task, run.config, seed=seed))
+            found, seconds = _timed(lambda: shuffled_control(load_fit_rows([run], outer), run.task, run.config, seed=seed))
             return {"outer": outer, **found, "seconds": seconds}
 
         _once(f"shuffled-{corpus}-{number}", inputs, control)
@@ -122,9 +123,9 @@ def shuffled(corpus: str, workers: int) -> None:
 def ablation(corpus: str, workers: int) -> None:
     """What is lost without each part of the procedure, and with fewer or less different members; with processor seconds."""
     from benchmarks.accuracy import library_runs
-    from raysere.ensemble.controls import VARIANTS, ablate
-    from raysere.ensemble.evaluation import fingerprint
-    from raysere.ensemble.runs import Run
+    from raysere.ensemble.data.run_labels import Run
+    from raysere.ensemble.evaluate.ablation import VARIANTS, ablate
+    from raysere.ensemble.evaluate.evaluation import fingerprint
 
     run = Run.open(running.run(library_runs.library(corpus, workers)))
     _once(
@@ -137,9 +138,9 @@ def ablation(corpus: str, workers: int) -> None:
 def gains(workers: int) -> None:
     """The same search under both objectives, for several seeds."""
     from benchmarks.accuracy import library_runs
-    from raysere.ensemble.library import usable_trials
-    from raysere.ensemble.runs import Run
-    from raysere.files import read_json
+    from raysere.base.files import read_json
+    from raysere.ensemble.data.predictions import usable_trials
+    from raysere.ensemble.data.run_labels import Run
 
     for seed in library_runs.GAIN_SEEDS:
         for objective in library_runs.OBJECTIVES:
@@ -167,7 +168,7 @@ def _place(name: str) -> Path:
 
 
 def _keep(name: str, found: dict[str, Any]) -> dict[str, Any]:
-    from raysere.files import write_json
+    from raysere.base.files import write_json
 
     write_json(_place(name), found)
     print(f"{name}: done", flush=True)
@@ -181,7 +182,7 @@ def _once(name: str, inputs: str, make: Callable[[], dict[str, Any]]) -> dict[st
 
 
 def _read(name: str) -> dict[str, Any] | None:
-    from raysere.files import read_json
+    from raysere.base.files import read_json
 
     return read_json(_place(name)) if _place(name).is_file() else None
 
@@ -206,16 +207,6 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     mean, sd = float(array.mean()), float(array.std(ddof=1))
     half = float(t.ppf(0.975, len(array) - 1)) * sd / np.sqrt(len(array))
     return {"value": mean, "sd": sd, "low": mean - half, "high": mean + half}
-
-
-def standing(difference: dict[str, Any]) -> str:
-    """``ahead`` or ``behind`` where the interval excludes 0, else ``level``."""
-    return "ahead" if difference["low"] > 0 else "behind" if difference["high"] < 0 else "level"
-
-
-def standard_errors(difference: dict[str, Any]) -> float:
-    """A difference in standard errors, as its 95 % interval tells them."""
-    return difference["value"] / ((difference["high"] - difference["low"]) / (2 * 1.96))
 
 
 def summarise() -> dict[str, Any]:
@@ -262,12 +253,12 @@ def _gain(pairs: list[list[Any]]) -> dict[str, Any]:
 def _write() -> None:
     from benchmarks.__main__ import machine
     from benchmarks.accuracy.library_page import draw
-    from raysere.doctor import versions
-    from raysere.files import write_json
+    from raysere.base.files import write_json
+    from raysere.base.versions import versions
 
     result = {**summarise(), "machine": {**machine(), "versions": versions()}}
     write_json(HERE / "results" / "accuracy_library.json", result)
-    (HERE.parent / "docs" / "accuracy_library.md").write_text(draw(result), encoding="utf-8")
+    write_wrapped((HERE.parent / "docs" / "accuracy_library.md"), draw(result))
 
 
 if __name__ == "__main__":

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.accuracy.library import standard_errors, standing
 from benchmarks.accuracy.library_runs import EXPECTED, FOUND
 from benchmarks.accuracy.page import interval, three
-from raysere.ensemble.claims import LABELS
+from raysere.ensemble.evaluate.claims import LABELS
 
 _HEAD = """# The ensembler on real libraries
 
@@ -115,3 +114,13 @@ def _gain(gain: dict[str, Any]) -> str:
         label = LABELS.get(name, "development score of a member")
         lines.append(f"| {label} | {interval(pair, sign=True)} | {three(pair['sd'])} | {standing(pair)} |")
     return "\n".join(lines)
+
+
+def standing(difference: dict[str, Any]) -> str:
+    """``ahead`` or ``behind`` where the interval excludes 0, else ``level``."""
+    return "ahead" if difference["low"] > 0 else "behind" if difference["high"] < 0 else "level"
+
+
+def standard_errors(difference: dict[str, Any]) -> float:
+    """A difference in standard errors, as its 95 % interval tells them."""
+    return difference["value"] / ((difference["high"] - difference["low"]) / (2 * 1.96))

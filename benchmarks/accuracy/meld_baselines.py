@@ -78,7 +78,7 @@ def path_of(system: str) -> Path:
 
 def run_all(data: Data, label: np.ndarray, texts: list[str]) -> None:
     """Do what is not done yet."""
-    from benchmarks.accuracy.meld import vectors
+    from benchmarks.accuracy.meld_data import vectors
 
     count = len(data.label)
     always = np.arange(count, len(label))
@@ -108,10 +108,10 @@ def voices(utterances: Sequence[str], ids: np.ndarray, table: np.ndarray) -> np.
 
 def embeddings(data: Data) -> np.ndarray:
     """float64 (R, 384): the mean over tokens of the encoder's last layer, of the development rows and then of the training split."""
-    from benchmarks.accuracy.meld import experiment
-    from raysere.ensemble.runs import Run
+    from benchmarks.accuracy.meld_data import experiment
+    from raysere.ensemble.data.run_labels import Run
     from raysere.features.spec import FeatureConfig, resolve
-    from raysere.features.store import FeatureStore
+    from raysere.features.store.store import FeatureStore
 
     opened = Run.open(folder("runs") / "meld-text")
     used = opened.manifest.used_by(opened.splits)

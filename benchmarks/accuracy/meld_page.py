@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.accuracy.meld_baselines import SYSTEMS
 from benchmarks.accuracy.page import interval, three
-from raysere.ensemble.claims import LABELS
+from raysere.ensemble.evaluate.claims import LABELS
 
 _HEAD = """# Real words and voice: MELD
 

@@ -18,9 +18,9 @@ def need_folders(*names: str, inside: str = "") -> None:
 
 def run(experiment: dict[str, Any], until: str = "evaluate") -> Path:
     """Run an experiment, or go on with it; its run folder."""
-    from raysere.experiment import Experiment
-    from raysere.pipeline import run_experiment
-    from raysere.progress import Progress
+    from raysere.base.progress import Progress
+    from raysere.pipeline.experiment import Experiment
+    from raysere.pipeline.stages import run_experiment
 
     with Progress() as progress:
         return run_experiment(Experiment.model_validate(experiment), until=until, progress=progress).run

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from raysere.listeners import Listener, listeners, process_tree
+from raysere.base.listeners import Listener, listeners, process_tree
 
 _STEP_S = 0.1
 _TASK = """

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from raysere.scale import Cluster, Encoding, Load, Trials, priced
+from raysere.pipeline.cluster_cost import Cluster, Encoding, Load, Trials, priced
 
 CLIP_S, LONGEST_S = 5.6, 11.0  # assumed of both
 AUDIO = 32_000.0  # bytes of a second, 16 kHz wav
@@ -20,9 +20,9 @@ CLUSTERS = {"h100": Cluster(64, "h100", 1, 16), "a100": Cluster(64, "a100", 1, 1
 def measure(seconds: float = 60.0) -> dict[str, float]:
     """Seconds of speech a second that one core encodes and reads, its rate of products, and seconds of a trial for each row and epoch."""
     from benchmarks.extraction import LARGE, _corpus, _model
-    from raysere.features.plan import measure, measure_reading, spread, works_of
+    from raysere.features.extract.cost import measure, measure_reading, spread, works_of
     from raysere.features.spec import resolve
-    from raysere.pricing import core_rate
+    from raysere.pipeline.cost import core_rate
 
     with tempfile.TemporaryDirectory() as name:
         manifest, _ = _corpus(Path(name) / "clips", 24)
@@ -38,8 +38,8 @@ def measure(seconds: float = 60.0) -> dict[str, float]:
 
 def _bytes(spec: Any) -> float:
     """Of a mean clip, all layers."""
-    from raysere.features.content import Work
-    from raysere.features.plan import expected_bytes
+    from raysere.features.extract.cost import expected_bytes
+    from raysere.features.store.content import Work
 
     return expected_bytes(spec, [Work("clip", "clip", CLIP_S)])
 

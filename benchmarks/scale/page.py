@@ -6,9 +6,9 @@ import statistics
 from typing import Any
 
 from benchmarks.scale.far import CLIP_S, EPOCHS, SIZES, TRIALS, extrapolated
-from raysere import scale
-from raysere.console import size
-from raysere.progress import duration
+from raysere.base.progress import duration
+from raysere.cli.text import size
+from raysere.pipeline import cluster_cost as scale
 
 HEAD = f"""# Several nodes: what they cost, and where they stop paying
 

@@ -1,4 +1,4 @@
-"""Real runs on one, two and three Ray nodes on this machine, and what the model of :mod:`raysere.scale` says of them."""
+"""Real runs on one, two and three Ray nodes on this machine, and what the model of :mod:`raysere.pipeline.cluster_cost` says of them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any
 
 import yaml
 
-from raysere.scale import Cluster, Encoding, Load, Trials, wall
+from raysere.pipeline.cluster_cost import Cluster, Encoding, Load, Trials, wall
 
 PLUGINS = Path(__file__).resolve().parent / "plugins"
 ROOT = PLUGINS.parent.parent.parent
-COMMAND = [sys.executable, "-c", "from raysere.cli import main; main()"]
+COMMAND = [sys.executable, "-c", "from raysere.cli.main import main; main()"]
 LIMIT_S = 600
 TRIALS = 36
 SPACE = {
@@ -32,7 +32,7 @@ def measure(folder: Path, rounds: int) -> list[dict[str, Any]]:
 
     The mean trial is told by the run on one node, as ``raysere plan`` would take it from finished trials.
     """
-    from raysere.pipeline import write_demo
+    from raysere.pipeline.verbs import write_demo
 
     corpus = folder / "demo"
     write_demo(corpus)
@@ -54,9 +54,9 @@ def measure(folder: Path, rounds: int) -> list[dict[str, Any]]:
 
 
 def _experiment(corpus: Path, place: Path) -> Path:
-    import raysere.experiment
+    import raysere.pipeline.experiment
 
-    given = raysere.experiment.load_experiment(corpus / "experiment.yaml")
+    given = raysere.pipeline.experiment.load_experiment(corpus / "experiment.yaml")
     space = place / "waiting.yaml"
     space.write_text(yaml.safe_dump(SPACE))
     value = {
@@ -126,10 +126,10 @@ def _expected(experiment: Path, nodes: int, mean: float) -> dict[str, float]:
     sys.path.insert(0, str(PLUGINS))
     from raysere_waiting import SPEED
 
-    from raysere.experiment import load_experiment
-    from raysere.preparation import prepare
+    from raysere.pipeline.experiment import load_experiment
+    from raysere.pipeline.prepare import prepare
 
-    ((_, heard),) = prepare(load_experiment(experiment)).heard().values()
+    ((_, heard),) = prepare(load_experiment(experiment)).features_to_extract().values()
     lengths = heard.table["duration_s"].to_list()
     encoding = Encoding("waiting", sum(lengths), len(lengths), max(lengths), SPEED)
     cluster = Cluster(nodes, cores=1)

@@ -33,7 +33,7 @@ import numpy as np
 from benchmarks.__main__ import machine
 from benchmarks.serving.client import Tally, closed, new_session, opened, send, send_json
 from benchmarks.serving.siege import besiege
-from raysere.files import read_json, write_json
+from raysere.base.files import read_json, write_json
 from raysere.serving.deployment import free_port
 from raysere.testing.uploads import mutated, seeds, wrong_body
 
@@ -135,7 +135,7 @@ def _server(command: list[str], **environment: str) -> Iterator[subprocess.Popen
 @contextlib.contextmanager
 def _ours(ensemble: Path, *options: str, **environment: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     port = free_port("127.0.0.1")
-    command = [sys.executable, "-c", "from raysere.cli import main; main()", "serve", str(ensemble), "--port", str(port), *options]
+    command = [sys.executable, "-c", "from raysere.cli.main import main; main()", "serve", str(ensemble), "--port", str(port), *options]
     with _server(command, **environment) as process:
         yield f"http://127.0.0.1:{port}", process
 

@@ -15,7 +15,7 @@ import threading
 import uvicorn
 from fastapi import FastAPI, UploadFile
 
-from raysere.ensemble.predict import Ensemble
+from raysere.ensemble.saved.ensemble import Ensemble
 
 app = FastAPI()
 

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks._wrap import write_wrapped
 from benchmarks.accuracy.data import folder
 from benchmarks.accuracy.running import need_folders, run
 from benchmarks.transfer.again import run_again
@@ -35,7 +36,7 @@ def main() -> int:
     if asked.only == "speed":
         _measure_speed()
     elif asked.only != "page":
-        from raysere.cluster import start_ray, stop_ray
+        from raysere.base.cluster import start_ray, stop_ray
 
         start_ray()  # once for all pairs
         try:
@@ -55,8 +56,8 @@ def main() -> int:
 
 def _measure_speed() -> None:
     from benchmarks.transfer.speed import measure
-    from raysere.cluster import start_ray, stop_ray
-    from raysere.files import write_json
+    from raysere.base.cluster import start_ray, stop_ray
+    from raysere.base.files import write_json
 
     start_ray()
     try:
@@ -80,8 +81,8 @@ def _write() -> None:
     from benchmarks.transfer.again import read
     from benchmarks.transfer.page import draw
     from benchmarks.transfer.summary import add_again, complete, read_pair, whole
-    from raysere.doctor import versions
-    from raysere.files import read_json, write_json
+    from raysere.base.files import read_json, write_json
+    from raysere.base.versions import versions
 
     speed = HERE / "results" / "transfer_speed.json"
     result: dict[str, Any] = {
@@ -102,7 +103,7 @@ def _write() -> None:
         if done:
             result["features"][feature] = whole(done)
     write_json(HERE / "results" / "transfer.json", result)
-    (HERE.parent / "docs" / "transfer.md").write_text(draw(result), encoding="utf-8")
+    write_wrapped((HERE.parent / "docs" / "transfer.md"), draw(result))
 
 
 if __name__ == "__main__":

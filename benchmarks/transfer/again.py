@@ -49,14 +49,14 @@ TRANSDUCTIVE = ("source only", "per domain", *BY_SPEAKER, *(row for row in METHO
 
 def jobs(run_folder: Path, rows: list[str]) -> Iterator[dict[str, Any]]:
     """Every training of a finished pair: row, variant, protocol, seed, outer, study and params."""
-    from raysere.ensemble.blind import RULE, choose_member
-    from raysere.ensemble.library import load_selection
-    from raysere.ensemble.runs import Run
+    from raysere.ensemble.data.predictions import load_fit_rows
+    from raysere.ensemble.data.run_labels import Run
+    from raysere.ensemble.fit.unlabelled_target import RULE, choose_member
 
     run = Run.open(run_folder)
     names = {study(row): row for row in rows}
     for outer in run.outers:
-        selection = load_selection([run], outer)
+        selection = load_fit_rows([run], outer)
         members = selection.predictions.members
         for name, row in names.items():
             own = [number for number, member in enumerate(members) if member.study == name]
@@ -76,7 +76,7 @@ def jobs(run_folder: Path, rows: list[str]) -> Iterator[dict[str, Any]]:
 
 def key(job: dict[str, Any]) -> str:
     """What makes a training the same one."""
-    from raysere.files import digest
+    from raysere.base.files import digest
 
     return digest({name: job[name] for name in ("row", "outer", "transductive", "seed", "params")})
 

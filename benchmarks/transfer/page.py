@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.transfer.systems import BY_SPEAKER, EPOCHS, FOLDS, OUTER, PAIRS, ROWS, TITLES
-from raysere.ensemble.blind import RULE
+from raysere.ensemble.fit.unlabelled_target import RULE
 
 HEAD = """# From one language to another
 

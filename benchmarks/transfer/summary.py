@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.transfer.again import ABLATIONS
 from benchmarks.transfer.systems import METHODS, ROWS, rows_of, study
-from raysere.ensemble.blind import MIXED_RULE
+from raysere.ensemble.fit.unlabelled_target import MIXED_RULE
 
 DRAWS = 2000
 #: Rules of choice that are compared on the same trials; the first is raysere's own.
@@ -29,9 +29,9 @@ NEAR = "mean of those near the best"  # on source speakers: an ensemble, beside 
 
 def read_pair(run_folder: Path) -> dict[str, Any]:
     """Answers by row and rule, truth and speakers of the target, and for each trial its criteria and its target score."""
-    from raysere.ensemble.blind import RULE, choose_member, criteria_of_members, near_members
-    from raysere.ensemble.library import load_predictions, load_selection
-    from raysere.ensemble.runs import Run, test_truth
+    from raysere.ensemble.data.predictions import load_fit_rows, load_predictions
+    from raysere.ensemble.data.run_labels import Run, test_truth
+    from raysere.ensemble.fit.unlabelled_target import RULE, choose_member, criteria_of_members, near_members
     from raysere.training.metrics import uar
 
     run = Run.open(run_folder)
@@ -40,7 +40,7 @@ def read_pair(run_folder: Path) -> dict[str, Any]:
     answers: dict[tuple[str, str], list[np.ndarray]] = {}
     labels, speakers, order, trials = [], [], [], []
     for outer in run.outers:
-        selection, held = load_selection([run], outer), load_predictions([run], outer, "test")
+        selection, held = load_fit_rows([run], outer), load_predictions([run], outer, "test")
         truth = test_truth([run], outer, held.utterances)  # opened after everything is chosen: see `told`
         told = criteria_of_members(selection, run.task)
         found = {name for name in names if any(member.study == name for member in selection.predictions.members)}

@@ -22,23 +22,37 @@ Record = dict[str, Any]
 VOLATILE = frozenset(
     {"seconds", "memory", "sha256", "files", "started", "created", "made", "versions", "raysere", "host", "pid", "fingerprint_time"}
 )
-#: Files that only say how far a run is, hold event streams with times in them, or are pages drawn from the others.
+#: Files that only say how far a run is, hold event streams with times in them, are pages drawn from the others, or are indexes of the
+#: feature store, which name shards.
 SKIPPED_FOLDERS = frozenset({"_tune"})
 SKIPPED_SUFFIXES = frozenset({".html", ".lock", ".trial", ".search", ".overview"})
-SKIPPED_FILES = frozenset({"progress.json", ".driver.lock", "experiment_state.json"})
+SKIPPED_FILES = frozenset({"progress.json", ".driver.lock", "lock", "index.parquet", "hashes.parquet", "utterances.parquet"})
 
 
 def record(folder: Path, inside: str, root: Path) -> Record:
     """The values of all files below ``folder/inside``."""
     found: Record = {}
     start = folder / inside
+    for spec in sorted(start.glob("*/spec.json")):
+        found |= {f"{spec.parent.relative_to(folder)}: {key}" if key else key: value for key, value in features(spec.parent).items()}
     for file in sorted([start] if start.is_file() else start.rglob("*")):
         relative = file.relative_to(folder)
-        if not file.is_file() or skipped(relative):
+        if not file.is_file() or skipped(relative) or (file.parent.name.startswith("shard-") and (file.parent / "meta.json").is_file()):
             continue
         for key, value in read(file, root).items():
             found[f"{relative}: {key}" if key else str(relative)] = value
     return found
+
+
+def features(folder: Path) -> Record:
+    """The rows of each layer of stored features, by the content that they belong to: which shard holds it depends on the time it took."""
+    found: Record = {}
+    for shard in sorted(folder.glob("shard-*")):
+        index = pl.read_parquet(shard / "index.parquet")
+        layers = {path.stem: np.load(path, allow_pickle=False) for path in sorted(shard.glob("layer-*.npy"))}
+        for content, first, rows in index.select("content", "first", "rows").iter_rows():
+            found |= {f"{content[:16]} {name}": values[first : first + rows] for name, values in layers.items()}
+    return dict(sorted(found.items()))
 
 
 def skipped(relative: Path) -> bool:

@@ -1,0 +1,1 @@
+"""Corpora: the manifest and its checks, labels, splits."""

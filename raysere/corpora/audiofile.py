@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import soundfile
 
-from raysere.errors import DataError, RaysereError, machine_fault
+from raysere.base.errors import DataError, RaysereError, machine_fault
 
 _UNKNOWN_BYTES = 0x7FFFF000  # what programs that write wav into a pipe put where the size should be (sox from here on, ffmpeg 0xFFFFFFFF)
 _UNKNOWN_FRAMES = 1 << 60  # libsndfile: "not told by the header"

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import polars as pl
 
-from raysere.errors import DataError
+from raysere.base.errors import DataError
 
 #: The manifest column of a unit, where it has another name.
 COLUMNS = {"sentence": "transcript"}

@@ -1,7 +1,7 @@
 """Phone labels of corpora as IPA, so that the vowels of two corpora can be matched: tone, stress, length and voice are kept apart.
 
 Three ways of writing are known. ``arpabet`` (``AH0``: forced aligners of English), ``lablaut`` (SAMPA-like, EmoDB) and ``ipa`` (with
-the ASCII habits of espeak). Diphthongs are phones of their own; of a label only what distinguishes quality stays [OURS].
+the ASCII habits of espeak). Diphthongs are phones of their own; of a label only what distinguishes quality stays.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def ipa_phones(table: pl.DataFrame) -> pl.DataFrame:
 def vowel_distance(one: str, other: str) -> float:
     """Articulatory distance of two monophthongs in [0, 1]: mean of the differences of height, backness and rounding, each of its range.
 
-    The graded form of a Hamming distance over articulatory features [OURS].
+    The graded form of a Hamming distance over articulatory features.
     """
     a, b = VOWELS[one], VOWELS[other]
     return (abs(a[0] - b[0]) / 6 + abs(a[1] - b[1]) / 4 + abs(a[2] - b[2])) / 3

@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from raysere.errors import ConfigError, DataError, UnknownNameError
+from raysere.base.errors import ConfigError, DataError, UnknownNameError
 
 REST = "*"
 _WORDS = {  # English words and forms of them, as tables and label files write them

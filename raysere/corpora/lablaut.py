@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from raysere.bounds import ZIP_ERRORS, open_zip, read_bytes, refusal
-from raysere.errors import DataError, EnvironmentFault, RaysereError, machine_fault
+from raysere.base.bounds import ZIP_ERRORS, open_zip, read_bytes, refusal
+from raysere.base.errors import DataError, EnvironmentFault, RaysereError, machine_fault
 
 _FILE_BYTES, _FILES, _ALL_BYTES = 1 << 20, 20_000, 64 << 20  # EmoDB has some 900 files of a few KB each
 _ROW = re.compile(r"\s*(\d+(?:\.\d*)?)\s+-?\d+(?:[ \t](.*))?$")

@@ -13,12 +13,12 @@ from typing import Any
 
 import polars as pl
 
-from raysere.bounds import parse_json, read_parquet
+from raysere.base.bounds import parse_json, read_parquet
+from raysere.base.errors import DataError, MissingFileError, RaysereError, machine_fault
+from raysere.base.files import atomic_write, digest
 from raysere.corpora.grouping import linked_groups
 from raysere.corpora.schema import REQUIRED, SCHEMA, SPLIT_NAMES
 from raysere.corpora.validation import Problem, conform, conversion_problems, validate
-from raysere.errors import DataError, MissingFileError, RaysereError, machine_fault
-from raysere.files import atomic_write, digest
 
 __all__ = ["REQUIRED", "SCHEMA", "SPLIT_NAMES", "Manifest", "Problem", "concat", "rows_to_table", "validate"]
 

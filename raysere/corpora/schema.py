@@ -37,6 +37,6 @@ SCHEMA: dict[str, pl.DataType] = {
     "traces": pl.List(pl.Struct({"rater": pl.String, "attribute": pl.String, "time_s": pl.Float64, "value": pl.Float32})),
     "video": pl.String(),
 }
-"""Column to polars type, in canonical order (design 4.1). Times are in seconds; attributes are on the corpus's own scale."""
+"""Column to polars type, in canonical order. Times are in seconds; attributes are on the corpus's own scale."""
 
 REQUIRED = ("utterance", "corpus", "language", "speaker")

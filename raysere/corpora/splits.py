@@ -10,9 +10,9 @@ import numpy as np
 import polars as pl
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from raysere.base.errors import DataError
 from raysere.corpora.balance import assign
 from raysere.corpora.grouping import Grouped, linked_heads
-from raysere.errors import DataError
 
 SPLIT_SCHEMA = {"outer": pl.Int32, "utterance": pl.String, "role": pl.String, "fold": pl.Int32}
 LOSO = "leave_one_speaker_out"
@@ -29,44 +29,68 @@ _Folds = Annotated[Annotated[int, Field(ge=2)] | Literal["leave_one_speaker_out"
 
 
 class Protocol(BaseModel):
-    """How utterances are divided.
-
-    Attributes:
-        kind: ``holdout`` (train, dev and test; the corpus's own where it has them), ``out_of_fold`` (folds; rows that the corpus marks as
-            test stay
-            outside), ``nested`` (each outer fold is the test set once and the rest is divided into inner folds; the corpus's own split
-            is not used), or ``transfer`` (some corpora teach, others are tested; no label of the latter is read).
-        by: what never crosses a border: ``speaker``, ``dialogue``, or ``sentence`` (utterances of one transcript). With the latter two,
-            speakers recur.
-        outer: outer folds of ``nested``, and of the target speakers of ``transfer``: a number, ``leave_one_speaker_out``, or lists of
-            speakers.
-        inner: inner folds of ``nested``: a number or ``leave_one_speaker_out``.
-        folds: folds of ``out_of_fold``, and of the source speakers of ``transfer``: a number, ``leave_one_speaker_out``, or lists of
-            speakers.
-        dev_share, test_share: shares of the utterances, for ``holdout`` where the corpus has no such split.
-        always_train: parts of the corpus's own split (``train``) that every model trains on and that are never scored: the folds are made
-            of the rest. For ``out_of_fold`` and ``nested``.
-        leave_out: parts of the corpus's own split that take no part at all, not even in training.
-        source, target: corpora of ``transfer``, by name. Models learn from the source's folds and adapt to target clips without their
-            labels.
-        transductive: adapt to the very clips that are tested (all of the target). Otherwise the target speakers of each outer fold are
-            tested once, after an adaptation to the other target speakers.
-    """
+    """How utterances are divided into training, development and test rows. Speakers never cross a border unless `by` says so."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["holdout", "out_of_fold", "nested", "transfer"] = "out_of_fold"
-    by: Literal["speaker", "dialogue", "sentence"] = "speaker"
-    outer: _Folds = 5
-    inner: Annotated[int, Field(ge=2)] | Literal["leave_one_speaker_out"] = 5
-    folds: _Folds = 5
-    dev_share: float = Field(0.2, gt=0, lt=0.9)
-    test_share: float = Field(0.2, gt=0, lt=0.9)
-    always_train: tuple[Literal["train", "dev"], ...] = ()
-    leave_out: tuple[Literal["train", "dev", "test"], ...] = ()
-    source: tuple[str, ...] = ()
-    target: tuple[str, ...] = ()
-    transductive: bool = False
+    kind: Literal["holdout", "out_of_fold", "nested", "transfer"] = Field(
+        "out_of_fold",
+        description="`holdout`: one training, development and test part, the corpus's own where it has them. `out_of_fold`: each "
+        "configuration is scored on folds; rows that the corpus marks as test stay outside and are read once. `nested`: each outer fold "
+        "is the test set once, and the rest is divided into inner folds; the corpus's own split is not used. `transfer`: the corpora "
+        "of `source` are learned from, those of `target` are adapted to and tested, and no label of theirs is read.",
+        examples=["nested"],
+    )
+    by: Literal["speaker", "dialogue", "sentence"] = Field(
+        "speaker",
+        description="What never stands on both sides of a border. With `dialogue` or `sentence` (utterances of one transcript) speakers "
+        "recur, and intervals are over dialogues or sentences.",
+        examples=["dialogue"],
+    )
+    outer: _Folds = Field(
+        5,
+        description="Outer folds of `nested`, and of the target speakers of `transfer`: a number, `leave_one_speaker_out`, or lists "
+        "of speakers.",
+        examples=["leave_one_speaker_out"],
+    )
+    inner: Annotated[int, Field(ge=2)] | Literal["leave_one_speaker_out"] = Field(
+        5, description="Inner folds of `nested`: a number or `leave_one_speaker_out`.", examples=[3]
+    )
+    folds: _Folds = Field(
+        5,
+        description="Folds of `out_of_fold`, and of the source speakers of `transfer`: a number, `leave_one_speaker_out`, or lists "
+        "of speakers.",
+        examples=[[["s01", "s02"], ["s03", "s04"]]],
+    )
+    dev_share: float = Field(
+        0.2,
+        gt=0,
+        lt=0.9,
+        description="Share of the utterances in the development part of a `holdout`, where the corpus has none.",
+        examples=[0.1],
+    )
+    test_share: float = Field(
+        0.2, gt=0, lt=0.9, description="Share of the utterances in the test part of a `holdout`, where the corpus has none.", examples=[0.1]
+    )
+    always_train: tuple[Literal["train", "dev"], ...] = Field(
+        (),
+        description="Parts of the corpus's own split that every model trains on and that are never scored; the folds are made of the rest. "
+        "For `out_of_fold` and `nested`.",
+        examples=[["train"]],
+    )
+    leave_out: tuple[Literal["train", "dev", "test"], ...] = Field(
+        (), description="Parts of the corpus's own split that are not used at all.", examples=[["test"]]
+    )
+    source: tuple[str, ...] = Field((), description="Corpora of a `transfer` that are learned from, by name.", examples=[["emodb"]])
+    target: tuple[str, ...] = Field(
+        (), description="Corpora of a `transfer` that are adapted to without their labels, and tested.", examples=[["emovo"]]
+    )
+    transductive: bool = Field(
+        False,
+        description="Adapt to the very clips that are tested (all of the target). Otherwise the target speakers of each outer fold are "
+        "tested once, after an adaptation to the other target speakers.",
+        examples=[True],
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Protocol:

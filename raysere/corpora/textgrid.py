@@ -8,8 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from raysere.bounds import LABEL_BYTES, read_bytes, refusal
-from raysere.errors import DataError
+from raysere.base.bounds import LABEL_BYTES, read_bytes, refusal
+from raysere.base.errors import DataError
 
 _VALUES = 3_000_000  # a million intervals
 _TOKENS = re.compile(r'"((?:[^"]|"")*)"|(?<![\w.])([-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)(?![\w.\]])|(<exists>|<absent>)')

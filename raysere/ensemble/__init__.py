@@ -1,0 +1,1 @@
+"""The ensemble: fitted on members' predictions, scored, saved."""

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from raysere.errors import ConfigError
+from raysere.base.errors import ConfigError
 
 if TYPE_CHECKING:
     from raysere.training.task import Task
 
-#: The rule of ``auto`` moves towards the front: what is chosen least comes first [OURS]. The blend is a mean of two
+#: The rule of ``auto`` moves towards the front: what is chosen least comes first. The blend is a mean of two
 #: others, so that where the rows cannot tell families apart none is picked by luck. A single member stands last: it has no weights, but is
 #: the largest of many scores on the rows by which the search chose already, so that they flatter it more than any mean.
 Family = Literal["blend", "average", "vote", "greedy_once", "greedy", "convex", "stack", "best_single"]
@@ -22,67 +22,98 @@ ATTRIBUTE_FAMILIES: tuple[str, ...] = get_args(AttributeFamily)
 
 
 class EnsembleConfig(BaseModel):
-    """How members are calibrated, pooled and weighed. Defaults are those of the procedure; ``ensemble: {}`` is a good start.
-
-    Attributes:
-        family: how class members are weighed. ``blend`` (the mean of the weights of bagged greedy and convex);
-            ``best_single``; ``average``; ``vote`` (plurality); ``greedy_once`` (one greedy pass);
-            ``greedy`` (bagged); ``convex`` (least target-weighted likelihood loss over the simplex); ``stack`` (logistic regression
-            drawn towards the mean). ``auto`` chooses by inner speaker folds, and leaves the blend only for what is ahead by ``margin``
-            standard errors; a library too large for that goes to greedy.
-        dimensional: the same for attributes (arousal, valence, dominance), chosen for each attribute separately.
-        pool: ``linear`` (mean of probabilities), ``log`` (normalised product), ``rank`` (mean normal scores of ranks), ``vote``
-            (weighted plurality); ``auto`` chooses between linear and log by the same folds.
-        prior: class prior under which the ensemble decides. ``same``: that of the selection rows; ``uniform``; a list in class
-            order; ``auto``: uniform for the UAR, same for accuracy, halfway (proportional to the square root of the
-            selection prior) for macro-F1; ``estimate``: that of the rows to be answered, by expectation maximisation over all of
-            them (it reads test inputs, and an answer then depends on the others of its batch).
-        offsets: decision offsets after the prior: ``none``; ``scalar`` (``-tau log pi``); ``vector``; ``auto`` moves up that ladder only
-            for a gain of more than ``margin`` standard errors on inner folds.
-        calibrate: joint temperature and class biases for each member before pooling. Without it a member is only moved from the prior
-            of its training to that of the selection rows, where its training prior is known.
-        ridge: strength of the pull of each temperature, in prior observations (0: maximum likelihood).
-        bias_ridge: the same of the class biases, in independent observations: it is multiplied by the design effect of the rows, so
-            that where one speaker's clips err together, few speakers move no bias far.
-        near: only class members whose score by themselves, on the selection rows, is within so many standard errors of the best (over
-            groups) take part; None: all. With ``family: average`` it is the ensemble for a target whose labels nobody reads.
-        top: members kept for each study, by their score on the selection rows alone.
-        bags: random half libraries with bootstrapped speakers (0: one greedy pass over everything).
-        steps, start, patience, gain: greedy members at most, started from the best few, stopped after so many steps without
-            a gain larger than this.
-        prune: a smaller final weight is dropped.
-        stack_members: the stack reads only so many members, the best by themselves.
-        margin: standard errors by which another choice of ``auto`` must be ahead of one that stands before it.
-        inner_folds: speaker folds of ``auto``, of the stack's penalty and of the variance matching.
-        recipes: published recipes that the evaluation runs on the same library beside best single, mean and vote: ``two_system_mean``,
-            ``forest`` (needs scikit-learn: ``pip install raysere[baselines]``), ``meta_soup``. ``auto``: all that can run.
-        draws: bootstrap draws of the intervals.
-    """
+    """How members are calibrated, pooled and weighted. The defaults are a good start."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    family: Literal["auto", Family] = "auto"
-    dimensional: Literal["auto", AttributeFamily] = "auto"
-    pool: Literal["auto", "linear", "log", "rank", "vote"] = "auto"
-    offsets: Literal["auto", "none", "scalar", "vector"] = "auto"
-    prior: Literal["auto", "same", "uniform", "estimate"] | tuple[float, ...] = "auto"
-    calibrate: bool = True
-    ridge: float = Field(1.0, ge=0)
-    bias_ridge: float = Field(10.0, ge=0)
-    margin: float = Field(2.0, ge=0)
-    near: float | None = Field(None, ge=0)
-    top: int = Field(50, ge=1)
-    bags: int = Field(20, ge=0, le=1000)
-    steps: int = Field(50, ge=1, le=1000)
-    start: int = Field(3, ge=1)
-    patience: int = Field(10, ge=1)
-    gain: float = Field(1e-4, ge=0)
-    prune: float = Field(0.01, ge=0, lt=1)
-    stack_members: int = Field(24, ge=1)
-    inner_folds: int = Field(5, ge=2)
-    recipes: Literal["auto"] | tuple[Literal["two_system_mean", "forest", "meta_soup"], ...] = "auto"
-    draws: int = Field(2000, ge=100)
-    seed: int = 0
+    family: Literal["auto", Family] = Field(
+        "auto",
+        description="How members that predict classes are weighted. `average`: equal weights. `vote`: plurality. `best_single`: one "
+        "member. `greedy_once`: one greedy pass. `greedy`: greedy passes over random halves of the members (`bags`). `convex`: weights "
+        "of least likelihood loss. `blend`: mean of greedy and convex. `stack`: logistic regression drawn towards the mean. `auto`: "
+        "chosen on inner folds of speakers; another family than the blend only where it is ahead by `margin`.",
+        examples=["greedy"],
+    )
+    dimensional: Literal["auto", AttributeFamily] = Field(
+        "auto", description="The same for arousal, valence and dominance, chosen for each attribute.", examples=["average"]
+    )
+    pool: Literal["auto", "linear", "log", "rank", "vote"] = Field(
+        "auto",
+        description="How answers are combined: `linear` (mean of probabilities), `log` (normalised product), `rank` (mean normal scores "
+        "of ranks), `vote` (weighted plurality). `auto`: linear or log, by the same inner folds.",
+        examples=["log"],
+    )
+    offsets: Literal["auto", "none", "scalar", "vector"] = Field(
+        "auto",
+        description="Offsets of the decision after the prior: one for all classes (`scalar`: `-tau log prior`) or one each (`vector`). "
+        "`auto`: only for a gain of more than `margin`.",
+        examples=["none"],
+    )
+    prior: Literal["auto", "same", "uniform", "estimate"] | tuple[float, ...] = Field(
+        "auto",
+        description="Class prior under which the ensemble decides: that of the development rows (`same`), `uniform`, or shares in class "
+        "order. `auto`: uniform for the UAR, same for accuracy, halfway between for macro-F1. `estimate`: that of the rows to be "
+        "answered, by expectation maximisation; an answer then depends on the others of its batch.",
+        examples=["uniform"],
+    )
+    calibrate: bool = Field(
+        True, description="Fit a temperature and class biases of each member before they are combined.", examples=[False]
+    )
+    ridge: float = Field(
+        1.0,
+        ge=0,
+        description="How strongly each temperature is drawn to its prior.",
+        examples=[0.0],
+        json_schema_extra={"unit": "observations"},
+    )
+    bias_ridge: float = Field(
+        10.0,
+        ge=0,
+        description="The same of the class biases. It is multiplied by the design effect of the rows, since clips of one speaker "
+        "err together.",
+        examples=[30.0],
+        json_schema_extra={"unit": "observations"},
+    )
+    margin: float = Field(
+        2.0,
+        ge=0,
+        description="How far another choice of `auto` must be ahead of the one that stands before it.",
+        examples=[1.0],
+        json_schema_extra={"unit": "standard errors"},
+    )
+    near: float | None = Field(
+        None,
+        ge=0,
+        description="Use only members whose own score is within so many standard errors of the best. With `family: average` this is the "
+        "ensemble for a target whose labels nobody reads.",
+        examples=[2.0],
+        json_schema_extra={"unit": "standard errors"},
+    )
+    top: int = Field(50, ge=1, description="Members kept of each search, by their own score on development rows.", examples=[20])
+    bags: int = Field(
+        20,
+        ge=0,
+        le=1000,
+        description="Random halves of the members, with bootstrapped speakers; 0: one greedy pass over all.",
+        examples=[0],
+    )
+    steps: int = Field(50, ge=1, le=1000, description="Steps of a greedy pass at most; each adds a member.", examples=[100])
+    start: int = Field(3, ge=1, description="A greedy pass starts from so many best members.", examples=[1])
+    patience: int = Field(10, ge=1, description="A greedy pass stops after so many steps without a `gain`.", examples=[5])
+    gain: float = Field(1e-4, ge=0, description="What a step must add to the metric to count.", examples=[0.001])
+    prune: float = Field(0.01, ge=0, lt=1, description="Weights below this are dropped.", examples=[0.0])
+    stack_members: int = Field(24, ge=1, description="The stack reads so many members at most, the best by themselves.", examples=[12])
+    inner_folds: int = Field(
+        5, ge=2, description="Folds of speakers for the choices of `auto` and the penalty of the stack.", examples=[10]
+    )
+    recipes: Literal["auto"] | tuple[Literal["two_system_mean", "forest", "meta_soup"], ...] = Field(
+        "auto",
+        description="Published recipes that the evaluation compares with: `two_system_mean`, `forest` (needs `pip install "
+        "raysere[baselines]`), `meta_soup`. `auto`: all that can run.",
+        examples=[["two_system_mean"]],
+    )
+    draws: int = Field(2000, ge=100, description="Bootstrap draws of each interval.", examples=[10000])
+    seed: int = Field(0, description="Seed of bags, folds and draws.", examples=[1])
 
     @field_validator("prior")
     @classmethod

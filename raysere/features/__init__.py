@@ -1,0 +1,1 @@
+"""Features: what is cached, and the views that trials read."""

@@ -1,6 +1,6 @@
 """From a file to the samples that a backbone hears: one channel, one rate, and a reason where a clip cannot be used.
 
-Everything that is wrong with a clip is a :class:`~raysere.errors.DataError` whose ``what`` is the reason for quarantine.
+Everything that is wrong with a clip is a :class:`~raysere.base.errors.DataError` whose ``what`` is the reason for quarantine.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import soundfile
 
+from raysere.base.errors import DataError
 from raysere.corpora.audiofile import probe, unreadable
-from raysere.errors import DataError
 
 if TYPE_CHECKING:
     import torch

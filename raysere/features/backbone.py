@@ -1,7 +1,7 @@
 """The contract of a backbone: what it hears or reads, which layers it has, and how items become rows.
 
 A backbone is one file in ``features/backbones``; ``backbones/__init__.py`` opens it by name. It never touches Ray or the
-disk layout: it turns items into arrays, and :mod:`raysere.features.extract` does the rest.
+disk layout: it turns items into arrays, and :mod:`raysere.features.extract.run` does the rest.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raysere.errors import DataError
+from raysere.base.errors import DataError
 from raysere.features.rows import empty, offsets
 
 _BLOCK = 1 << 16  # values of a chunk's edge that are worked on at once on a CPU: 512 KiB, which stay in its cache

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from raysere.bounds import npy_header
-from raysere.errors import DataError, machine_fault
-from raysere.files import digest
+from raysere.base.bounds import npy_header
+from raysere.base.errors import DataError, machine_fault
+from raysere.base.files import digest
 
 if TYPE_CHECKING:
     from torch import Tensor

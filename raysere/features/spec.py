@@ -14,9 +14,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError, model_validator
 
-from raysere.errors import ConfigError
+from raysere.base.errors import ConfigError
+from raysere.base.files import canonical_json, digest
 from raysere.features.backbone import BackboneInfo, Layer
-from raysere.files import canonical_json, digest
 
 FORMAT = "raysere.features/1"
 Granularity = Literal["utterance", "chunk", "frame"]
@@ -28,38 +28,85 @@ LEVEL_RMS = 0.05  # target of level="rms": -26 dB below full scale, the usual ac
 
 
 class FeatureConfig(BaseModel):
-    """Features as a user writes them in an experiment.
-
-    ``layers`` are numbers (0 is what enters the first block) or names, or ``all``. ``dtype`` is that of the store;
-    by default float32 for utterance statistics and float16 for chunks and frames. ``chunk_s`` and ``chunk_hop_s`` are
-    seconds and matter for ``chunk`` only. ``level`` = ``rms`` scales each clip to one root mean square before the
-    backbone hears it. ``statistics`` of the frames of an utterance or chunk: mean and standard deviation, or those and the 10th, 50th
-    and 90th percentile (``order``). ``silence_db`` leaves frames out of the statistics of an utterance whose level lies so many dB
-    under its loudest frame. ``phones`` (IPA, such as the anchors that ``raysere analyze units`` finds) keeps only the frames whose centre
-    lies in one of them; an utterance that has none has no features, like one without a transcript for a text backbone. ``speeds`` are
-    factors at which clips are heard once more, as further material to train on: 1.1 is a tenth faster and higher, as of another speaker.
-    ``noises`` are signal-to-noise ratios in dB at which they are heard once more in pink noise.
-    ``channel`` is a channel number, ``mix`` for the mean of all, or None for the policy of
-    :func:`raysere.features.audio.read_audio`. ``options`` are passed to the backbone.
-    """
+    """One feature: which backbone, which of its layers, and how much of its time axis is kept."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    backbone: str = Field(min_length=1)
-    granularity: Granularity = "utterance"
-    layers: Literal["all"] | tuple[StrictInt | str, ...] = "all"
-    dtype: Literal["float32", "float16"] | None = None
-    chunk_s: float = Field(1.0, gt=0, le=60)
-    chunk_hop_s: float = Field(0.5, gt=0, le=60)
-    modality: Literal["audio", "text"] | None = None
-    channel: Literal["mix"] | Annotated[int, Field(ge=0, le=63)] | None = None
-    level: Literal["none", "rms"] = "none"
-    statistics: Statistics = "mean_std"
-    silence_db: float | None = Field(None, gt=0, le=120)
-    phones: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    speeds: tuple[Annotated[float, Field(ge=0.5, le=2)], ...] = ()
-    noises: tuple[Annotated[float, Field(ge=-20, le=80)], ...] = ()
-    options: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    backbone: str = Field(
+        min_length=1,
+        description="`acoustic`; `hf:NAME@REVISION` or `hf:FOLDER` (a speech or text model in the Hugging Face format); `hashed` (words "
+        "and characters of the transcript); `opensmile:SET`; `table:FILE` (vectors of your own); or the name of a plug-in.",
+        examples=["hf:microsoft/wavlm-large@REVISION"],
+    )
+    granularity: Granularity = Field(
+        "utterance",
+        description="What is kept: `utterance` (statistics over all frames), `chunk` (statistics of each chunk), `frame` (every frame).",
+        examples=["chunk"],
+    )
+    layers: Literal["all"] | tuple[StrictInt | str, ...] = Field(
+        "all", description="Layers by number or name; 0 is what enters the first block.", examples=[[6, 12, 18, 24]]
+    )
+    dtype: Literal["float32", "float16"] | None = Field(
+        None,
+        description="Type of the stored numbers. Default: float32 for utterances, float16 for chunks and frames.",
+        examples=["float16"],
+    )
+    chunk_s: float = Field(
+        1.0, gt=0, le=60, description="Length of a chunk, for `granularity: chunk`.", examples=[2.0], json_schema_extra={"unit": "s"}
+    )
+    chunk_hop_s: float = Field(
+        0.5,
+        gt=0,
+        le=60,
+        description="From the start of a chunk to the start of the next one; at most `chunk_s`.",
+        examples=[1.0],
+        json_schema_extra={"unit": "s"},
+    )
+    modality: Literal["audio", "text"] | None = Field(
+        None, description="What the vectors of a `table:` stand for; other backbones know it.", examples=["text"]
+    )
+    channel: Literal["mix"] | Annotated[int, Field(ge=0, le=63)] | None = Field(
+        None,
+        description="Channel of the audio, from 0, or `mix` for the mean of all. Default: a channel that the corpus names, else the mean.",
+        examples=[0],
+    )
+    level: Literal["none", "rms"] = Field(
+        "none", description="`rms` scales each clip to the same root mean square first.", examples=["rms"]
+    )
+    statistics: Statistics = Field(
+        "mean_std",
+        description="Of the frames of an utterance or chunk: mean and standard deviation, or these and the 10th, 50th and 90th "
+        "percentile (`order`).",
+        examples=["order"],
+    )
+    silence_db: float | None = Field(
+        None,
+        gt=0,
+        le=120,
+        description="Leave frames that are so much softer than the loudest frame out of the statistics of an utterance.",
+        examples=[30],
+        json_schema_extra={"unit": "dB"},
+    )
+    phones: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (),
+        description="Keep only frames whose centre lies in one of these phones (IPA), for corpora with phone labels. An utterance without "
+        "such a frame has no features. `raysere analyze units` finds phones that two languages share.",
+        examples=[["a", "i"]],
+    )
+    speeds: tuple[Annotated[float, Field(ge=0.5, le=2)], ...] = Field(
+        (),
+        description="Train on each training clip once more at these speeds: 1.1 is a tenth faster and higher, as from another speaker.",
+        examples=[[0.9, 1.1]],
+    )
+    noises: tuple[Annotated[float, Field(ge=-20, le=80)], ...] = Field(
+        (),
+        description="Train on each training clip once more in pink noise, at these signal-to-noise ratios.",
+        examples=[[20]],
+        json_schema_extra={"unit": "dB"},
+    )
+    options: dict[str, str | int | float | bool] = Field(
+        default_factory=dict, description="Options of the backbone.", examples=[{"window": "clip"}]
+    )
 
     @model_validator(mode="after")
     def _no_gaps(self) -> FeatureConfig:

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from raysere.errors import EnvironmentFault
+from raysere.base.errors import EnvironmentFault
 
 UNUSED = "lib-cuda-unused"
 REMEDY = "Run 'raysere doctor --fix': it moves torchaudio's CUDA libraries aside (reversible), and torchaudio then runs on torch alone."

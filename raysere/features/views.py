@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raysere.errors import ConfigError, DataError
-from raysere.features.residency import RESIDENT
+from raysere.base.errors import ConfigError, DataError
+from raysere.base.files import digest
+from raysere.features.device_cache import CACHE
 from raysere.features.rows import JoinedLayers, LayerSource, MemoryLayers, Placement, gather, offsets, pack
 from raysere.features.spec import common_stats
-from raysere.files import digest
 
 if TYPE_CHECKING:
     from raysere.features.prefix import PrefixSums
@@ -139,9 +139,7 @@ class FeatureView:
         tensors: dict[int, Tensor] = {}
         mask: Tensor | None = None
         for layer in layers:
-            packed = RESIDENT.layer(
-                self.source, self._token, layer, self.placement, self.spec.width(layer), np.dtype(self.spec.dtype), device
-            )
+            packed = CACHE.layer(self.source, self._token, layer, self.placement, self.spec.width(layer), np.dtype(self.spec.dtype), device)
             if packed is None:
                 tensors[layer] = gather(self.source, layer, self.placement, _numpy(rows), self.spec.width(layer), steps).to(device)
                 continue
@@ -181,7 +179,7 @@ class FeatureView:
         """
         self._check([layer])
         rows = np.arange(len(self)) if rows is None else _numpy(rows)
-        mean, std = RESIDENT.remember(
+        mean, std = CACHE.remember(
             (self._token, layer, digest(np.ascontiguousarray(rows, dtype=np.int64).tobytes())), lambda: self._moments(layer, rows)
         )
         return mean.copy(), std.copy()
@@ -206,7 +204,7 @@ class FeatureView:
             return prefix_sums(frames, counts, width, device)
 
         key = ("prefix", self._token, layer, digest(np.ascontiguousarray(rows, dtype=np.int64).tobytes()))
-        kept = RESIDENT.hold(key, device, 16 * width * int(counts.sum() + len(counts)), make)
+        kept = CACHE.hold(key, device, 16 * width * int(counts.sum() + len(counts)), make)
         return make() if kept is None else kept
 
     def _moments(self, layer: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,9 @@
-"""How emotion is learned: one file a system, one registry open to other packages (entry-point group ``raysere.methods``)."""
+"""Methods: how emotion is learned, one file for each system.
 
-from raysere.registry import Registry
+Other packages add theirs under the entry-point group ``raysere.methods``.
+"""
+
+from raysere.base.registry import Registry
 
 METHODS = Registry(
     "method",
@@ -15,6 +18,6 @@ METHODS = Registry(
         "discrete_units": "raysere.methods.discrete_units:DiscreteUnits",
         "adaptation": "raysere.methods.adaptation:Adaptation",
         "layer_anchoring": "raysere.methods.layer_anchoring:LayerAnchoring",
-        "quantized_codebook": "raysere.methods.quantized_codebook:QuantizedCodebook",
+        "quantized_codebook": "raysere.methods.quantized_codebook.method:QuantizedCodebook",
     },
 )

@@ -1,4 +1,4 @@
-"""``adaptation``: published ways to bring a labelled source and an unlabelled target together, in one frame (papers_crosslingual 0.3).
+"""``adaptation``: published ways to bring a labelled source and an unlabelled target together, in one frame (docs/methods.md 4.3).
 
     L = CE_S + r(p) lam L_kind(f_S, f_T, logits_T),  r(p) = 2 / (1 + exp(-10 p)) - 1
 
@@ -26,13 +26,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raysere.errors import ConfigError
-from raysere.methods.domains import DomainMethod, DomainModel, DomainParams, Trunk, progress
-from raysere.training import alignment
+from raysere.base.errors import ConfigError
+from raysere.methods.parts.domains import DomainMethod, DomainModel, DomainParams, Trunk, progress
+from raysere.nn import alignment
 from raysere.training.method import Batch, Feed, Shapes, Step
 
 Kind = Literal["source_only", "coral_closed", "coral_deep", "dann", "cdan", "cdan_e", "mcc", "entropy", "infomax"]
-#: Default lam of each kind that has one (0.3); the covariances of ``coral_deep`` differ by little numbers (4.4).
+#: Default lam of each kind that has one; the covariances of ``coral_deep`` differ by small numbers (docs/methods.md 7.5).
 WEIGHTS = {"coral_deep": 100.0, "dann": 1.0, "cdan": 1.0, "cdan_e": 1.0, "mcc": 1.0, "entropy": 0.1, "infomax": 0.1}
 CRITICS = ("dann", "cdan", "cdan_e")
 _OUTER, _MAPPED = 4096, 1024
@@ -75,8 +75,8 @@ class AdaptationModel(DomainModel):
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(f, logits); source items are recoloured where the kind says so."""
         h = self.vector(batch.streams)
-        if self.params.kind == "coral_closed" and batch.foreign is not None:
-            h = torch.where(batch.foreign.unsqueeze(1), h, h @ self.turn + self.shift)
+        if self.params.kind == "coral_closed" and batch.is_target_domain is not None:
+            h = torch.where(batch.is_target_domain.unsqueeze(1), h, h @ self.turn + self.shift)
         return self.trunk(h)
 
     def domain_logits(self, f: Tensor, logits: Tensor, strength: float) -> Tensor:
@@ -118,8 +118,8 @@ class Adaptation(DomainMethod):
         f, logits = model(batch)
         terms = {"class": model.class_loss(logits, batch.label)}
         weight = WEIGHTS.get(params.kind, 0.0) * params.weight
-        if params.kind in WEIGHTS and weight and batch.target is not None:
-            f_target, logits_target = model(batch.target)
+        if params.kind in WEIGHTS and weight and batch.unlabelled is not None:
+            f_target, logits_target = model(batch.unlabelled)
             strength = progress(step)
             if params.kind in CRITICS:
                 # the reversed gradient carries lam, so that the critic itself learns at full strength

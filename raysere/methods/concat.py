@@ -3,8 +3,8 @@
     stream -> layers mixed -> pooled -> vector, or a learned one where the stream is missing        (each stream)
     -> all side by side -> dropout -> [Linear LayerNorm Mish dropout] x depth -> heads
 
-[SRC: BIIC] separately tuned WavLM and RoBERTa, concatenated 2,048 + 1,024 -> Mish MLP. [OURS] frozen features, the width and
-depth of the network, LayerNorm (as in ``pooled``), the learned vector of a missing stream (see :mod:`raysere.methods.fusion`).
+Published: separately tuned WavLM and RoBERTa, concatenated 2,048 + 1,024 -> Mish MLP. Ours: frozen features, the width and
+depth of the network, LayerNorm (as in ``pooled``), the learned vector of a missing stream (see :mod:`raysere.methods.parts.fusion`).
 It differs from ``pooled`` on two streams in that: there an utterance needs all streams.
 """
 
@@ -16,9 +16,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from raysere.methods.fusion import FusionMethod, FusionParams
+from raysere.methods.parts.fusion import FusionMethod, FusionParams
+from raysere.methods.parts.streams import needs_rows
 from raysere.methods.pooled import PooledModel
-from raysere.methods.streams import needs_rows
 from raysere.training.method import Shapes
 
 

@@ -5,10 +5,10 @@
     leg B: all h2 and a2 behind each other in time -> two transformer layers -> mean b
     all h3 and b side by side -> [Linear, manifold mixup, ReLU] -> class logits, attributes by a sigmoid over the scale
 
-[SRC: MED, NOTES] that, 1-head layers of width 512, soft targets, class weights to the power .5, 1.5 x class term + .4 x squared
+Published: that, 1-head layers of width 512, soft targets, class weights to the power .5, 1.5 x class term + .4 x squared
 error of the attributes, mixup by Beta(.2, .2) with probability .3, a balanced epoch from epoch 4 on (plain cross-entropy, items
 without agreement as one more class-sized group), patience 8. The sources do not say how many layers the legs have beyond leg
-A's second, nor the feed-forward width: two, and four widths [OURS]. Changed [OURS]: masks everywhere (the released program has
+A's second, nor the feed-forward width: two, and four widths here. Changed: masks everywhere (the released program has
 none), the mean of b over valid rows, learning rate 1e-4 instead of 1e-5 (whose 30 epochs leave a fresh head on a few thousand
 utterances near its start), no tenfold lower rate in the balanced epochs (the cosine does that), a learned row for a missing stream.
 """
@@ -22,11 +22,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raysere.methods.attention import EncoderLayer
-from raysere.methods.fusion import FusionMethod, SequenceModel, SequenceParams, joined
-from raysere.methods.heads import Mixing
+from raysere.methods.parts.fusion import FusionMethod, SequenceModel, SequenceParams, joined
+from raysere.methods.parts.heads import Mixing
+from raysere.nn.attention import EncoderLayer
+from raysere.nn.pooling import Pooling
 from raysere.training.method import Shapes
-from raysere.training.pooling import Pooling
 
 
 class DeepSerParams(SequenceParams):

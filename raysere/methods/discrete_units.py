@@ -1,9 +1,9 @@
-"""``discrete_units``: an utterance as a bag of discrete speech units (papers_crosslingual 2.6).
+"""``discrete_units``: an utterance as a bag of discrete speech units (docs/methods.md 6.6).
 
     rows (B, T, D) of one layer -> nearest of K units -> shares of the units (B, K), square root or tf-idf -> head
 
 Units are k-means of the training rows of a fold, so that no held-out utterance shapes them. The square root is the Hellinger map: its
-dot product compares distributions, not counts. [OURS] Counting discards order and, with ``dedup``, duration, which carries emotion: off by
+dot product compares distributions, not counts. Counting discards order and, with ``dedup``, duration, which carries emotion: off by
 default.
 """
 
@@ -17,10 +17,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from raysere.errors import ConfigError
+from raysere.base.errors import ConfigError
 from raysere.features.views import Stream
-from raysere.methods.heads import HeadedMethod, HeadedModel, HeadParams, Mixing
-from raysere.training.kmeans import kmeans, nearest
+from raysere.methods.parts.heads import HeadedMethod, HeadedModel, HeadParams, Mixing
+from raysere.nn.kmeans import kmeans, nearest
 from raysere.training.method import Batch, Feed, Needs, Shapes, Step
 
 ROWS = 200_000  # training rows that units are learned from, at most
@@ -29,7 +29,7 @@ _EACH = 8  # rows for each unit at least
 
 
 class UnitsParams(HeadParams):
-    """Defaults of 2.7; the head is multinomial logistic regression."""
+    """Defaults of the study; the head is multinomial logistic regression."""
 
     depth: int = Field(0, ge=0, le=2, description="hidden layers; 0 is a linear head")
     dropout: float = Field(0.0, ge=0, le=0.9)

@@ -1,11 +1,11 @@
-"""``kernel``: a sum of kernels over layers and streams, and ridge regression on it, solved in closed form. [OURS]
+"""``kernel``: a sum of kernels over layers and streams, and ridge regression on it, solved in closed form.
 
     rows (B, T, D) of each layer -> mean | mean and std over valid rows -> (dominant variation within classes shrunk)
     -> feature map of a linear or a Gaussian kernel -> all layers side by side -> linear scores -> logits, attributes
 
 Least squares on class indicators with a Gaussian kernel is as good a classifier as a support vector machine (Suykens and Vandewalle
 1999; Rifkin 2002), and a sum of kernels lets every layer speak without a weight to be learned, in one solution of a linear system.
-Gaussian kernels are random Fourier features (:mod:`raysere.training.random_features`), so that neither the cost nor the stored weights
+Gaussian kernels are random Fourier features (:mod:`raysere.nn.random_features`), so that neither the cost nor the stored weights
 grow with the training set squared.
 
 Shrinking within classes is that of speaker recognition (Hatch et al. 2006, "WCCN"): what varies most among utterances of one class
@@ -21,13 +21,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raysere.errors import ConfigError
-from raysere.methods.heads import tempered_prior
-from raysere.methods.streams import LayerVectors
-from raysere.training.losses import class_weights, hard_targets
+from raysere.base.errors import ConfigError
+from raysere.methods.parts.heads import tempered_prior
+from raysere.methods.parts.streams import LayerVectors
+from raysere.nn.losses import class_weights, hard_targets
+from raysere.nn.random_features import frequencies, gaussian_map
+from raysere.nn.ridge import fit_ridge, logit_scale
 from raysere.training.method import Batch, ClosedMethod, LoopParams, Prediction, Shapes, Step
-from raysere.training.random_features import frequencies, gaussian_map
-from raysere.training.ridge import fit_ridge, logit_scale
 
 DIRECTIONS = 64  # leading directions of the variation within classes
 NEAR = 2

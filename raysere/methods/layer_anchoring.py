@@ -1,13 +1,13 @@
-"""``layer_anchoring``: chosen layers of a backbone are brought together across languages, each through an adaptor (papers_crosslingual 4).
+"""``layer_anchoring``: chosen layers of a backbone are brought together across languages, each through an adaptor (docs/methods.md 7).
 
     X (B, L, D) -> anchors A -> g_l: Linear, LN, GELU -> A_l (B, n, d_a) -> fused -> trunk -> logits
     L = CE_S + r(p) lam (1 / n) sum_{l in A} L_align(A_l^S, A_l^T)
 
-[ABS] Layers hold different information; anchors chosen by the similarity of layers across languages ease the transfer of emotion. [SRC:
-ScienceStack] The mechanism uses a CORAL loss; a group of layers gave the best published figure. Similarity, the rule of choice, lam and the
-head are [OURS] (U.4). The backbone is frozen, so that CORAL on raw layers would be a constant: what learns is the adaptors.
+After Upadhyay, Busso and Lee (2024). The similarity of layers, the rule of choice, lam and the head are ours. The backbone is frozen, so
+CORAL on its layers would be constant: the adaptors learn.
 
-CORAL of a batch is mostly noise (4.4): covariances are running means, with the gradient of the batch's part at full strength.
+CORAL of a batch is mostly noise (docs/methods.md 7.5), so covariances are running means, with the gradient of the batch's part at full
+strength.
 """
 
 from __future__ import annotations
@@ -19,20 +19,21 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raysere.errors import ConfigError
-from raysere.methods.domains import DomainMethod, DomainParams, SourceModel, Trunk, progress
-from raysere.methods.streams import LayerVectors
-from raysere.training import alignment, losses, metrics
-from raysere.training.anchors import AnchorKind, choose_anchors
+from raysere.base.errors import ConfigError
+from raysere.methods.parts.domains import DomainMethod, DomainParams, SourceModel, Trunk, progress
+from raysere.methods.parts.streams import LayerVectors
+from raysere.nn import alignment, losses
+from raysere.nn.anchors import AnchorKind, choose_anchors
+from raysere.nn.ridge import fit_ridge
+from raysere.training import metrics
 from raysere.training.method import Batch, Feed, Shapes, Step
-from raysere.training.ridge import fit_ridge
 
 MEASURED = ("topk", "least_similar")  # kinds that always look at the training rows; group and single do without `start`
 _FOLDS, _STRENGTH = 5, 0.3
 
 
 class AnchoringParams(DomainParams):
-    """Defaults of 4.7. ``weight: 0`` at the same anchors is the control that tells the choice of layers from their alignment."""
+    """See docs/methods.md 7.2. ``weight: 0`` at the same anchors is the control that tells the choice of layers from their alignment."""
 
     balance: float = Field(0.5, ge=0, le=1)
     layers: Literal["one"] = Field("one", description="chosen by `anchors`")
@@ -93,12 +94,12 @@ class AnchoringModel(SourceModel):
             return torch.full((self.size,), 1 / self.size, device=self.chosen.device)
         return sparsemax(self.mix + 1 / self.size) if self.params.anchors == "learned" else torch.softmax(self.mix, dim=0)
 
-    def anchored(self, x: Tensor, foreign: Tensor | None) -> Tensor:
+    def anchored(self, x: Tensor, is_target_domain: Tensor | None) -> Tensor:
         """A (B, n, d_a) of X (B, L, D)."""
         own = x[:, self.chosen]
         if self.params.anchors == "cross":
             there = x[:, (self.chosen + self.params.shift).clamp(0, len(self.numbers) - 1)]
-            own = there if foreign is None else torch.where(foreign.view(-1, 1, 1), there, own)
+            own = there if is_target_domain is None else torch.where(is_target_domain.view(-1, 1, 1), there, own)
         return torch.stack([adaptor(own[:, number]) for number, adaptor in enumerate(self.adaptors)], dim=1)
 
     def answer(self, x: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,7 +113,7 @@ class AnchoringModel(SourceModel):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         x = self.stacked(batch)
-        return self.answer(x, self.anchored(x, batch.foreign))
+        return self.answer(x, self.anchored(x, batch.is_target_domain))
 
     def kept(self, name: str, fresh: Tensor) -> Tensor:
         """Running mean of a statistic, with the gradient of the fresh one."""
@@ -191,11 +192,11 @@ class LayerAnchoring(DomainMethod):
     def losses(self, model: Any, batch: Batch, step: Step) -> dict[str, Tensor]:
         params = model.params
         x = model.stacked(batch)
-        a = model.anchored(x, batch.foreign)
+        a = model.anchored(x, batch.is_target_domain)
         _, logits = model.answer(x, a)
         terms = {"class": model.class_loss(logits, batch.label)}
-        if params.weight and batch.target is not None:
-            b = model.anchored(model.stacked(batch.target), batch.target.foreign)
+        if params.weight and batch.unlabelled is not None:
+            b = model.anchored(model.stacked(batch.unlabelled), batch.unlabelled.is_target_domain)
             gap = layer_gap(model, a, b)
             shares = model.shares().detach() if params.anchors == "learned" else torch.full_like(gap, 1 / len(gap))
             terms["alignment"] = progress(step) * params.weight * (gap * shares).sum()

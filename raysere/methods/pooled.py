@@ -1,9 +1,9 @@
-"""``pooled``: layers mixed, rows pooled, one small network. The challenge baseline on frozen features (papers 3.2, 3.5).
+"""``pooled``: layers mixed, rows pooled, one small network. The challenge baseline on frozen features (docs/methods.md 2.2).
 
     rows (B, T, D) of L layers -> softmax-weighted mix, one layer, the sum of four, or all side by side
     -> mean | mean and std | attentive statistics over valid rows -> dropout -> [Linear LayerNorm ReLU dropout] x depth -> heads
 
-The defaults are the published baseline, adapted to frozen features ("our version" of papers 3.2): learned layer weights,
+The defaults are the published baseline, adapted to frozen features (docs/methods.md 2.2): learned layer weights,
 mean and standard deviation, one hidden layer of 1,024, dropout .5, cross-entropy with weights N / (C n_k). What differs is
 the learning rate: the published 1e-5 tunes a whole transformer, a fresh head on frozen features needs 1e-3.
 """
@@ -16,14 +16,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from raysere.methods.heads import HeadedMethod, HeadedModel, HeadParams, Mixing
-from raysere.methods.streams import StreamParams, StreamPool, chosen_layers, layer_weights, needs_rows
-from raysere.training.dropout import Dropout
+from raysere.methods.parts.heads import HeadedMethod, HeadedModel, HeadParams, Mixing
+from raysere.methods.parts.streams import StreamParams, StreamPool, chosen_layers, layer_weights, needs_rows
+from raysere.nn.dropout import Dropout
 from raysere.training.method import Shapes
 
 
 class PooledParams(StreamParams, HeadParams):
-    """Ranges as searched by the challenge teams (papers 3.5)."""
+    """Ranges as searched by the challenge teams (docs/methods.md 2.3)."""
 
     pooling: Literal["mean", "mean_std", "attentive"] = "mean_std"
 

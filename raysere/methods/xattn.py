@@ -4,8 +4,8 @@
     h + attention of h to the h of the other streams -> attention pooling                           (each stream)
     -> all side by side -> LayerNorm -> [Linear ReLU dropout] x depth -> heads
 
-[SRC: UNI] each stream Linear 512 + LayerNorm -> biGRU -> cross-attention both ways with residual -> attention pooling ->
-concat -> LayerNorm -> MLP; pairs and triples of encoders. [OURS] 8 heads, a GRU of half the width in each direction, dropout
+Published: each stream Linear 512 + LayerNorm -> biGRU -> cross-attention both ways with residual -> attention pooling ->
+concat -> LayerNorm -> MLP; pairs and triples of encoders. Ours: 8 heads, a GRU of half the width in each direction, dropout
 where it stands, the width of the network, and that of three streams each attends to both others at once. The published
 neutral-against-rest head and its sampler are not part of it.
 """
@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from raysere.methods.attention import Attention
-from raysere.methods.fusion import FusionMethod, SequenceModel, SequenceParams, others
-from raysere.methods.heads import Mixing
-from raysere.training.dropout import dropout
+from raysere.methods.parts.fusion import FusionMethod, SequenceModel, SequenceParams, others
+from raysere.methods.parts.heads import Mixing
+from raysere.nn.attention import Attention
+from raysere.nn.dropout import dropout
 from raysere.training.method import Shapes
 
 

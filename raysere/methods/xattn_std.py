@@ -4,7 +4,7 @@
     blocks times: x + attention(norm x, norm of the others' x) -> x + feed-forward(norm x)          (all streams at once)
     LayerNorm -> attention pooling -> all side by side -> [Linear LayerNorm ReLU dropout] x depth -> heads
 
-[OURS] papers 3.5: two pre-norm blocks, d 512; the block is the crossmodal one of Tsai et al. 2019 (arXiv:1906.00295).
+Two pre-norm blocks, d 512; the block is the crossmodal one of Tsai et al. 2019 (arXiv:1906.00295).
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raysere.methods.attention import CrossLayer, sinusoids
-from raysere.methods.fusion import FusionMethod, SequenceModel, SequenceParams, others
-from raysere.methods.heads import Mixing
-from raysere.training.dropout import dropout
+from raysere.methods.parts.fusion import FusionMethod, SequenceModel, SequenceParams, others
+from raysere.methods.parts.heads import Mixing
+from raysere.nn.attention import CrossLayer, sinusoids
+from raysere.nn.dropout import dropout
 from raysere.training.method import Shapes
 
 

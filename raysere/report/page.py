@@ -9,16 +9,16 @@ from typing import Any
 import polars as pl
 from markupsafe import Markup
 
-from raysere.bounds import read_parquet
+from raysere.base.bounds import read_parquet
+from raysere.base.errors import ConfigError, DataError, MissingFileError
+from raysere.base.files import canonical_json, read_json, read_yaml
 from raysere.corpora.manifest import Manifest
-from raysere.ensemble.runs import check_tables
-from raysere.ensemble.saved import checked_record
-from raysere.errors import ConfigError, DataError, MissingFileError
-from raysere.files import canonical_json, read_json, read_yaml
+from raysere.ensemble.data.run_labels import check_tables
+from raysere.ensemble.saved.check import checked_record
 from raysere.report import charts
 from raysere.report.importance import parameter_importance
 from raysere.report.writing import write_template
-from raysere.search.hashes import FileCheck
+from raysere.search.file_check import FileCheck
 from raysere.search.leaderboard import leaderboard
 from raysere.search.ledger import Ledger, Record
 
@@ -47,7 +47,7 @@ def write_report(run: str | os.PathLike[str], check: FileCheck | None = None) ->
     Trials and a saved ensemble whose files changed since they were recorded are left out, and the user is told (``check``).
     """
     run = Path(run)
-    return write_template(run / "report.html", "page.html.j2", collect(run, check or FileCheck()))
+    return write_template(run / "report.html", "report/page.html.j2", collect(run, check or FileCheck()))
 
 
 def collect(run: Path, check: FileCheck) -> dict[str, Any]:

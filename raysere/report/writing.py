@@ -9,12 +9,15 @@ from typing import Any
 
 import jinja2
 
-from raysere.files import atomic_write
+from raysere.base.files import atomic_write
 
 
 def write_template(path: Path, template: str, values: Mapping[str, Any]) -> Path:
-    """Write a template of this folder, filled with values, to ``path`` and return it. A value that is Markup is not escaped."""
-    environment = jinja2.Environment(loader=jinja2.PackageLoader("raysere.report", "."), autoescape=True, trim_blocks=True)
+    """Write a template of the package (``report/page.html.j2``), filled with values, to ``path``, and return it.
+
+    A value that is Markup is not escaped.
+    """
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("raysere", "."), autoescape=True, trim_blocks=True)
     environment.filters["number"] = _number
     page = environment.get_template(template).render(values)
     with atomic_write(path) as temporary:

@@ -1,0 +1,1 @@
+"""The search: studies, lanes, trials, the ledger of finished trials."""

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from ray.tune import Callback, Stopper, Trainable
 
-from raysere.errors import MEMORY_IS_LOW, machine_fault, named_file
-from raysere.malloc import keep_memory
+from raysere.base.errors import MEMORY_IS_LOW, machine_fault, named_file
+from raysere.base.memory import keep_memory
 from raysere.search.trial import TrialRun
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _last_lines(text: str, count: int = 12) -> str:
     return " | ".join(line.strip() for line in text.splitlines()[-count:] if line.strip())
 
 
-class Whole(Stopper):
+class StopOnFailure(Stopper):
     """Ends the whole run once something has failed for good."""
 
     def __init__(self, board: Board) -> None:
@@ -120,7 +120,7 @@ class Whole(Stopper):
     def stop_all(self) -> bool:
         return self.board.failure is not None
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Whole:
+    def __deepcopy__(self, memo: dict[int, Any]) -> StopOnFailure:
         return self
 
     def __getstate__(self) -> dict[str, Any]:

@@ -15,20 +15,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from raysere import errors
-from raysere.errors import ConfigError, RaysereError, machine_fault, named_file
-from raysere.files import read_json, read_yaml
-from raysere.progress import Progress
-from raysere.search.hashes import FileCheck
+from raysere.base import errors
+from raysere.base.errors import ConfigError, RaysereError, machine_fault, named_file
+from raysere.base.files import read_json, read_yaml
+from raysere.base.progress import Progress
+from raysere.search.file_check import FileCheck
 from raysere.search.ledger import Ledger, Record, make_record
-from raysere.search.overview import SearchEvents, write_overview
 from raysere.search.study import StudySpec
-from raysere.search.tensorboard import TrialEvents
 from raysere.search.trial import OUTCOME, attempt_name, head
+from raysere.search.watch.overview import SearchEvents, write_overview
+from raysere.search.watch.tensorboard import TrialEvents
 
 if TYPE_CHECKING:
     from raysere.search.gain import Gains
-    from raysere.search.searcher import Lane, Proposal
+    from raysere.search.lane import Lane, Proposal
 
 STAGE = "search"
 
@@ -94,7 +94,7 @@ class Board:
 
     def rebuild(self) -> None:
         """Build all lanes from the finished trials."""
-        from raysere.search.searcher import Lane
+        from raysere.search.lane import Lane
 
         records = self._mine()
         gains = self._gains()
@@ -304,7 +304,7 @@ def _reason(record: Record) -> str:
 
 
 def _rebuilt(parts: dict[str, Any]) -> RaysereError:
-    """The error that a worker described: one of :mod:`raysere.errors`."""
+    """The error that a worker described: one of :mod:`raysere.base.errors`."""
     kind = getattr(errors, parts.pop("kind"), RaysereError)
     what = parts.pop("what")
     if not (isinstance(kind, type) and issubclass(kind, RaysereError)) or kind is errors.UnknownNameError:

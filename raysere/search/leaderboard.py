@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from raysere.files import atomic_write, canonical_json
+from raysere.base.files import atomic_write, canonical_json
 from raysere.search.ledger import STATUSES, Ledger, Record
 
 COLUMNS: dict[str, Any] = {

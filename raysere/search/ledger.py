@@ -19,9 +19,9 @@ from typing import Any
 
 import polars as pl
 
-from raysere.bounds import read_parquet
-from raysere.errors import ConfigError, DataError, MissingFileError
-from raysere.files import (
+from raysere.base.bounds import read_parquet
+from raysere.base.errors import ConfigError, DataError, MissingFileError
+from raysere.base.files import (
     atomic_folder,
     canonical_json,
     explain_write_errors,

@@ -1,4 +1,4 @@
-"""What a worker of a search imports. Ray loads this into its idle workers at the start (see :mod:`raysere.cluster`).
+"""What a worker of a search imports. Ray loads this into its idle workers at the start (see :mod:`raysere.base.cluster`).
 
 A trial's process then begins at once, while the driver was still reading its own files. pyarrow stands first: torch before it has
 crashed processes.
@@ -8,7 +8,7 @@ import pyarrow  # noqa: F401
 import ray.tune  # noqa: F401
 import safetensors.torch  # noqa: F401
 
-import raysere.features.store
+import raysere.features.store.store
 import raysere.methods.pooled
 import raysere.search.actor
 import raysere.training.loop  # noqa: F401

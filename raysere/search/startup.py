@@ -14,7 +14,7 @@ import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from raysere.files import digest
+from raysere.base.files import digest
 
 
 class SpreadSampler(optuna.samplers.BaseSampler):

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from raysere.errors import ConfigError
-from raysere.files import digest, read_json, write_json
-from raysere.search.space import Space, parse_space
+from raysere.base.errors import ConfigError
+from raysere.base.files import digest, read_json, write_json
+from raysere.search.space.grammar import Space, parse_space
 from raysere.training.task import Task
 
 MAY_CHANGE = frozenset({"format", "trials", "threads", "device", "store"})  # between two starts of one run
@@ -41,7 +41,7 @@ class StudySpec(_Model):
 
     Attributes:
         name: such as ``pooled-speech``; it begins the id of every trial.
-        space: :meth:`raysere.search.space.Space.to_dict` of the checked space.
+        space: :meth:`raysere.search.space.grammar.Space.to_dict` of the checked space.
         store: folder of the feature store; relative to the run directory unless absolute.
         class_map: name, list or mapping, as :func:`raysere.corpora.labels.class_map` takes it; None for attributes only.
         by: what never crosses a split. transductive: a transfer adapts to its test rows, too.

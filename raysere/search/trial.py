@@ -1,7 +1,7 @@
 """One trial in a worker process: build, train to the next rung, stage the outcome. No Ray here.
 
 Everything is built from the run directory and ``study.json``. What is expensive (torch, manifest, labels, feature views)
-stays in the process for the next trial: see :class:`Workshop`.
+stays in the process for the next trial: see :class:`TrialCache`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from raysere.errors import ConfigError, InfeasibleTrial, RaysereError, machine_fault, named_file, out_of_memory
-from raysere.files import atomic_folder, digest
-from raysere.malloc import forget_peak, peak_bytes
+from raysere.base.errors import ConfigError, InfeasibleTrial, RaysereError, machine_fault, named_file, out_of_memory
+from raysere.base.files import atomic_folder, digest
+from raysere.base.memory import forget_peak, peak_bytes
 from raysere.search.hashes import hash_folder
 from raysere.search.ledger import TRIAL_FORMAT, Ledger, empty_rows, json_head, write_head
-from raysere.search.live import LiveCurves
 from raysere.search.study import StudyFeature, StudySpec, read_study
+from raysere.search.watch.live import LiveCurves
 
 OUTCOME = "outcome.json"
 
@@ -32,12 +32,12 @@ def _on_this_node(store: str, key: str) -> str:
     local = os.environ.get("RAYSERE_LOCAL_STORE")
     if not local:
         return store
-    from raysere.features.nodes import locate
+    from raysere.features.store.remote import locate
 
     return locate(store, key, local)
 
 
-class Workshop:
+class TrialCache:
     """What a worker process keeps between trials: studies, labels by class map and task, feature views, the folds of a lane."""
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class Workshop:
 
         from raysere.corpora.labels import class_map
         from raysere.corpora.manifest import Manifest
-        from raysere.features.store import FeatureStore
+        from raysere.features.store.store import FeatureStore
         from raysere.training.data import add_copies, build_labels, trial_data
 
         manifest = self._keep(("manifest", run_dir), lambda: Manifest.read(run_dir / "manifest.parquet"))
@@ -109,7 +109,7 @@ class Workshop:
         return self._keep(("places", id(labels)), lambda: {utterance: row for row, utterance in enumerate(labels.utterances)})
 
 
-WORKSHOP = Workshop()  # one a process: the cache of what is read, never of what is decided
+WORKSHOP = TrialCache()  # one a process: the cache of what is read, never of what is decided
 
 
 class TrialRun:
@@ -120,7 +120,7 @@ class TrialRun:
         job: ``study``, ``outer``, ``number``, ``trial``, ``params``, ``config``, ``attempt``, ``stamp``, ``cpu``, ``gpu``.
     """
 
-    def __init__(self, run_dir: Path, job: dict[str, Any], workshop: Workshop = WORKSHOP) -> None:
+    def __init__(self, run_dir: Path, job: dict[str, Any], workshop: TrialCache = WORKSHOP) -> None:
         self.run_dir, self.job, self.workshop = Path(run_dir), job, workshop
         self.ledger = Ledger(run_dir)
         self.trainer: Any = None

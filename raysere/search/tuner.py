@@ -15,16 +15,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from raysere.cluster import PRELOADED, check_shared, cluster_address
-from raysere.errors import ConfigError, EnvironmentFault, machine_fault
-from raysere.files import explain_write_errors
-from raysere.progress import Progress, warn
+from raysere.base.cluster import PRELOADED, check_shared, cluster_address
+from raysere.base.errors import ConfigError, EnvironmentFault, machine_fault
+from raysere.base.files import explain_write_errors
+from raysere.base.progress import Progress, warn
 from raysere.search.board import STAGE, Board, SearchSummary
-from raysere.search.hashes import FileCheck
+from raysere.search.file_check import FileCheck
 from raysere.search.leaderboard import leaderboard
 from raysere.search.ledger import Ledger
 from raysere.search.study import StudySpec, save_study
-from raysere.search.tensorboard import TrialEvents
+from raysere.search.watch.tensorboard import TrialEvents
 
 _RESTARTS = 2  # of Tune itself, should it fall over between trials (an idle worker that dies can do that)
 _SWITCHES = {
@@ -52,7 +52,7 @@ def run_search(
 
     Can be killed at any instant and called again: finished trials never run again, each number runs exactly once, and with one
     trial at a time the search goes on exactly as it would have without the interruption. Needs ``manifest.parquet`` and ``splits.parquet``
-    in ``run_dir``, the features in the store, and a connected Ray (``raysere.cluster.start_ray``).
+    in ``run_dir``, the features in the store, and a connected Ray (``raysere.base.cluster.start_ray``).
 
     Args:
         run_dir: a folder that all workers reach under this path.
@@ -186,7 +186,7 @@ def _tune(board: Board, trial: Mapping[str, float], slots: int, *, growing: bool
         from ray import tune
         from ray.tune import TuneConfig, Tuner
 
-        from raysere.search.actor import LedgerCallback, TrialActor, Whole
+        from raysere.search.actor import LedgerCallback, StopOnFailure, TrialActor
         from raysere.search.searcher import LaneHalving, LaneSearcher
 
         searcher = LaneSearcher(board, slots)
@@ -209,7 +209,7 @@ def _tune(board: Board, trial: Mapping[str, float], slots: int, *, growing: bool
                 storage_path=str(board.run_dir / "search"),
                 verbose=0,
                 callbacks=[callback],
-                stop=Whole(board),
+                stop=StopOnFailure(board),
                 failure_config=tune.FailureConfig(max_failures=0),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
@@ -249,7 +249,7 @@ def _idle_workers_taken() -> Iterator[None]:
 
     Tune gives every actor environment variables, and Ray starts a new process for an actor whose environment differs from that of its idle
     workers: several seconds of imports. The local Ray was started with the one variable that matters here (see
-    :mod:`raysere.cluster`); on a cluster, and in a Ray that has no such tables, Tune does as it always does.
+    :mod:`raysere.base.cluster`); on a cluster, and in a Ray that has no such tables, Tune does as it always does.
     """
     from ray.tune.execution import class_cache
 

@@ -1,1 +1,1 @@
-"""An ensemble over HTTP: limits, decoding in guarded processes, batches across requests, and the Ray Serve application."""
+"""An ensemble over HTTP: limits, decoders, batches, Ray Serve."""

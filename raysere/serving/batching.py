@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raysere.serving.faults import Fault
+from raysere.serving.latency import Latency
 from raysere.serving.limits import Limits
-from raysere.serving.pace import Pace
 
 _LOG = logging.getLogger(__name__)
 _BASE = 1.0  # units of an item without audio; each second of audio is one more
@@ -68,7 +68,7 @@ class Batcher:
         self._wake = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="raysere-model")
         self._task: asyncio.Task[None] | None = None
-        self.pace = Pace()
+        self.latency = Latency()
         self._item_units = _USUAL  # of the items of late
         self._running_units = 0.0
         self.running_since: float | None = None
@@ -85,11 +85,11 @@ class Batcher:
         here += [(place.count, place.count * self._item_units) for place in self._coming if place.fresh]
         while here:
             taken = self._fitting(here)
-            seconds += self.pace.seconds(sum(work for _, work in here[:taken]))
+            seconds += self.latency.seconds(sum(work for _, work in here[:taken]))
             here = here[taken:]
         if self.running_since is not None:
             # What takes longer than it should is taken to need as long again: behind a model that hangs, the wait grows.
-            seconds += abs(self.pace.seconds(self._running_units) - (time.monotonic() - self.running_since))
+            seconds += abs(self.latency.seconds(self._running_units) - (time.monotonic() - self.running_since))
         return seconds
 
     def admit(self, count: int) -> None:
@@ -157,7 +157,7 @@ class Batcher:
         """How many of the requests, (items, units) each, make the next batch; at least one where there is any."""
         count, total = 0, 0.0
         for taken, (items, work) in enumerate(requests):
-            too_many = count + items > self.limits.batch_items or self.pace.calm(total + work) > self.limits.batch_s
+            too_many = count + items > self.limits.batch_items or self.latency.calm(total + work) > self.limits.batch_s
             if taken and too_many:
                 return taken
             count, total = count + items, total + work
@@ -180,7 +180,7 @@ class Batcher:
                 jobs[0].future.set_exception(error)
             return
         else:
-            self.pace.learn(work, time.monotonic() - began)  # how quickly work fails tells nothing of it
+            self.latency.learn(work, time.monotonic() - began)  # how quickly work fails tells nothing of it
         finally:
             self._running_units, self.running_since = 0.0, None
         begin = 0

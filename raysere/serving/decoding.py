@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from raysere.base.errors import DataError, EnvironmentFault
 from raysere.corpora.audiofile import AudioInfo, probe
-from raysere.errors import DataError, EnvironmentFault
 from raysere.features.audio import SILENT_PEAK, read_channels
 from raysere.serving.children import die_with_parent
 from raysere.serving.faults import Fault, clip_fault

@@ -21,10 +21,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from raysere.cluster import cluster_address, start_ray, stop_ray, tell_open_ports
-from raysere.ensemble.bundle import load_ensemble
-from raysere.errors import ConfigError, EnvironmentFault
-from raysere.listeners import listeners, process_tree
+from raysere.base.cluster import cluster_address, start_ray, stop_ray, tell_open_ports
+from raysere.base.errors import ConfigError, EnvironmentFault
+from raysere.base.listeners import listeners, process_tree
+from raysere.ensemble.saved.read import load_ensemble
 from raysere.serving.limits import Limits, read_limits
 from raysere.serving.origin import on_loopback
 
@@ -245,7 +245,7 @@ def _check_listens_there(host: str, port: int) -> None:
 
 def _cores(options: Options) -> int:
     """Cores that a local Ray is told of: what the replicas ask for, also where the machine has fewer (they share then)."""
-    from raysere.cluster import available_cores
+    from raysere.base.cluster import available_cores
 
     return max(available_cores(), -(-int(options.cpus * options.replicas * 1000) // 1000)) + 1
 

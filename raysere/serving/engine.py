@@ -11,15 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from raysere.ensemble.bundle import Bundle
-from raysere.ensemble.card import short_name
-from raysere.files import file_hash
+from raysere.base.files import file_hash
+from raysere.ensemble.saved.card import short_name
+from raysere.ensemble.saved.read import Bundle
 from raysere.serving.batching import Batcher, Place, units
 from raysere.serving.decoding import Clip, Decoder
 from raysere.serving.faults import Fault
+from raysere.serving.latency import Latency
 from raysere.serving.limits import Limits
 from raysere.serving.model import Answering, Asked, Given, Model, ModelApart
-from raysere.serving.pace import Pace
 from raysere.serving.spool import Spool
 
 _LOG = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class Engine:
         self.spool = await asyncio.to_thread(Spool, self.limits.spool_bytes)
         self.decoder = Decoder(self.limits)
         self.batcher = Batcher(self._work, self.limits)
-        self.batcher.pace = _pace(self.model)
+        self.batcher.latency = _latency(self.model)
         await self.decoder.warm(self.spool)
         self._watch = asyncio.create_task(self._look())
         return self
@@ -176,7 +176,7 @@ class Engine:
             try:
                 new = await asyncio.to_thread(self._load)
                 await asyncio.to_thread(self._change, new)
-                self.batcher.pace = _pace(new)
+                self.batcher.latency = _latency(new)
                 self.swaps, self.refused = self.swaps + 1, None
                 _LOG.warning("changed over to the ensemble %s", self.bundle.fingerprint)
             except Exception as error:  # also what torch raises, such as no memory on the GPU for two: the next one is looked for still
@@ -236,8 +236,8 @@ def segments(seconds: float, limits: Limits) -> list[tuple[float, float] | None]
     return [(start, start + length) for start in starts]
 
 
-def _pace(model: Answering) -> Pace:
-    return Pace([(units(count, audio_s), took) for count, audio_s, took in model.tried])
+def _latency(model: Answering) -> Latency:
+    return Latency([(units(count, audio_s), took) for count, audio_s, took in model.tried])
 
 
 def _length(row: Asked) -> float:

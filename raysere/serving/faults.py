@@ -7,7 +7,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-from raysere.errors import DataError
+from raysere.base.errors import DataError
 
 #: How the reason of a clip that cannot be used begins (``corpora/audiofile.py``, ``features/audio.py``): status and code.
 _CLIPS: tuple[tuple[str, int, str], ...] = (

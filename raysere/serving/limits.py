@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from raysere.errors import ConfigError
+from raysere.base.errors import ConfigError
 
 
 class Limits(BaseModel):

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from raysere.ensemble.bundle import Bundle
-from raysere.ensemble.predict import Ensemble
+from raysere.ensemble.saved.ensemble import Ensemble
+from raysere.ensemble.saved.read import Bundle
 from raysere.serving.children import die_with_parent
 from raysere.serving.decoding import Clip
 from raysere.serving.faults import Fault

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from raysere.listeners import is_loopback
+from raysere.base.listeners import is_loopback
 
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\[\]:/@\s]+))(?::\d{0,5})?")
 _READS = ("GET", "HEAD", "OPTIONS")

@@ -21,7 +21,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from raysere.errors import EnvironmentFault
+from raysere.base.errors import EnvironmentFault
 from raysere.serving.faults import Fault
 
 PREFIX = "raysere-spool-"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from raysere.base.errors import ConfigError, UnknownNameError
+from raysere.base.progress import Progress
 from raysere.corpora.manifest import Manifest
-from raysere.errors import ConfigError, UnknownNameError
-from raysere.experiment import Experiment
 from raysere.features.spec import FeatureConfig, FeatureSpec, resolve
 from raysere.features.views import FeatureView
-from raysere.pipeline import extract_feature, own_ray
-from raysere.progress import Progress
+from raysere.pipeline.experiment import Experiment
+from raysere.pipeline.stages import extract_feature, own_ray
 
 
 def utterance_feature(experiment: Experiment, feature: str | None) -> tuple[str, FeatureSpec]:
@@ -74,7 +74,7 @@ def extracted(
     experiment: Experiment, spec: FeatureSpec, manifest: Manifest, progress: Progress
 ) -> tuple[FeatureView, list[dict[str, str]]]:
     """The features of all utterances of a manifest, and ``path, utterance, reason, stage`` of those that cannot have them."""
-    from raysere.features.store import FeatureStore
+    from raysere.features.store.store import FeatureStore
 
     if spec.frame_s:
         gigabytes = spec.row_bytes * float(manifest.table["duration_s"].sum() or 0) / spec.frame_s / 1e9

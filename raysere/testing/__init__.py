@@ -1,0 +1,1 @@
+"""Checks and toys for packages that add a method, corpus or backbone."""

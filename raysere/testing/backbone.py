@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from raysere.errors import RaysereError
+from raysere.base.errors import RaysereError
 from raysere.features.backbone import Backbone, Item
 
 TEXTS = ("I never said that she took the money!", "Yes.", "Und was machen wir jetzt?", "你今天怎么样？ Я очень рад.")

@@ -23,11 +23,11 @@ from typing import Any
 
 import polars as pl
 
+from raysere.base.errors import ConfigError, DataError, MissingFileError, RaysereError
 from raysere.corpora.adapters import CORPORA
 from raysere.corpora.adapters.base import AUDIO_SUFFIXES, Adapter, Loaded
 from raysere.corpora.labels import class_map
 from raysere.corpora.manifest import Manifest, validate
-from raysere.errors import ConfigError, DataError, MissingFileError, RaysereError
 
 _SAMPLE = 12
 _LARGEST_TABLE = 64 << 20

@@ -119,9 +119,9 @@ def check_losses(method: Method, params: Any, data: TrialData, *, where: str = "
     method.begin_epoch(model, ToyFeed(data, layers), 0, 0)
     for step in range(4):
         batch = toy_batch(data, data.folds[0].train[step * 8 : step * 8 + 16], layers)
-        if len(data.adapt):
-            batch.foreign = torch.zeros_like(batch.label, dtype=torch.bool)
-            batch.target = unlabelled(toy_batch(data, data.adapt[: len(batch.rows)], layers))
+        if len(data.unlabelled):
+            batch.is_target_domain = torch.zeros_like(batch.label, dtype=torch.bool)
+            batch.unlabelled = unlabelled(toy_batch(data, data.unlabelled[: len(batch.rows)], layers))
         terms = method.losses(model, batch, Step(step, 4, 0, generator))
         assert terms, f"{where}: losses() returned no term"
         for name, value in terms.items():

@@ -104,7 +104,7 @@ def with_target(data: TrialData) -> TrialData:
     """The same trial with half of its test speakers as unlabelled target items that a method may learn from."""
     speaker = data.labels.speaker[data.test]
     adapted = speaker <= np.median(np.unique(speaker))
-    return replace(data, test=data.test[~adapted], adapt=data.test[adapted])
+    return replace(data, test=data.test[~adapted], unlabelled=data.test[adapted])
 
 
 class ToyFeed:
@@ -117,13 +117,13 @@ class ToyFeed:
         yield toy_batch(self.data, self.data.folds[0].train, self.layers)
 
     def target(self) -> Iterator[Batch]:
-        yield unlabelled(toy_batch(self.data, self.data.adapt, self.layers))
+        yield unlabelled(toy_batch(self.data, self.data.unlabelled, self.layers))
 
 
 def unlabelled(batch: Batch) -> Batch:
     """The batch as the loop gives items of a target domain."""
     hidden = torch.full_like(batch.label, -1)
-    return replace(batch, label=hidden, soft=None, attributes=None, votes=None, foreign=torch.ones_like(hidden, dtype=torch.bool))
+    return replace(batch, label=hidden, soft=None, attributes=None, votes=None, is_target_domain=torch.ones_like(hidden, dtype=torch.bool))
 
 
 def toy_batch(data: TrialData, rows: Sequence[int] | np.ndarray, layers: Mapping[str, list[int]]) -> Batch:

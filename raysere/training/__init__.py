@@ -1,0 +1,1 @@
+"""The training of one trial: data of folds, the loop, metrics."""

@@ -1,4 +1,4 @@
-"""How good a model may be on a target domain, told without any label of it (papers_crosslingual 0.4). Pure functions on numpy arrays.
+"""How good a model may be on a target domain, told without any label of it (docs/methods.md 4.4). Pure functions on numpy arrays.
 
 Posteriors p are (n, C) of target items; features are of the trained model. Which direction is better stands in :data:`BETTER`.
 """
@@ -32,7 +32,7 @@ def bnm(p: np.ndarray) -> float:
 
 
 def snd(p: np.ndarray, temperature: float = 0.05, seed: int = 0) -> float:
-    """Soft neighbourhood density: mean entropy of each item's softmax over cosine similarities to all others [SRC: pytorch-adapt].
+    """Soft neighbourhood density: mean entropy of each item's softmax over cosine similarities to all others (Saito et al. 2021).
 
     Its maximum log(n - 1) is reached by one class for all and by no opinion, too: see :func:`density_is_meant`.
     """
@@ -72,8 +72,8 @@ class Weights:
 
     @property
     def reliable(self) -> bool:
-        """Effective share of 5 % or more, no weight above 50 (0.4), and a mean near the 1 that ratios of densities have: where the domains
-        lie apart all are nearly 0, and equally so. [OURS: the last]"""
+        """Effective share of 5 % or more, no weight above 50 (docs/methods.md 4.4), and a mean near 1, which ratios
+        of densities have: where the domains lie apart all weights are nearly 0. The last condition is ours."""
         return self.effective >= 0.05 and float(self.values.max()) <= 50 and 1 / 3 <= float(self.values.mean()) <= 3
 
 
@@ -125,7 +125,7 @@ def weighted_risk(loss: np.ndarray, weights: np.ndarray) -> float:
 def deep_embedded(loss: np.ndarray, weights: np.ndarray) -> float:
     """``dev``: ``mean(w l) + eta mean(w) - eta`` with ``eta = -Cov(w l, w) / Var(w)``, the risk with w as control variate.
 
-    Without variance of w the plain mean of l. Lower is better [SRC: thuml/Deep-Embedded-Validation].
+    Without variance of w the plain mean of l. Lower is better (You et al. 2019).
     """
     if len(weights) < 2 or np.var(weights, ddof=1) <= 1e-300:
         return float(loss.mean())
@@ -135,7 +135,7 @@ def deep_embedded(loss: np.ndarray, weights: np.ndarray) -> float:
 
 
 def normalised(weights: np.ndarray) -> np.ndarray:
-    """Of ``devn``: over the largest, then moved to a mean of 1 [SRC: pytorch-adapt]."""
+    """Of ``devn``: over the largest, then moved to a mean of 1 (Saito et al. 2021)."""
     scaled = weights / max(float(weights.max()), 1e-300)
     return scaled + (1 - scaled.mean())
 
@@ -175,7 +175,7 @@ def cluster(features: np.ndarray, count: int, seed: int = 0, restarts: int = 4) 
     """k-means labels (n,) int of rows (n, d), of the start of least inertia."""
     import torch
 
-    from raysere.training.kmeans import kmeans, nearest
+    from raysere.nn.kmeans import kmeans, nearest
 
     x = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32))
     found = kmeans(lambda _: [x], count, seeds=range(seed, seed + restarts), passes=0, lloyd=50)
@@ -183,7 +183,7 @@ def cluster(features: np.ndarray, count: int, seed: int = 0, restarts: int = 4) 
 
 
 def class_ami(p: np.ndarray, features: np.ndarray, seed: int = 0) -> float:
-    """Agreement of the predicted classes with k-means of the features into as many clusters [SRC: summaries of 2208.07360]."""
+    """Agreement of the predicted classes with k-means of the features into as many clusters (docs/methods.md 4.4)."""
     return adjusted_mutual_information(p.argmax(1), cluster(features, p.shape[1], seed))
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from raysere.base.errors import DataError
 from raysere.corpora.grouping import linked_heads
-from raysere.errors import DataError
 from raysere.training.task import Fold, Labels, Task, TrialData
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _SEX = {"female": 0, "f": 0, "male": 1, "m": 1}
 def build_labels(manifest: Manifest, class_map: ClassMap | None, task: Task) -> tuple[Labels, dict[str, int]]:
     """Targets and groups of all utterances of a manifest, in its order.
 
-    An utterance whose label the class map leaves out stays, with label -1: its votes can still teach (papers 3.5, O/X
+    An utterance whose label the class map leaves out stays, with label -1: its votes can still teach (docs/methods.md 2.4: O/X
     items), and nothing else reads it. Votes go through the same map; votes for classes outside the task do not count. An
     attribute that the manifest does not give is the mean of its votes; attributes are mapped from the corpus's scale to the
     task's.
@@ -168,7 +168,7 @@ def trial_data(
     if not transductive:
         _no_shared_speaker(labels, person, adapt, test, f"the test part of outer split {outer}")
     adapt = np.union1d(adapt, test) if transductive else adapt
-    return TrialData(task, _only(labels, rows[pool]), tuple(folds), test, dict(features), adapt=adapt)
+    return TrialData(task, _only(labels, rows[pool]), tuple(folds), test, dict(features), unlabelled=adapt)
 
 
 def _only(labels: Labels, rows: np.ndarray) -> Labels:

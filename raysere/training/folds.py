@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raysere.errors import DataError
+from raysere.base.errors import DataError
 from raysere.training import normalise
 from raysere.training.inputs import FoldStream, TrialStream
 from raysere.training.method import Method, Pool, Prediction, Shapes
@@ -55,9 +55,9 @@ def label_columns(data: TrialData, device: torch.device) -> dict[str, Any]:
         "speaker": labels.speaker,
     }
     columns["votes"] = labels.votes
-    if len(data.adapt):
-        columns["foreign"] = np.isin(np.arange(len(labels)), np.union1d(data.adapt, data.test))
-    kinds = {"soft": torch.float32, "attributes": torch.float32, "votes": torch.float32, "foreign": torch.bool}
+    if len(data.unlabelled):
+        columns["is_target_domain"] = np.isin(np.arange(len(labels)), np.union1d(data.unlabelled, data.test))
+    kinds = {"soft": torch.float32, "attributes": torch.float32, "votes": torch.float32, "is_target_domain": torch.bool}
     return {
         name: None if values is None else torch.as_tensor(np.ascontiguousarray(values), dtype=kinds.get(name, torch.long), device=device)
         for name, values in columns.items()
@@ -68,7 +68,7 @@ class FoldTrainer:
     """What one fold is made of. Every random choice follows from the trial's seed and the fold's number.
 
     Attributes:
-        rows, dev: rows of the labels that train and that score, with features and targets. adapt: those of the target domain, with
+        rows, dev: rows of the labels that train and that score, with features and targets. unlabelled: those of the target domain, with
             features, on the device.
         prior: class shares of the training rows (empty without classes).
         best: state of the model at the best epoch; best_dev: predictions of ``dev`` there.
@@ -88,7 +88,7 @@ class FoldTrainer:
         self.streams: dict[str, FoldStream] = {}
         groups: dict[str, Any] = {"corpus": labels.corpus, "corpora": labels.corpora, "speaker": labels.speaker}
         domain = params.normalise == "domain"  # as by corpus, the target's own clips included
-        seen = np.union1d(self.rows, data.adapt) if domain else self.rows
+        seen = np.union1d(self.rows, data.unlabelled) if domain else self.rows
         for name, source in context.sources.items():
             kind = normalise.FITTED.get(params.normalise, params.normalise)
             norm = normalise.fit(kind, source.view, source.columns, source.at, seen, context.used, **groups)
@@ -103,7 +103,7 @@ class FoldTrainer:
         self.sampler = Sampler(params.sampler, torch.from_numpy(labels.label[self.rows]), params.batch)
         self.cuts = self.sampler.cuts()
         self.index = torch.from_numpy(self.rows).to(device)
-        self.adapt = torch.from_numpy(data.adapt[context.present[data.adapt]]).to(device)
+        self.unlabelled = torch.from_numpy(data.unlabelled[context.present[data.unlabelled]]).to(device)
         self.best: dict[str, Tensor] = {}
         self.best_dev: Prediction | None = None
 

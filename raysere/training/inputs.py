@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raysere.features.residency import RESIDENT
+from raysere.base.files import digest
+from raysere.features.device_cache import CACHE
 from raysere.features.rows import offsets
-from raysere.files import digest
 from raysere.training import normalise
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ class TrialStream:
         rows = self.at[self.rows]
         parts = [rows, *(x.cpu().numpy() for x in (normaliser.mean, normaliser.scale, normaliser.idf, group) if x is not None)]
         content = digest(b"".join(np.ascontiguousarray(part).tobytes() for part in parts))
-        kept = RESIDENT.hold((self.view._token, tuple(self.layers), normaliser.kind, what, content), self.device, size, make)
+        kept = CACHE.hold((self.view._token, tuple(self.layers), normaliser.kind, what, content), self.device, size, make)
         return (make() if kept is None else kept).values
 
     def _pooled(self, normaliser: normalise.Normaliser, pool: Pool) -> Tensor:

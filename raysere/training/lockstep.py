@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raysere.training.dropout import drawn_by_fold
+from raysere.nn.dropout import drawn_by_fold
+from raysere.nn.stacking import stack
 from raysere.training.folds import EPOCH, TARGET, FoldTrainer
 from raysere.training.inputs import stacked_batch
 from raysere.training.method import Batch, ClosedMethod, Prediction, Step
-from raysere.training.stacking import stack
 from raysere.training.steps import AdamW, autocast, clip, clip_by_fold, schedule, seeded
 
 _PREDICT_ROWS = 4096  # utterances a prediction batch at utterance granularity, of all folds together
@@ -64,14 +64,14 @@ class Lockstep:
             with torch.no_grad():
                 context.method.begin_epoch(model.eval(), _Feed(self), epoch, first.seed(EPOCH, epoch, 1))
             model.train()
-        foreign = self._foreign(epoch) if context.method.needs.target_domain else None
+        target_rows = self._target_rows(epoch) if context.method.needs.target_domain else None
         totals = [params.epochs * len(fold.cuts) for fold in self.folds]
         orders = [fold.index[fold.sampler.order(epoch, fold.generator).to(context.device)] for fold in self.folds]
         for batch, items in self._padded(orders) if self.stacked else self._batches(orders[0]):
             for number in range(len(self.parts)):
                 self.optimiser.rates[number] = params.lr * schedule(self.steps[number], totals[number], params.warmup, params.schedule)
-            if foreign is not None:
-                batch.target = self._of_target(foreign(len(batch.rows)))
+            if target_rows is not None:
+                batch.unlabelled = self._of_target(target_rows(len(batch.rows)))
             step = Step(max(self.steps), max(totals), epoch, first.generator)
             with autocast(context.device, context.dtype):
                 if self.stacked:
@@ -94,17 +94,17 @@ class Lockstep:
                 sums[name] = sums[name] + share if name in sums else share
             self.steps = [taken + (count > 0) for taken, count in zip(self.steps, items, strict=True)]
 
-    def _foreign(self, epoch: int) -> Callable[[int], Tensor]:
+    def _target_rows(self, epoch: int) -> Callable[[int], Tensor]:
         """Gives the next n rows of the target domain: one fresh order of all of them after the other."""
         fold = self.folds[0]
         generator = torch.Generator().manual_seed(fold.seed(TARGET, epoch))
-        waiting = fold.adapt[:0]
+        waiting = fold.unlabelled[:0]
 
         def rows(count: int) -> Tensor:
             nonlocal waiting
             while len(waiting) < count:
-                order = torch.randperm(len(fold.adapt), generator=generator).to(fold.adapt.device)
-                waiting = torch.cat([waiting, fold.adapt[order]])
+                order = torch.randperm(len(fold.unlabelled), generator=generator).to(fold.unlabelled.device)
+                waiting = torch.cat([waiting, fold.unlabelled[order]])
             here, waiting = waiting[:count], waiting[count:]
             return here
 
@@ -196,9 +196,9 @@ class Lockstep:
 
     def _unlabelled(self, rows: Tensor, streams: dict[str, Any]) -> Batch:
         columns = self.context.columns
-        foreign = columns["foreign"][rows] if "foreign" in columns else None
+        is_target_domain = columns["is_target_domain"][rows] if "is_target_domain" in columns else None
         groups = columns["sex"][rows], columns["speaker"][rows]
-        return Batch(rows, streams, torch.full_like(rows, -1), None, None, *groups, foreign=foreign)
+        return Batch(rows, streams, torch.full_like(rows, -1), None, None, *groups, is_target_domain=is_target_domain)
 
     def best_of(self, rows: np.ndarray) -> list[Prediction]:
         """For each fold predictions of the same ``rows`` by its best weights."""
@@ -228,7 +228,7 @@ class _Feed:
         return (batch for batch, _ in self.lockstep._batches(self.lockstep.folds[0].index))
 
     def target(self) -> Iterator[Batch]:
-        return (self.lockstep._of_target(rows) for rows in self.lockstep.folds[0].adapt.split(_TARGET_ROWS))
+        return (self.lockstep._of_target(rows) for rows in self.lockstep.folds[0].unlabelled.split(_TARGET_ROWS))
 
 
 def _trained(model: torch.nn.Module) -> list[torch.nn.Parameter]:

@@ -15,7 +15,7 @@ import polars as pl
 import torch
 from torch import Tensor, nn
 
-from raysere.errors import ConfigError, DataError, InfeasibleTrial
+from raysere.base.errors import ConfigError, DataError, InfeasibleTrial
 from raysere.training import criteria, metrics
 from raysere.training.folds import FoldTrainer, TrialContext, label_columns
 from raysere.training.inputs import TrialStream, memory_budget
@@ -94,7 +94,7 @@ class Trainer:
         data, labels = self.data, self.data.labels
         layers = self.method.layers(self.params, self.shapes)
         train = [data.with_copies(fold.train) if self.params.augment else fold.train for fold in data.folds]
-        used = np.unique(np.concatenate([data.test, data.adapt, *train, *(fold.dev for fold in data.folds)]))
+        used = np.unique(np.concatenate([data.test, data.unlabelled, *train, *(fold.dev for fold in data.folds)]))
         share = budget // len(data.features)
         sources = {
             name: TrialStream(view, layers[name], labels, used, device=self.device, folds=len(data.folds), budget=share, dtype=dtype)
@@ -160,7 +160,7 @@ class Trainer:
             self._tests = None
             for fold, prediction in zip(self.folds, predictions):
                 fold.keep_best(prediction)
-        if self.finished and len(self.data.adapt) and self.task.categorical:
+        if self.finished and len(self.data.unlabelled) and self.task.categorical:
             self.best["metrics"] = {**self.best["metrics"], **self._criteria()}
         return row
 
@@ -168,7 +168,7 @@ class Trainer:
         """``criterion.NAME``, mean over the folds, of :mod:`raysere.training.criteria` at the kept weights; nothing without features."""
         found: dict[str, list[float]] = {}
         for group in self.groups:
-            adapted = group.best_of(group.folds[0].adapt.cpu().numpy())
+            adapted = group.best_of(group.folds[0].unlabelled.cpu().numpy())
             for number, (fold, target) in enumerate(zip(group.folds, adapted, strict=True)):
                 trained, dev = group.best_of(fold.rows[:: 1 + len(fold.rows) // CRITERION_ROWS])[number], fold.best_dev
                 if dev is None or trained.hidden is None or dev.hidden is None or target.hidden is None:
@@ -259,7 +259,7 @@ class Trainer:
             "train_rows": [len(fold.rows) for fold in self.folds],
             "normalise": {name: stream.normaliser.kind for name, stream in streams.items()},
             "transductive": any(stream.normaliser.transductive for stream in streams.values())
-            or bool(np.isin(self.data.test, self.data.adapt).any()),
+            or bool(np.isin(self.data.test, self.data.unlabelled).any()),
         }
         if self.task.categorical:
             params = self.params
@@ -298,7 +298,7 @@ def _refuse(method: Method, data: TrialData) -> None:
     needs, views = method.needs, data.features
     if not views or len(views) < needs.streams:
         raise ConfigError(f"The method {method.name!r} needs {needs.streams} feature streams, it got {len(views)}", choices=list(views))
-    if needs.target_domain and not len(data.adapt):
+    if needs.target_domain and not len(data.unlabelled):
         raise ConfigError(f"The method {method.name!r} needs a target domain", remedy="Take the protocol `kind: transfer`.")
     for name, view in views.items():
         granularity, modality = view.spec.granularity, view.spec.modality

@@ -81,8 +81,8 @@ class Batch:
     sex: Tensor
     speaker: Tensor
     votes: Tensor | None = None  # (B,) number of votes behind each row of ``soft``
-    foreign: Tensor | None = None  # bool (B,), items of the target domain; None: all are, as in predictions of new clips
-    target: Batch | None = None  # as many unlabelled items of the target domain, for methods that need one
+    is_target_domain: Tensor | None = None  # bool (B,), items of the target domain; None: all are, as in predictions of new clips
+    unlabelled: Batch | None = None  # as many unlabelled items of the target domain, for methods that need one
 
 
 @dataclass(frozen=True)
@@ -163,10 +163,10 @@ class Method(abc.ABC):
     def stacks(self, params: Any, shapes: Shapes) -> bool:
         """Whether several folds may train as one module whose parameters, batches and losses have a leading dimension of folds.
 
-        Then ``losses`` and ``predict`` must also work on a module of :func:`raysere.training.stacking.stack` and on batches
+        Then ``losses`` and ``predict`` must also work on a module of :func:`raysere.nn.stacking.stack` and on batches
         with a leading dimension F in every tensor (streams (F, B, T, D) of utterance granularity), give one value a fold (F,),
         take nothing from items without a target (short batches are padded with them), draw random numbers by
-        :func:`raysere.training.dropout.dropout` only, and not use ``step.generator``. Default: no.
+        :func:`raysere.nn.dropout.dropout` only, and not use ``step.generator``. Default: no.
         """
         return False
 
@@ -192,7 +192,7 @@ class Method(abc.ABC):
         """Predictions of a batch; called in eval mode without gradients."""
 
     def effective_prior(self, params: Any, train_prior: tuple[float, ...]) -> tuple[float, ...]:
-        """The class prior that the trained logits carry (papers 3.7 step 1). Default: the training prior."""
+        """The class prior that the trained logits carry (docs/methods.md 2.7). Default: the training prior."""
         return train_prior
 
 

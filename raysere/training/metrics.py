@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from raysere.errors import DataError
+from raysere.base.errors import DataError
 from raysere.training.task import Task
 
-GUARD = 1e-8  # in the denominator of the concordance correlation (papers 0.1)
+GUARD = 1e-8  # in the denominator of the concordance correlation (docs/methods.md 1.2)
 Statistic = Callable[[NDArray], NDArray]
 
 
@@ -60,7 +60,7 @@ def weighted_f1_of(confusion: ArrayLike) -> NDArray:
 
 
 def ccc_of(moments: ArrayLike) -> NDArray:
-    """Concordance correlation from moment sums (..., 6): n, sum x, sum y, sum xx, sum yy, sum xy (papers 0.1).
+    """Concordance correlation from moment sums (..., 6): n, sum x, sum y, sum xx, sum yy, sum xy (docs/methods.md 1.2).
 
     ``2 cov / (var x + var y + (mean x - mean y)^2 + 1e-8)`` with population moments; 0 when both are constant.
     """
@@ -130,7 +130,7 @@ def _pairs(x: ArrayLike, y: ArrayLike) -> tuple[NDArray, NDArray]:
 
 
 def ccc(x: ArrayLike, y: ArrayLike) -> float:
-    """Concordance correlation of predictions ``x`` and labels ``y`` (n,), pairs with NaN left out (papers 0.1)."""
+    """Concordance correlation of predictions ``x`` and labels ``y`` (n,), pairs with NaN left out (docs/methods.md 1.2)."""
     return float(ccc_of(_pairs(x, y)[0].sum(0))[0])
 
 
@@ -258,7 +258,7 @@ def _resample(sums: NDArray, weights: NDArray) -> NDArray:
 
 
 def bootstrap_by_group(sums: ArrayLike, statistic: Statistic, *, draws: int = 2000, seed: int = 0, level: float = 0.95) -> Interval:
-    """Percentile bootstrap over groups (papers 3.10).
+    """Percentile bootstrap over groups (docs/methods.md 3.13).
 
     Args:
         sums: per-group sums (G, ...) from :func:`group_confusions` or :func:`group_moments`.
@@ -275,7 +275,7 @@ def bootstrap_by_group(sums: ArrayLike, statistic: Statistic, *, draws: int = 20
 def bootstrap_difference(
     first: ArrayLike, second: ArrayLike, statistic: Statistic, *, draws: int = 2000, seed: int = 0, level: float = 0.95
 ) -> Interval:
-    """Interval of ``statistic(first) - statistic(second)`` on the same resamples of the same groups (paired; papers 3.10).
+    """Interval of ``statistic(first) - statistic(second)`` on the same resamples of the same groups (paired).
 
     Raises DataError when the two do not cover the same groups with the same true labels.
     """

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raysere.errors import DataError
+from raysere.base.errors import DataError
 
 if TYPE_CHECKING:
     from raysere.features.views import FeatureView

@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from raysere.bounds import read_parquet
-from raysere.errors import DataError, MissingFileError
+from raysere.base.bounds import read_parquet
+from raysere.base.errors import DataError, MissingFileError
 from raysere.training.task import Task
 
 SPLITS = ("dev", "test")
 
 
 @dataclass(frozen=True)
-class Predictions:
+class TrialPredictions:
     """Predictions as arrays, columns in the task's order whatever the order in the file.
 
     Attributes:
@@ -67,7 +67,7 @@ def _columns(names: Sequence[str], values: np.ndarray | None) -> dict[str, pl.Se
     return {name: pl.Series(np.ascontiguousarray(values[:, number], dtype=np.float32)) for number, name in enumerate(names)}
 
 
-def read_predictions(source: str | os.PathLike[str] | pl.DataFrame, task: Task, split: str | None = None) -> Predictions:
+def read_predictions(source: str | os.PathLike[str] | pl.DataFrame, task: Task, split: str | None = None) -> TrialPredictions:
     """Read what :func:`prediction_table` made, from a parquet file or a frame, aligned by column name.
 
     Raises MissingFileError, or DataError where a class of the task has no column, a class outside it has one, or an
@@ -97,7 +97,7 @@ def read_predictions(source: str | os.PathLike[str] | pl.DataFrame, task: Task, 
     if frame.select("split", "utterance").is_duplicated().any():
         raise DataError("An utterance is predicted twice in one split", where=where)
     std = [f"{name}.std" for name in task.attributes]
-    return Predictions(
+    return TrialPredictions(
         frame["utterance"].to_list(),
         frame["fold"].cast(pl.Int32).fill_null(-1).to_numpy(),
         frame["split"].to_numpy(),

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raysere.errors import ConfigError, DataError
+from raysere.base.errors import ConfigError, DataError
 from raysere.training import normalise
 from raysere.training.inputs import normalised
 from raysere.training.method import Batch, Method, Prediction, Shapes

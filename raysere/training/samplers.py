@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raysere.errors import ConfigError
+from raysere.base.errors import ConfigError
 
-BALANCED_FROM = 4  # epoch (from 0) at which natural_then_balanced turns (papers 3.4, Medusa)
+BALANCED_FROM = 4  # epoch (from 0) at which natural_then_balanced turns (docs/methods.md 2.4)
 
 
 def seed_of(*parts: int) -> int:
@@ -35,7 +35,7 @@ class Sampler:
     Attributes:
         kind: ``natural``, ``balanced`` or ``natural_then_balanced``.
         label: int64 (n,) of the training rows, -1 for items without a class (they form one more group, of the size of a
-            class, as in papers 3.4).
+            class, as in docs/methods.md 2.4).
         batch: items a batch.
 
     An epoch always holds n items, so the number of steps is known before training. A balanced epoch takes every class

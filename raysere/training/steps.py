@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from raysere.errors import ConfigError, InfeasibleTrial, out_of_memory
+from raysere.base.errors import ConfigError, InfeasibleTrial, out_of_memory
 
 
 def schedule(step: int, total: int, warmup: float, kind: str) -> float:

@@ -93,8 +93,8 @@ class Fold:
 class TrialData:
     """All that a trial sees: labels, the folds of one outer split, the test rows, features by name.
 
-    Labels of rows outside the folds are not there: -1, no votes, NaN. ``adapt`` int64 are rows of a target domain that may be learned from
-    without them.
+    Labels of rows outside the folds are not there: -1, no votes, NaN. ``unlabelled`` int64 are rows of a
+    target domain that may be learned from without them.
 
     ``original`` int64 (N,) is the row of the clip that a row is an altered copy of, -1 for clips themselves; None without copies. Folds
     and test rows hold clips only: copies are trained on where their originals are.
@@ -106,7 +106,7 @@ class TrialData:
     test: np.ndarray
     features: dict[str, FeatureView]
     original: np.ndarray | None = None
-    adapt: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    unlabelled: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     def with_copies(self, rows: np.ndarray) -> np.ndarray:
         """These label rows, followed by their altered copies."""

@@ -20,7 +20,7 @@ import yaml
 HERE = Path(__file__).resolve().parent
 PLUGINS = [HERE / "plugins", HERE.parent / "features" / "plugins"]
 sys.path.append(str(PLUGINS[1]))  # the toy backbone, for this process too
-COMMAND = [sys.executable, "-c", "from raysere.cli import main; main()"]
+COMMAND = [sys.executable, "-c", "from raysere.cli.main import main; main()"]
 LIMIT_S = 240
 CLASSES = ("low", "high")
 SPEAKERS, CLIP_S = 4, 0.6

@@ -12,11 +12,11 @@ from ray_nodes import Pace, cluster_of, cut_power, experiment, finished, is_aliv
 from toy_backbone import Toy
 
 from raysere.corpora.manifest import Manifest
-from raysere.features.actors import DEATHS
-from raysere.features.extract import extract_local
-from raysere.features.shards import check_shard
+from raysere.features.extract.actors import DEATHS
+from raysere.features.extract.run import extract_local
 from raysere.features.spec import FeatureSpec
-from raysere.features.store import FeatureStore
+from raysere.features.store.shards import check_shard
+from raysere.features.store.store import FeatureStore
 
 
 def _stored(folder: Path, run: str) -> tuple[FeatureStore, FeatureSpec, Manifest]:

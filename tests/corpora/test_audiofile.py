@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from raysere.base.errors import DataError
 from raysere.corpora.audiofile import AudioInfo, probe
-from raysere.errors import DataError
 
 RATE = 16000
 NOISE = np.random.default_rng(0).uniform(-0.5, 0.5, 3 * RATE)

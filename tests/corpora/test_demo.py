@@ -14,13 +14,13 @@ import polars as pl
 import pytest
 import soundfile
 
-from raysere.corpora import demo_prosody as prosody
-from raysere.corpora.adapters.demo import Demo
-from raysere.corpora.demo import make_demo
-from raysere.corpora.demo_texts import LANGUAGES, SHARED, TEXTS
-from raysere.corpora.demo_voices import SAMPLING_RATE, finish, make_voices
+from raysere.base.errors import ConfigError, DataError, EnvironmentFault
 from raysere.corpora.manifest import Manifest
-from raysere.errors import ConfigError, DataError, EnvironmentFault
+from raysere.demo import prosody as prosody
+from raysere.demo.adapter import Demo
+from raysere.demo.corpus import make_demo
+from raysere.demo.texts import LANGUAGES, SHARED, TEXTS
+from raysere.demo.voices import SAMPLING_RATE, finish, make_voices
 
 SMALL = {"seed": 3, "voices": 9, "utterances": 4, "passages": 1}
 
@@ -209,7 +209,7 @@ def test_a_killed_synthesis_continues_to_the_corpus_of_an_uninterrupted_one(fold
     target = tmp_path / "killed"
     script = f"""
 import os, signal, soundfile
-from raysere.corpora.demo import make_demo
+from raysere.demo.corpus import make_demo
 write, count = soundfile.write, [0]
 def dying(*args, **kwargs):
     write(*args, **kwargs)
@@ -237,7 +237,7 @@ def test_a_finished_folder_is_recognised_and_a_damaged_one_repaired(folder: Path
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     made = []
-    import raysere.corpora.demo as module
+    import raysere.demo.corpus as module
 
     inner = module._make_part
     monkeypatch.setattr(module, "_make_part", lambda *args: made.append(args[1].name) or inner(*args))
@@ -289,5 +289,5 @@ def test_missing_espeak_is_told_with_the_remedy(tmp_path: Path, monkeypatch: pyt
 
 
 def test_does_not_import_torch_or_ray() -> None:
-    script = "import sys, raysere.corpora.demo, raysere.corpora.adapters.demo; sys.exit(bool({'torch', 'ray'} & set(sys.modules)))"
+    script = "import sys, raysere.demo.corpus, raysere.demo.adapter; sys.exit(bool({'torch', 'ray'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[2], check=False).returncode == 0

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raysere.corpora import espeak as module
-from raysere.corpora.demo_prosody import EMOTIONS
-from raysere.corpora.demo_texts import LANGUAGES, SHARED, TEXTS, spoken, word_marks
-from raysere.corpora.demo_voices import FEMALE, MALE
-from raysere.corpora.espeak import Espeak
-from raysere.errors import DataError, EnvironmentFault, UnknownNameError
+from raysere.base.errors import DataError, EnvironmentFault, UnknownNameError
+from raysere.demo import espeak as module
+from raysere.demo.espeak import Espeak
+from raysere.demo.prosody import EMOTIONS
+from raysere.demo.texts import LANGUAGES, SHARED, TEXTS, spoken, word_marks
+from raysere.demo.voices import FEMALE, MALE
 
 PLAIN = {"rate": 170, "pitch": 50, "pitch_range": 50}
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from raysere.base.errors import ConfigError, DataError, UnknownNameError
 from raysere.corpora.labels import CLASS_MAPS, ClassMap, class_map
-from raysere.errors import ConfigError, DataError, UnknownNameError
 
 
 def table(*labels: str | None, corpus: str = "toy") -> pl.DataFrame:

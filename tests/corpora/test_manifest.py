@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raysere.base.errors import DataError, MissingFileError
 from raysere.corpora.manifest import SCHEMA, Manifest, concat, rows_to_table, validate
-from raysere.errors import DataError, MissingFileError
 
 
 def row(number: int, corpus: str = "toy", **more: Any) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from raysere.base.errors import DataError
 from raysere.corpora.splits import SPLIT_SCHEMA, Protocol, describe_splits, make_splits, verify_splits
-from raysere.errors import DataError
 from raysere.training.data import trial_data
 from raysere.training.task import Labels, Task
 
@@ -605,15 +605,15 @@ def test_a_trial_holds_no_label_of_the_target():
     data = trial_data(labels, splits, 0, {}, Task(classes=("a", "b")))
     pool = np.unique(np.concatenate([part for fold in data.folds for part in (fold.train, fold.dev)]))
     outside = np.setdiff1d(np.arange(count), pool)
-    assert set(data.test) | set(data.adapt) <= set(outside)
-    assert len(data.adapt)
+    assert set(data.test) | set(data.unlabelled) <= set(outside)
+    assert len(data.unlabelled)
     assert (data.labels.label[outside] == -1).all()
     assert (data.labels.soft[outside] == 0).all()
     assert (data.labels.votes[outside] == 0).all()
     assert np.array_equal(data.labels.label[pool], label[pool])
     assert (labels.label >= 0).all(), "what was given stays as it was"
     both = trial_data(labels, splits, 0, {}, Task(classes=("a", "b")), transductive=True)
-    assert set(both.adapt) == set(data.adapt) | set(data.test)
+    assert set(both.unlabelled) == set(data.unlabelled) | set(data.test)
     one = labels.utterances[data.test[0]]  # one clip of a tested speaker among those that are adapted to
     torn = splits.with_columns(role=pl.when(pl.col("utterance") == one).then(pl.lit("adapt")).otherwise("role"))
     with pytest.raises(DataError, match="on both sides"):

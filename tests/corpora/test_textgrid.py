@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from raysere.base.errors import DataError
 from raysere.corpora.textgrid import read_textgrid
-from raysere.errors import DataError
 
 LONG = """File type = "ooTextFile"
 Object class = "TextGrid"

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 import soundfile
 
-from raysere.cli import main
+from raysere.cli.main import main
 from tests.end_to_end.toy import RATE, experiment, make_corpus, tone
 
 

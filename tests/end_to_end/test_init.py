@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from raysere.errors import ConfigError
-from raysere.experiment import load_experiment
-from raysere.preparation import prepare
-from raysere.template import write_experiment
+from raysere.base.errors import ConfigError
+from raysere.cli.init import write_experiment
+from raysere.pipeline.experiment import load_experiment
+from raysere.pipeline.prepare import prepare
 from tests.end_to_end.toy import make_corpus
 
 

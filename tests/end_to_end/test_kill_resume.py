@@ -16,12 +16,14 @@ import polars as pl
 import pytest
 from click.testing import CliRunner
 
-from raysere.cli import cli
-from raysere.ensemble.predict import Ensemble
-from raysere.errors import ConfigError, DataError, RaysereError
-from raysere.experiment import load_experiment
-from raysere.files import read_json, read_yaml, write_json
-from raysere.pipeline import evaluate_run, only_driver, run_experiment
+from raysere.base.errors import ConfigError, DataError, RaysereError
+from raysere.base.files import read_json, read_yaml, write_json
+from raysere.cli.main import cli
+from raysere.ensemble.saved.ensemble import Ensemble
+from raysere.pipeline.experiment import load_experiment
+from raysere.pipeline.lock import only_driver
+from raysere.pipeline.stages import run_experiment
+from raysere.pipeline.verbs import evaluate_run
 from raysere.report.page import write_report
 from raysere.search.ledger import Ledger
 from tests.end_to_end.toy import experiment, make_corpus

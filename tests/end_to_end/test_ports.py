@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.ports import OWNER, Watched, watch
-from raysere.listeners import is_loopback, listeners, process_tree
+from raysere.base.listeners import is_loopback, listeners, process_tree
 from tests.end_to_end import toy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,7 +85,7 @@ def test_loopback_in_all_its_forms(address, loopback):
 
 def test_what_cannot_be_bound_is_said(capsys):
     """As on a Ray whose parts listen on all addresses."""
-    from raysere.cluster import tell_open_ports
+    from raysere.base.cluster import tell_open_ports
 
     tell_open_ports()
     assert capsys.readouterr().err == ""

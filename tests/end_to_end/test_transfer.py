@@ -6,11 +6,11 @@ import polars as pl
 import pytest
 import yaml
 
-from raysere.cluster import start_ray, stop_ray
-from raysere.errors import ConfigError, DataError
-from raysere.experiment import load_experiment
-from raysere.pipeline import run_experiment
-from raysere.preparation import prepare
+from raysere.base.cluster import start_ray, stop_ray
+from raysere.base.errors import ConfigError, DataError
+from raysere.pipeline.experiment import load_experiment
+from raysere.pipeline.prepare import prepare
+from raysere.pipeline.stages import run_experiment
 from tests.end_to_end.toy import CLASSES, make_corpus
 
 SMALL = {"hidden": 16, "epochs": 4, "batch": 16}

@@ -7,9 +7,9 @@ import os
 import polars as pl
 import pytest
 
-from raysere.cli import main
-from raysere.experiment import load_experiment
-from raysere.preparation import prepare, write_run
+from raysere.cli.main import main
+from raysere.pipeline.experiment import load_experiment
+from raysere.pipeline.prepare import prepare, write_run
 from tests.end_to_end.toy import experiment, make_corpus
 from tests.small_disk import small_disk
 
@@ -56,7 +56,7 @@ def table(tmp_path_factory):
 )
 def test_a_wrong_experiment_is_refused_before_anything_is_written(tmp_path, table, monkeypatch, capsys, changes, words):
     path = experiment(tmp_path, table, **changes)
-    monkeypatch.setattr("raysere.pipeline.start_ray", lambda: None)  # it starts beside the checks, which need none
+    monkeypatch.setattr("raysere.pipeline.stages.start_ray", lambda: None)  # it starts beside the checks, which need none
     code, printed = raysere(monkeypatch, capsys, "run", str(path), "--quiet")
     assert code == 2, printed
     assert all(word in printed for word in words), printed

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from raysere.corpora.manifest import Manifest, rows_to_table
-from raysere.ensemble.library import MemberInfo, Predictions, Selection
+from raysere.ensemble.data.predictions import FitRows, MemberInfo, StackedPredictions
 
 CLASSES = ("anger", "happiness", "neutral", "sadness")
 
@@ -28,7 +28,7 @@ def member_logits(label: np.ndarray, skill: float, generator: np.random.Generato
 
 
 def make_selection(
-    skills, *, items=400, speakers=20, classes=CLASSES, seed=0, part="dev", shuffled=False, ids=None, folds=5, values=None, target=None
+    skills, *, items=400, speakers=20, classes=CLASSES, seed=0, stage="dev", shuffled=False, ids=None, folds=5, values=None, target=None
 ):
     generator = np.random.default_rng(seed)
     label = generator.integers(0, len(classes), items)
@@ -43,7 +43,7 @@ def make_selection(
     speaker = generator.integers(0, speakers, items)
     attributes = () if values is None else ("arousal",)
     values = np.zeros((len(skills), items, 0), np.float32) if values is None else values[:, :, None].astype(np.float32)
-    found = Predictions(
+    found = StackedPredictions(
         members,
         tuple(f"u{n:05d}" for n in range(items)),
         tuple(classes),
@@ -51,9 +51,9 @@ def make_selection(
         np.log(p).astype(np.float32),
         values,
         np.ones((len(skills), items), bool),
-        part,
+        stage,
     )
-    return Selection(
+    return FitRows(
         found, label, np.zeros((items, 0)) if target is None else target[:, None], np.char.add("s", speaker.astype(str)), speaker % folds
     )
 

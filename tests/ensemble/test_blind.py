@@ -5,10 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from raysere.ensemble.blind import MIXED_RULE, RULE, choose_member, criteria_of_members, near_members
+from raysere.base.errors import DataError
 from raysere.ensemble.config import EnsembleConfig
-from raysere.ensemble.fit import fit_part
-from raysere.errors import DataError
+from raysere.ensemble.fit.part import fit_part
+from raysere.ensemble.fit.unlabelled_target import MIXED_RULE, RULE, choose_member, criteria_of_members, near_members
 from raysere.training.task import Task
 
 TASK = Task(classes=("anger", "happiness", "neutral", "sadness"))

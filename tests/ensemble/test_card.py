@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from raysere.ensemble.card import short_name, write_card
+from raysere.ensemble.saved.card import short_name, write_card
 
 RECORD = {
     "runs": ["first", "second"],

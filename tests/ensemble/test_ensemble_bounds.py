@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from raysere.ensemble.bundle import load_ensemble
-from raysere.ensemble.evaluation import evaluate
-from raysere.errors import DataError, RaysereError
-from raysere.files import to_yaml
+from raysere.base.errors import DataError, RaysereError
+from raysere.base.files import to_yaml
+from raysere.ensemble.evaluate.evaluation import evaluate
+from raysere.ensemble.saved.read import load_ensemble
 from tests.bombs import opened
 
 
@@ -109,7 +109,7 @@ def test_twenty_thousand_parts_do_not(saved: Path, tmp_path: Path) -> None:
         path.write_text(
             to_yaml({**record, "parts": [{"number": number, "pool": "mean", "family": "x", "k": [1] * 30} for number in range(count)]})
         )
-        kind, message = opened("from raysere.ensemble.bundle import load_ensemble", "load_ensemble(path.rpartition('/')[0])", path)
+        kind, message = opened("from raysere.ensemble.saved.read import load_ensemble", "load_ensemble(path.rpartition('/')[0])", path)
         assert kind in ("DataError", "ConfigError"), message
         assert said in message
         assert "ensemble.yaml" in message

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import yaml
 
-from raysere.ensemble.bundle import load_ensemble, save_ensemble
-from raysere.ensemble.description import FORMATS
-from raysere.ensemble.evaluation import evaluate, score_answers
-from raysere.ensemble.fit import mixture
-from raysere.ensemble.library import load_predictions
-from raysere.ensemble.members import contributions_of
-from raysere.ensemble.protocols import fit_runs
-from raysere.ensemble.runs import Run
-from raysere.errors import DataError, MissingFileError
+from raysere.base.errors import DataError, MissingFileError
+from raysere.ensemble.data.predictions import load_predictions
+from raysere.ensemble.data.run_labels import Run
+from raysere.ensemble.evaluate.evaluation import evaluate, score_answers
+from raysere.ensemble.evaluate.protocols import fit_runs
+from raysere.ensemble.fit.part import mixture
+from raysere.ensemble.saved.contributions import contributions_of
+from raysere.ensemble.saved.read import load_ensemble, save_ensemble
+from raysere.ensemble.saved.write import FORMATS
 
 SKILLS = [("speech", 0.9), ("speech", 1.1), ("text", 1.0)]
 
@@ -108,7 +108,7 @@ def test_a_changed_or_missing_member_is_refused(saved):
 
 @pytest.mark.parametrize("name", ["../outside.safetensors", "members/link.safetensors", "/etc/hostname"])
 def test_a_path_that_leaves_the_folder_is_refused(saved, tmp_path, name):
-    from raysere.ensemble.bundle import file_hash
+    from raysere.ensemble.saved.read import file_hash
 
     folder, outside = saved / "ensemble", saved / "outside.safetensors"
     shutil.copyfile(sorted((folder / "members").iterdir())[0], outside)

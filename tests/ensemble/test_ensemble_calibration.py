@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysere.ensemble.calibration import Calibration, class_shares, design_effect, fit_calibration, log_softmax, nll, vote_table
-from raysere.ensemble.classes import prepare
+from raysere.base.errors import ConfigError, DataError
 from raysere.ensemble.config import EnsembleConfig
-from raysere.ensemble.fit import fit_classes
-from raysere.ensemble.members import contributions_of
-from raysere.ensemble.objective import Objective, confusion_counts, prior_macro_f1
-from raysere.ensemble.priors import check_prior, decision_prior, estimate_prior, shift_prior
-from raysere.errors import ConfigError, DataError
+from raysere.ensemble.fit.calibration import Calibration, class_shares, design_effect, fit_calibration, log_softmax, nll, vote_table
+from raysere.ensemble.fit.classes import prepare
+from raysere.ensemble.fit.objective import Objective, confusion_counts, prior_macro_f1
+from raysere.ensemble.fit.part import fit_classes
+from raysere.ensemble.fit.priors import check_prior, decision_prior, estimate_prior, shift_prior
+from raysere.ensemble.saved.contributions import contributions_of
 from raysere.training.metrics import macro_f1
 from raysere.training.task import Task
 
@@ -77,7 +77,7 @@ def test_the_likelihood_never_falls(seed, scale):
 
 
 def test_calibration_and_prior_shift_recover_the_bayes_posterior():
-    """Three Gaussians; a model with a wrong prior and temperature 2.5 (papers 3.7 step 2)."""
+    """Three Gaussians; a model with a wrong prior and temperature 2.5 (docs/methods.md 3.3)."""
     generator = np.random.default_rng(0)
     prior, wrong = np.array([0.6, 0.3, 0.1]), np.array([0.2, 0.3, 0.5])
     means = np.array([[0.0, 0.0], [1.5, 0.0], [0.0, 1.5]])
@@ -284,11 +284,11 @@ def test_without_calibration_the_pool_has_no_temperature(toy):
 
 
 def test_contributions_are_those_of_the_pool_before_its_temperature(toy):
-    from raysere.ensemble.fit import Part
+    from raysere.ensemble.fit.part import OuterFit
 
     selection = toy.selection([1.0, 1.2, 0.8])
     fit = fit_classes(selection, TASK, EnsembleConfig(family="average", pool="linear"))
     assert fit.temperature != 1.0
-    _, shares, p = contributions_of([Part(fit, ())], selection.predictions)
+    _, shares, p = contributions_of([OuterFit(fit, ())], selection.predictions)
     mixed = (shares[:, :, None] * p).sum(0)
     assert np.allclose(log_softmax(np.log(mixed) / fit.temperature), fit.natural(selection.predictions), atol=1e-5)

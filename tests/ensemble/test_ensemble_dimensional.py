@@ -1,12 +1,13 @@
-"""Pools of attributes and variance matching (papers 3.8)."""
+"""Pools of attributes and variance matching (docs/methods.md 3.11)."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
+from raysere.base.errors import DataError
 from raysere.ensemble.config import EnsembleConfig
-from raysere.ensemble.dimensional import (
+from raysere.ensemble.fit.attributes import (
     ambiguity,
     ccc_weights,
     expected_ccc,
@@ -21,8 +22,7 @@ from raysere.ensemble.dimensional import (
     shrunk_weights,
     standardise,
 )
-from raysere.ensemble.greedy import GreedyParams
-from raysere.errors import DataError
+from raysere.ensemble.fit.greedy import GreedyParams
 from raysere.training.metrics import ccc
 
 WIDE = (-1e9, 1e9)

@@ -9,16 +9,16 @@ import polars as pl
 import pytest
 import yaml
 
+from raysere.base.errors import ConfigError, DataError
 from raysere.corpora.manifest import Manifest
-from raysere.ensemble.choice import first_near_best
 from raysere.ensemble.config import FAMILIES, EnsembleConfig, with_family
-from raysere.ensemble.evaluation import evaluate, evaluate_runs, evaluation_is_current
-from raysere.ensemble.fit import fit_classes, fit_part, mixture
-from raysere.ensemble.library import Selection
-from raysere.ensemble.protocols import cross_fit, in_sample
-from raysere.ensemble.recipes import fit_baselines
-from raysere.ensemble.runs import Run
-from raysere.errors import ConfigError, DataError
+from raysere.ensemble.data.predictions import FitRows
+from raysere.ensemble.data.run_labels import Run
+from raysere.ensemble.evaluate.evaluation import evaluate, evaluate_runs, evaluation_is_current
+from raysere.ensemble.evaluate.protocols import cross_fit, in_sample
+from raysere.ensemble.evaluate.recipes import fit_baselines
+from raysere.ensemble.fit.auto import first_near_best
+from raysere.ensemble.fit.part import fit_classes, fit_part, mixture
 from raysere.training.metrics import uar, uar_of
 from raysere.training.task import Task
 
@@ -161,7 +161,7 @@ def test_what_is_held_out_changes_nothing_that_answers_it(toy):
     held = selection.fold == 2
     label = selection.label.copy()
     label[held] = (label[held] + 1) % 4
-    after = cross_fit(Selection(selection.predictions, label, selection.target, selection.group, selection.fold), TASK, config, 0)
+    after = cross_fit(FitRows(selection.predictions, label, selection.target, selection.group, selection.fold), TASK, config, 0)
     for name in before.answer:
         assert (before.answer[name][held] == after.answer[name][held]).all()
     assert np.allclose(before.logp[held], after.logp[held])

@@ -1,4 +1,4 @@
-"""Convex weights, the stack, offsets, and that every choice answers alike when fitted and when saved (papers 3.7 steps 2 and 4 to 9)."""
+"""Convex weights, the stack, offsets, and that every choice answers alike when fitted and when saved (docs/methods.md 3.3, 3.5 to 3.10)."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from raysere.ensemble.bundle import load_ensemble
-from raysere.ensemble.calibration import log_softmax, nll, only_votes
-from raysere.ensemble.choice import _chosen, choose, name_of
-from raysere.ensemble.classes import prepare, stack_fits, weigh
+from raysere.base.errors import ConfigError
+from raysere.base.files import read_yaml
 from raysere.ensemble.config import FAMILIES, EnsembleConfig
-from raysere.ensemble.convex import conditions, convex_weights, linear_problem, log_problem, simplex_quadratic
-from raysere.ensemble.description import FORMATS
-from raysere.ensemble.evaluation import evaluate
-from raysere.ensemble.fit import fit_classes
-from raysere.ensemble.library import load_predictions
-from raysere.ensemble.objective import Objective, confusion_counts
-from raysere.ensemble.offsets import cross_fitted_answers, fit_scalar, fit_vector, sweep, value_of
-from raysere.ensemble.pools import RankReference, normal_scores
-from raysere.ensemble.priors import Posterior
-from raysere.ensemble.protocols import fit_runs
-from raysere.ensemble.runs import Run
-from raysere.ensemble.stack import Stack, fit_stacks, stack_inputs
-from raysere.errors import ConfigError
-from raysere.files import read_yaml
+from raysere.ensemble.data.predictions import load_predictions
+from raysere.ensemble.data.run_labels import Run
+from raysere.ensemble.evaluate.evaluation import evaluate
+from raysere.ensemble.evaluate.protocols import fit_runs
+from raysere.ensemble.fit.auto import _chosen, choose, name_of
+from raysere.ensemble.fit.calibration import log_softmax, nll, only_votes
+from raysere.ensemble.fit.classes import prepare, stack_fits, weigh
+from raysere.ensemble.fit.convex import conditions, convex_weights, linear_problem, log_problem, simplex_quadratic
+from raysere.ensemble.fit.objective import Objective, confusion_counts
+from raysere.ensemble.fit.offsets import cross_fitted_answers, fit_scalar, fit_vector, sweep, value_of
+from raysere.ensemble.fit.part import fit_classes
+from raysere.ensemble.fit.pools import RankReference, normal_scores
+from raysere.ensemble.fit.priors import Posterior
+from raysere.ensemble.fit.stacking import Stack, fit_stacks, stack_inputs
+from raysere.ensemble.saved.read import load_ensemble
+from raysere.ensemble.saved.write import FORMATS
 from raysere.training.task import Task
 
 TASK = Task(classes=("anger", "happiness", "neutral", "sadness"))
@@ -430,7 +430,7 @@ def test_a_stack_reads_the_best_members_only(toy):
 
 
 def test_the_forest_recipe_says_what_it_needs(toy, monkeypatch):
-    from raysere.ensemble import forest, recipes
+    from raysere.ensemble.evaluate import forest, recipes
 
     monkeypatch.setattr(forest, "forest_available", lambda: False)
     with pytest.raises(ConfigError, match="scikit-learn") as error:

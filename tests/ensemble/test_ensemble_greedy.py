@@ -7,11 +7,11 @@ import time
 import numpy as np
 import pytest
 
-from raysere.ensemble.calibration import log_softmax
-from raysere.ensemble.contenders import FixedPoint, Running, Workspace
-from raysere.ensemble.greedy import Candidates, GreedyParams, contributions, draw_bag, greedy_path, greedy_weights, prune, thread_count
-from raysere.ensemble.objective import Objective
-from raysere.errors import DataError
+from raysere.base.errors import DataError
+from raysere.ensemble.fit.calibration import log_softmax
+from raysere.ensemble.fit.exact_argmax import FixedPoint, Running, Workspace
+from raysere.ensemble.fit.greedy import Candidates, GreedyParams, contributions, draw_bag, greedy_path, greedy_weights, prune, thread_count
+from raysere.ensemble.fit.objective import Objective
 from raysere.training.metrics import uar
 
 UAR = Objective("uar")

@@ -12,14 +12,15 @@ import pytest
 import yaml
 
 import raysere.ensemble as package
-from raysere.ensemble.classes import decide, prepare
+from raysere.base.errors import ConfigError, DataError, MissingFileError
 from raysere.ensemble.config import EnsembleConfig
-from raysere.ensemble.fit import fit_classes, fit_one_attribute
-from raysere.ensemble.library import MemberInfo, Predictions, Selection, load_predictions, load_selection, member_scores
-from raysere.ensemble.priors import likeliest_class
-from raysere.ensemble.recipes import fit_baselines
-from raysere.ensemble.runs import Run, dev_truth, test_truth
-from raysere.errors import ConfigError, DataError, MissingFileError
+from raysere.ensemble.data.predictions import FitRows, MemberInfo, StackedPredictions, load_fit_rows, load_predictions
+from raysere.ensemble.data.run_labels import Run, dev_truth, test_truth
+from raysere.ensemble.evaluate.recipes import fit_baselines
+from raysere.ensemble.fit.alone import member_scores, top_members
+from raysere.ensemble.fit.classes import decide, prepare
+from raysere.ensemble.fit.part import fit_classes, fit_one_attribute
+from raysere.ensemble.fit.priors import likeliest_class
 from raysere.training.metrics import ccc, uar
 from raysere.training.task import Task
 
@@ -28,7 +29,7 @@ STUDIES = [("speech", 1.0), ("speech", 1.5), ("text", 0.8)]
 
 def test_predictions_are_joined_by_utterance_and_class_name(tmp_path, toy):
     run = toy.run(tmp_path / "a", skills=[("speech", 60.0)], file_classes=("sadness", "anger", "neutral", "happiness"))
-    selection = load_selection([Run.open(run.folder)])
+    selection = load_fit_rows([Run.open(run.folder)])
     number = {name: n for n, name in enumerate(run.utterances)}
     truth = run.label[[number[name] for name in selection.predictions.utterances]]
     assert (selection.label == truth).all()
@@ -40,7 +41,7 @@ def test_predictions_are_joined_by_utterance_and_class_name(tmp_path, toy):
 
 def test_rows_without_a_prediction_are_absent(tmp_path, toy):
     run = toy.run(tmp_path / "a", skills=STUDIES, text_missing=0.3)
-    found = load_selection([Run.open(run.folder)]).predictions
+    found = load_fit_rows([Run.open(run.folder)]).predictions
     assert found.present[:2].all()
     assert 0.5 < found.present[2].mean() < 0.85
     assert np.isfinite(found.logp).all()
@@ -53,20 +54,20 @@ def test_unfinished_trials_and_twins_are_no_members(tmp_path, toy, status):
     done.write_text(json.dumps({**json.loads(done.read_text()), "status": status, "score": None}))
     twin = run.folder / "trials" / "speech-0001" / "DONE"
     twin.write_text(json.dumps({**json.loads(twin.read_text()), "twin_of": "speech-0000"}))
-    assert [member.trial for member in load_selection([Run.open(run.folder)]).predictions.members] == ["text-0002"]
+    assert [member.trial for member in load_fit_rows([Run.open(run.folder)]).predictions.members] == ["text-0002"]
     (run.folder / "trials" / "text-0002" / "DONE").unlink()
     with pytest.raises(DataError, match="no finished trial"):
-        load_selection([Run.open(run.folder)])
+        load_fit_rows([Run.open(run.folder)])
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "predictions.parquet", "params.yaml", "DONE"])
 def test_a_trial_whose_files_changed_is_no_member(tmp_path, toy, capfd, name):
     run = toy.run(tmp_path / "a", skills=STUDIES)
-    assert len(load_selection([Run.open(run.folder)]).predictions.members) == 3
+    assert len(load_fit_rows([Run.open(run.folder)]).predictions.members) == 3
     assert capfd.readouterr().err.count("Not checked: 3 of 3 trials") == 1
     toy.hashes(run.folder)
     opened = Run.open(run.folder)
-    assert len(load_selection([opened]).predictions.members) == 3
+    assert len(load_fit_rows([opened]).predictions.members) == 3
     assert not capfd.readouterr().err
     file = run.folder / "trials" / "speech-0001" / name
     file.write_bytes(file.read_bytes()[:-1] + b"?")
@@ -81,14 +82,14 @@ def test_stopped_trials_are_members_with_their_prior(tmp_path, toy):
     done = run.folder / "trials" / "speech-0000" / "DONE"
     prior = {"sadness": 0.4, "anger": 0.3, "happiness": 0.2, "neutral": 0.1}
     done.write_text(json.dumps({**json.loads(done.read_text()), "status": "stopped", "describe": {"effective_prior": prior}}))
-    (member,) = load_selection([Run.open(run.folder)]).predictions.members
+    (member,) = load_fit_rows([Run.open(run.folder)]).predictions.members
     assert member.prior == (0.3, 0.2, 0.1, 0.4)
 
 
 def test_two_runs_make_one_library(tmp_path, toy):
     first = toy.run(tmp_path / "a", skills=STUDIES[:2])
     second = toy.run(tmp_path / "b", skills=STUDIES[2:], noise_seed=5)
-    selection = load_selection([Run.open(first.folder), Run.open(second.folder)])
+    selection = load_fit_rows([Run.open(first.folder), Run.open(second.folder)])
     assert [member.id for member in selection.predictions.members] == ["a/speech-0000", "a/speech-0001", "b/text-0000"]
     assert selection.predictions.present.all()
 
@@ -97,16 +98,16 @@ def test_runs_that_do_not_belong_together_are_refused(tmp_path, toy):
     first = toy.run(tmp_path / "a", skills=STUDIES[:1])
     other = toy.run(tmp_path / "b", skills=STUDIES[:1], classes=("anger", "fear", "neutral", "sadness"))
     with pytest.raises(DataError, match="classes"):
-        load_selection([Run.open(first.folder), Run.open(other.folder)])
+        load_fit_rows([Run.open(first.folder), Run.open(other.folder)])
     leaky = toy.run(tmp_path / "c", skills=STUDIES[:1], test_share=0)
     with pytest.raises(DataError, match="split .* differently"):
-        load_selection([Run.open(first.folder), Run.open(leaky.folder)])
+        load_fit_rows([Run.open(first.folder), Run.open(leaky.folder)])
     relabelled = toy.run(tmp_path / "d", skills=STUDIES[:1], seed=9)
     with pytest.raises(DataError, match="disagree about"):
-        load_selection([Run.open(first.folder), Run.open(relabelled.folder)])
+        load_fit_rows([Run.open(first.folder), Run.open(relabelled.folder)])
     same = toy.run(tmp_path / "e", skills=STUDIES[:1], name="a")
     with pytest.raises(DataError, match="same name"):
-        load_selection([Run.open(first.folder), Run.open(same.folder)])
+        load_fit_rows([Run.open(first.folder), Run.open(same.folder)])
 
 
 def test_predictions_that_do_not_fit_the_splits_are_refused(tmp_path, toy):
@@ -116,41 +117,41 @@ def test_predictions_that_do_not_fit_the_splits_are_refused(tmp_path, toy):
     one = table.filter(pl.col("split") == "dev")["utterance"][0]
     table.with_columns(fold=pl.when(pl.col("utterance") == one).then((pl.col("fold") + 1) % 5).otherwise("fold")).write_parquet(path)
     with pytest.raises(DataError, match="other folds"):
-        load_selection([Run.open(run.folder)])
+        load_fit_rows([Run.open(run.folder)])
     table.with_columns(split=pl.lit("dev")).write_parquet(path)
     with pytest.raises(DataError, match="splits do not have"):
-        load_selection([Run.open(run.folder)])
+        load_fit_rows([Run.open(run.folder)])
     table.rename({"p.anger": "p.rage"}).write_parquet(path)
     with pytest.raises(DataError, match="other classes"):
-        load_selection([Run.open(run.folder)])
+        load_fit_rows([Run.open(run.folder)])
     pl.concat([table, table.head(1)]).write_parquet(path)
     with pytest.raises(DataError, match="twice"):
-        load_selection([Run.open(run.folder)])
+        load_fit_rows([Run.open(run.folder)])
 
 
 def test_nothing_can_be_fitted_on_test_rows(tmp_path, toy):
     run = Run.open(toy.run(tmp_path / "a", skills=STUDIES).folder)
     held = load_predictions([run], 0, "test")
-    assert held.part == "test"
+    assert held.stage == "test"
     assert not hasattr(held, "label")
     count = len(held.utterances)
     with pytest.raises(DataError, match="fitted on test"):
-        Selection(held, np.zeros(count, int), np.zeros((count, 0)), np.full(count, "s"), np.zeros(count, int))
+        FitRows(held, np.zeros(count, int), np.zeros((count, 0)), np.full(count, "s"), np.zeros(count, int))
     with pytest.raises(DataError, match="test row"):
         dev_truth([run], 0, held.utterances)
     with pytest.raises(DataError, match="no test row"):
-        test_truth([run], 0, load_selection([run]).predictions.utterances)
+        test_truth([run], 0, load_fit_rows([run]).predictions.utterances)
 
 
 def test_only_the_evaluation_reads_test_labels():
     readers = set()
-    for path in Path(package.__file__).parent.glob("*.py"):
+    for path in Path(package.__file__).parent.rglob("*.py"):
         if any(
             isinstance(node, ast.Name | ast.alias) and (getattr(node, "id", None) or getattr(node, "name", None)) == "test_truth"
             for node in ast.walk(ast.parse(path.read_text()))
         ):
             readers.add(path.name)
-    assert readers == {"evaluation.py", "runs.py"}
+    assert readers == {"evaluation.py", "run_labels.py"}
 
 
 def test_a_speaker_in_two_folds_is_refused(toy):
@@ -158,7 +159,7 @@ def test_a_speaker_in_two_folds_is_refused(toy):
     fold = selection.fold.copy()
     fold[0] = (fold[0] + 1) % 5
     with pytest.raises(DataError, match="stands in the folds"):
-        Selection(selection.predictions, selection.label, selection.target, selection.group, fold)
+        FitRows(selection.predictions, selection.label, selection.target, selection.group, fold)
 
 
 def test_splits_by_dialogue_group_dialogues_and_speakers_may_recur(tmp_path, toy):
@@ -174,11 +175,11 @@ def test_splits_by_dialogue_group_dialogues_and_speakers_may_recur(tmp_path, toy
     table = manifest.table.with_columns(dialogue=talk, speaker=pl.lit("toy/joey"))
     Manifest.checked(table, roots=manifest.roots, scales=manifest.scales).write(path)
     with pytest.raises(DataError, match="stands in the folds"):
-        load_selection([Run.open(run.folder)])
+        load_fit_rows([Run.open(run.folder)])
     settings = yaml.safe_load((run.folder / "experiment.yaml").read_text())
     settings["protocol"]["by"] = "dialogue"
     (run.folder / "experiment.yaml").write_text(yaml.safe_dump(settings))
-    selection = load_selection([Run.open(run.folder)])
+    selection = load_fit_rows([Run.open(run.folder)])
     of = dict(zip(table["utterance"], table["dialogue"], strict=True))
     assert selection.group.tolist() == [of[utterance] for utterance in selection.predictions.utterances]
 
@@ -190,20 +191,20 @@ def test_linked_speakers_are_one_person(tmp_path, toy):
     path = run.folder / "manifest.parquet"
     manifest = Manifest.read(path)
     Manifest.checked(manifest.table, roots=manifest.roots, scales=manifest.scales, linked_speakers=[["toy/s00", "toy/s05"]]).write(path)
-    assert len(set(load_selection([Run.open(run.folder)]).group.tolist())) == 8
+    assert len(set(load_fit_rows([Run.open(run.folder)]).group.tolist())) == 8
 
 
 def test_the_cap_keeps_the_best_of_each_study_on_these_rows_alone(toy):
     selection = toy.selection([0.1, 0.2, 1.0, 1.5, 2.0, 2.5])
-    kept = selection.top(2, "uar").predictions.members
+    kept = top_members(selection, 2, "uar").predictions.members
     assert [member.trial for member in kept] == ["t002", "t003", "t004", "t005"]
     scores = member_scores(selection, "uar")
     assert scores[5] == max(scores)
     worse = selection.label.copy()
     worse[:] = (selection.label + 1) % 4
-    flipped = Selection(selection.predictions, worse, selection.target, selection.group, selection.fold)
-    assert [member.trial for member in flipped.top(1, "uar").predictions.members] != [
-        member.trial for member in selection.top(1, "uar").predictions.members
+    flipped = FitRows(selection.predictions, worse, selection.target, selection.group, selection.fold)
+    assert [member.trial for member in top_members(flipped, 1, "uar").predictions.members] != [
+        member.trial for member in top_members(selection, 1, "uar").predictions.members
     ]
 
 
@@ -232,7 +233,7 @@ def _partial(order=("a", "b", "c")):
     present = np.ones((2, 48), bool)
     present[0, SPARSE:] = False
     values[0, SPARSE:], p[0, SPARSE:] = 0.0, 1.0
-    found = Predictions(
+    found = StackedPredictions(
         tuple(MemberInfo(name, "run", name, "pooled", "s") for name in ("text", "whole")),
         tuple(f"u{n:02d}" for n in range(48)),
         tuple(order),
@@ -243,7 +244,7 @@ def _partial(order=("a", "b", "c")):
         "dev",
     )
     speaker = np.char.add("s", (np.arange(48) % 6).astype(str))
-    return Selection(found, place[label], rating[:, None], speaker, np.arange(48) % 3)
+    return FitRows(found, place[label], rating[:, None], speaker, np.arange(48) % 3)
 
 
 def test_members_are_scored_on_all_rows_with_the_prior_where_they_are_absent():
@@ -256,8 +257,8 @@ def test_members_are_scored_on_all_rows_with_the_prior_where_they_are_absent():
     values = np.where(found.present[0], found.values[0, :, 0], target.mean())
     assert member_scores(selection, "ccc")[0] == pytest.approx(ccc(values, target))
     nobody = np.vstack([np.zeros((1, 48), bool), found.present[1:]])
-    absent = Selection(
-        Predictions(found.members, found.utterances, found.classes, found.attributes, found.logp, found.values, nobody, "dev"),
+    absent = FitRows(
+        StackedPredictions(found.members, found.utterances, found.classes, found.attributes, found.logp, found.values, nobody, "dev"),
         label,
         selection.target,
         selection.group,
@@ -270,7 +271,7 @@ def test_a_member_that_answers_some_rows_is_not_the_best_single_one():
     selection = _partial()
     task = Task(kind="both", classes=("a", "b", "c"), attributes=("arousal",))
     assert fit_baselines(selection, task, EnsembleConfig()).best.trial == "whole"
-    assert [member.trial for member in selection.top(1, "uar").predictions.members] == ["whole"]
+    assert [member.trial for member in top_members(selection, 1, "uar").predictions.members] == ["whole"]
     config = EnsembleConfig(family="best_single", dimensional="best_single")
     assert [member.trial for member in fit_classes(selection, task, config).members] == ["whole"]
     assert [member.trial for member in fit_one_attribute(selection, 0, task, config).members] == ["whole"]
@@ -320,11 +321,11 @@ def test_a_damaged_file_is_named(tmp_path, toy, damage):
         else:
             pl.read_parquet(path).with_columns(pl.lit("x").alias(numbers[name])).write_parquet(path)
         with pytest.raises(DataError, match="cannot be read") as caught:
-            load_selection([Run.open(run.folder)])
+            load_fit_rows([Run.open(run.folder)])
         assert caught.value.where == str(path)
         assert name == "splits.parquet" or "`raysere run` or `raysere tune` then trains it anew" in str(caught.value)  # `evaluate` does not
         path.write_bytes(kept)
-    assert load_selection([Run.open(run.folder)]).predictions.present.all()
+    assert load_fit_rows([Run.open(run.folder)]).predictions.present.all()
 
 
 @pytest.mark.parametrize("change", [lambda s: [s], lambda s: s | {"ensemble": [1]}, lambda s: s | {"protocol": ["holdout"]}])

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from safetensors.torch import save_file
 
-from raysere.ensemble.predict import Ensemble
+from raysere.base.files import file_hash
+from raysere.ensemble.saved.ensemble import Ensemble
 from raysere.features.views import FeatureView
-from raysere.files import file_hash
 from raysere.methods import METHODS
 from raysere.testing.toy import toy_data
 from raysere.training.loop import Trainer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from raysere.ensemble.pools import POOLS, linear, log, normal_scores, rank, row_weights, vote
+from raysere.ensemble.fit.pools import POOLS, linear, log, normal_scores, rank, row_weights, vote
 
 P = np.array(
     [[[0.7, 0.2, 0.1], [0.3, 0.3, 0.4]], [[0.1, 0.6, 0.3], [0.2, 0.5, 0.3]], [[0.5, 0.25, 0.25], [0.4, 0.1, 0.5]]], dtype=np.float32

@@ -11,11 +11,11 @@ import pytest
 import soundfile
 from real_run import CLASSES
 
-from raysere.ensemble.evaluation import evaluate
-from raysere.ensemble.library import load_predictions
-from raysere.ensemble.predict import Ensemble
-from raysere.ensemble.runs import Run
-from raysere.errors import ConfigError, DataError
+from raysere.base.errors import ConfigError, DataError
+from raysere.ensemble.data.predictions import load_predictions
+from raysere.ensemble.data.run_labels import Run
+from raysere.ensemble.evaluate.evaluation import evaluate
+from raysere.ensemble.saved.ensemble import Ensemble
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +192,7 @@ def test_prediction_needs_no_ray(run):
 
     _, files, texts = _test_items(run)
     code = (
-        "import sys; from raysere.ensemble.predict import Ensemble; "
+        "import sys; from raysere.ensemble.saved.ensemble import Ensemble; "
         f"found = Ensemble.load({str(run['folder'] / 'ensemble')!r}).predict([{files[0]!r}], texts=[{texts[0]!r}]); "
         "assert found['predicted'][0]; assert 'ray' not in sys.modules"
     )
@@ -202,7 +202,7 @@ def test_prediction_needs_no_ray(run):
 def test_only_what_nobody_could_answer_is_null(tmp_path, toy, monkeypatch):
     from dataclasses import replace
 
-    from raysere.ensemble.fit import Part
+    from raysere.ensemble.fit.part import OuterFit
 
     made = toy.run(
         tmp_path / "run",
@@ -237,7 +237,7 @@ def test_only_what_nobody_could_answer_is_null(tmp_path, toy, monkeypatch):
     monkeypatch.setattr(ensemble, "_features", lambda paths, words, *more: ({}, reasons))
     monkeypatch.setattr(ensemble, "member_predictions", lambda *_: replace(held, present=present))
 
-    ensemble.bundle.parts[:] = [Part(part.classes, (arousal, only(valence, "text"), dominance))]
+    ensemble.bundle.parts[:] = [OuterFit(part.classes, (arousal, only(valence, "text"), dominance))]
     found = ensemble.predict(["0.wav", "1.wav", "2.wav"])
     assert found["valence"].is_null().to_list() == [False, True, True]
     for column in ("predicted", "confidence", "p.anger", "arousal", "dominance"):
@@ -248,7 +248,7 @@ def test_only_what_nobody_could_answer_is_null(tmp_path, toy, monkeypatch):
     assert "(text) left out: no text" in found["note"][1]
     assert found["note"][2] is None
 
-    ensemble.bundle.parts[:] = [Part(by_text, (arousal, valence, dominance))]
+    ensemble.bundle.parts[:] = [OuterFit(by_text, (arousal, valence, dominance))]
     found = ensemble.predict(["0.wav", "1.wav", "2.wav"])
     for column in ("predicted", "confidence", "p.anger"):
         assert found[column].is_null().to_list() == [False, True, True]

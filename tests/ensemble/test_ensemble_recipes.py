@@ -1,23 +1,23 @@
-"""Published recipes, diversity, controls and claims (papers 3.4, 3.9, 3.10)."""
+"""Published recipes, diversity, controls and claims (docs/methods.md 3.1, 3.12, 3.13)."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from raysere.ensemble import controls, forest
-from raysere.ensemble.claims import claim
+from raysere.base.errors import DataError
 from raysere.ensemble.config import EnsembleConfig
-from raysere.ensemble.controls import ablate, libraries_of, shuffled_control
-from raysere.ensemble.diversity import diversity_of, group_measures, off_diagonal_mean, pair_measures, predicted_gain
-from raysere.ensemble.evaluation import evaluate
-from raysere.ensemble.fit import fit_part
-from raysere.ensemble.library import load_selection
-from raysere.ensemble.meta import Linear, fit_meta_soup, soup
-from raysere.ensemble.protocols import fit_runs
-from raysere.ensemble.recipes import fit_baselines, two_systems
-from raysere.ensemble.runs import Run
-from raysere.errors import DataError
+from raysere.ensemble.data.predictions import load_fit_rows
+from raysere.ensemble.data.run_labels import Run
+from raysere.ensemble.evaluate import ablation, forest
+from raysere.ensemble.evaluate.ablation import ablate, libraries_of, shuffled_control
+from raysere.ensemble.evaluate.claims import claim
+from raysere.ensemble.evaluate.diversity import diversity_of, group_measures, off_diagonal_mean, pair_measures, predicted_gain
+from raysere.ensemble.evaluate.evaluation import evaluate
+from raysere.ensemble.evaluate.meta import Linear, fit_meta_soup, soup
+from raysere.ensemble.evaluate.protocols import fit_runs
+from raysere.ensemble.evaluate.recipes import fit_baselines, two_systems
+from raysere.ensemble.fit.part import fit_part
 from raysere.training.metrics import uar
 from raysere.training.task import Task
 
@@ -183,11 +183,11 @@ def test_a_part_of_the_library_is_fitted_and_scored_by_itself(tmp_path, toy, pro
 
 
 def test_the_first_trials_of_a_library_are_taken_from_its_studies_in_turns(tmp_path, toy, monkeypatch):
-    monkeypatch.setattr(controls, "SIZES", (1, 3, 8))
+    monkeypatch.setattr(ablation, "SIZES", (1, 3, 8))
     run = toy.run(tmp_path / "run", skills=[("b", 1.0), ("a", 0.8), ("a", 1.1), ("b", 0.2), ("a", 0.5)], protocol="nested", items=120)
     opened = Run.open(run.folder)
     taken = {
-        name: sorted(member.trial for member in load_selection([opened], 2).predictions.members if keep(member))
+        name: sorted(member.trial for member in load_fit_rows([opened], 2).predictions.members if keep(member))
         for name, keep in libraries_of(opened).items()
         if "members" in name
     }

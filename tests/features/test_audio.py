@@ -11,7 +11,7 @@ import soundfile as sf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysere.errors import DataError, EnvironmentFault
+from raysere.base.errors import DataError, EnvironmentFault
 from raysere.features import audio
 from raysere.features.audio import content_hash, pick_channel, read_audio, resample
 

@@ -16,17 +16,17 @@ import pytest
 import soundfile
 from toy_corpus import PLUGINS, corpus, manifest_of, subset, tone, use_toy
 
-from raysere.cluster import start_ray, stop_ray
-from raysere.errors import ConfigError, DataError, EnvironmentFault
-from raysere.features import encoder as encoder_module
-from raysere.features.actors import DEATHS, Tasks
-from raysere.features.content import Work
-from raysere.features.encoder import Encoder, buckets
-from raysere.features.extract import encode_view, extract, extract_local, item
-from raysere.features.shards import read_index, shard_numbers
+from raysere.base.cluster import start_ray, stop_ray
+from raysere.base.errors import ConfigError, DataError, EnvironmentFault
+from raysere.base.progress import Progress
+from raysere.features.extract import encoder as encoder_module
+from raysere.features.extract.actors import DEATHS, Tasks
+from raysere.features.extract.encoder import Encoder, buckets
+from raysere.features.extract.run import encode_view, extract, extract_local, item
 from raysere.features.spec import resolve
-from raysere.features.store import FeatureStore
-from raysere.progress import Progress
+from raysere.features.store.content import Work
+from raysere.features.store.shards import read_index, shard_numbers
+from raysere.features.store.store import FeatureStore
 
 use_toy()
 SPEC = resolve({"backbone": "toy"})
@@ -281,7 +281,7 @@ def test_a_full_disk_loses_no_finished_shard_and_leaves_none_half_written(tmp_pa
             raise OSError("100 requested and 3 written")
         real(path, array)
 
-    monkeypatch.setattr("raysere.features.shards.np.save", save)
+    monkeypatch.setattr("raysere.features.store.shards.np.save", save)
     with pytest.raises(EnvironmentFault, match="disk is full"):
         extract_local(manifest, SPEC, tmp_path / "store")
     monkeypatch.undo()
@@ -376,7 +376,7 @@ def test_workers_that_die_and_finish_nothing_are_the_machines_fault_unless_their
         return [{**node, "Alive": node["Alive"] and len(asked) > looks} for node in alive()]
 
     manifest = corpus(tmp_path / "audio", 2)
-    monkeypatch.setattr("raysere.features.actors._BARREN", 2)
+    monkeypatch.setattr("raysere.features.extract.actors._BARREN", 2)
     monkeypatch.setattr(ray, "nodes", nodes)
     with pytest.raises(EnvironmentFault, match=f"{deaths} extraction workers died one after the other"):
         extract(manifest, toy(kills="u"), tmp_path / "store", actors=1)
@@ -403,7 +403,7 @@ def test_faults_of_workers_arrive_as_they_are(tmp_path, ray_here):
 def test_the_store_actor_of_the_node(tmp_path, ray_here):
     import ray
 
-    from raysere.features.nodes import locate, node_store
+    from raysere.features.store.remote import locate, node_store
 
     manifest = corpus(tmp_path / "audio", 3)
     extract_local(manifest, SPEC, tmp_path / "store")
@@ -424,10 +424,10 @@ import sys
 sys.path[:0] = [{here!r}, {plugins!r}]
 from pathlib import Path
 from toy_corpus import manifest_of
-from raysere.cluster import start_ray, stop_ray
-from raysere.features.extract import extract
+from raysere.base.cluster import start_ray, stop_ray
+from raysere.features.extract.run import extract
 from raysere.features.spec import resolve
-from raysere.progress import Progress
+from raysere.base.progress import Progress
 start_ray(cpus=2, object_store_gb=0.1)
 with Progress(every_s=0) as progress:
     result = extract(manifest_of(Path({audio!r})), resolve({{"backbone": "toy", "options": {options!r}}}), {store!r}, progress=progress)
@@ -509,7 +509,7 @@ def test_a_worker_keeps_the_memory_that_it_frees() -> None:
     program = """
 import resource, sys
 import numpy as np
-from raysere.malloc import keep_memory
+from raysere.base.memory import keep_memory
 kept = keep_memory()
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

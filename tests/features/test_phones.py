@@ -9,12 +9,12 @@ import polars as pl
 import pytest
 from toy_corpus import corpus, use_toy
 
-from raysere.errors import ConfigError, DataError
-from raysere.features.content import phone_spans
-from raysere.features.extract import encode_view, extract_local, item
-from raysere.features.grid import frame_centres, frame_clock
+from raysere.base.errors import ConfigError, DataError
+from raysere.features.clock import frame_centres, frame_clock
+from raysere.features.extract.run import encode_view, extract_local, item
 from raysere.features.spec import resolve
-from raysere.features.store import FeatureStore
+from raysere.features.store.content import phone_spans
+from raysere.features.store.store import FeatureStore
 
 use_toy()
 MARKS = [("a", 0.0, 0.2), ("t", 0.2, 0.3), ("i", 0.3, 0.4), ("a", 0.4, 0.45)]

@@ -7,7 +7,7 @@ import sys
 import pytest
 from toy_corpus import use_toy
 
-from raysere.errors import ConfigError, UnknownNameError
+from raysere.base.errors import ConfigError, UnknownNameError
 from raysere.features.spec import FeatureConfig, FeatureSpec, resolve
 
 use_toy()

@@ -5,13 +5,13 @@ import pytest
 import soundfile
 from toy_corpus import manifest_of, use_toy
 
-from raysere.errors import ConfigError
+from raysere.base.errors import ConfigError
 from raysere.features.audio import in_noise
-from raysere.features.condense import condense
-from raysere.features.extract import extract_local
-from raysere.features.silence import speech_frames
+from raysere.features.extract.pool_frames import pool_frames
+from raysere.features.extract.run import extract_local
+from raysere.features.extract.silence import speech_frames
 from raysere.features.spec import FeatureConfig, copies, resolve
-from raysere.features.store import FeatureStore
+from raysere.features.store.store import FeatureStore
 
 use_toy()
 
@@ -20,18 +20,20 @@ def test_percentiles_follow_mean_and_deviation():
     spec = resolve({"backbone": "toy", "statistics": "order", "layers": [0]})
     rows = np.random.default_rng(0).normal(size=(40, spec.layer(0).dim)).astype(np.float32)
     expected = np.concatenate([rows.mean(0), rows.std(0), *np.percentile(rows, [10, 50, 90], axis=0)])
-    found = condense(rows, 0, spec)
+    found = pool_frames(rows, 0, spec)
     assert spec.stats(0) == ("mean", "std", "p10", "p50", "p90")
     assert found.shape == (1, spec.width(0))
     np.testing.assert_allclose(found[0], expected, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(condense(rows, 0, resolve({"backbone": "toy", "layers": [0]}))[0], expected[: 2 * rows.shape[1]], rtol=1e-5)
+    np.testing.assert_allclose(
+        pool_frames(rows, 0, resolve({"backbone": "toy", "layers": [0]}))[0], expected[: 2 * rows.shape[1]], rtol=1e-5
+    )
 
 
 def test_frames_under_the_floor_do_not_count():
     spec = resolve({"backbone": "toy", "silence_db": 30, "layers": [0]})
     rows = np.random.default_rng(0).normal(size=(10, spec.layer(0).dim)).astype(np.float32)
     speech = np.array([0, 0, 1, 1, 1, 0, 1, 1, 0, 0], dtype=bool)
-    assert np.array_equal(condense(rows, 0, spec, speech), condense(rows[speech], 0, spec))
+    assert np.array_equal(pool_frames(rows, 0, spec, speech), pool_frames(rows[speech], 0, spec))
 
 
 def test_speech_is_what_is_loud():

@@ -14,16 +14,16 @@ import pytest
 import soundfile
 from toy_corpus import corpus, manifest_of, subset, tone, use_toy
 
+from raysere.base.errors import ConfigError, DataError, EnvironmentFault, MissingFileError
 from raysere.corpora.manifest import Manifest
-from raysere.errors import ConfigError, DataError, EnvironmentFault, MissingFileError
-from raysere.features import shards as shards_module
-from raysere.features.content import FileHashes, contents
-from raysere.features.extract import extract_local
-from raysere.features.nodes import resident
+from raysere.features.extract.run import extract_local
 from raysere.features.rows import layer_path, shard_name
-from raysere.features.shards import check_shard, read_index, rebuild_index, remove_leftovers, shard_numbers, write_shard
 from raysere.features.spec import resolve
-from raysere.features.store import FeatureStore
+from raysere.features.store import shards as shards_module
+from raysere.features.store.content import FileHashes, contents
+from raysere.features.store.remote import resident
+from raysere.features.store.shards import check_shard, read_index, rebuild_index, remove_leftovers, shard_numbers, write_shard
+from raysere.features.store.store import FeatureStore
 
 use_toy()
 SPEC = resolve({"backbone": "toy"})
@@ -316,7 +316,7 @@ def test_the_lock_is_waited_for_and_ends_with_its_process(tmp_path):
 import sys
 sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parent / "plugins")]!r}
 from raysere.features.spec import resolve
-from raysere.features.store import FeatureStore
+from raysere.features.store.store import FeatureStore
 with FeatureStore({str(tmp_path)!r}).lock(resolve({{"backbone": "toy"}})):
     print("held", flush=True)
     sys.stdin.read()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from raysere.errors import EnvironmentFault
+from raysere.base.errors import EnvironmentFault
 from raysere.features import torchaudio_cpu
 from raysere.features.torchaudio_cpu import repair_torchaudio, require_torchaudio, torchaudio_fault, undo_repair_torchaudio
 

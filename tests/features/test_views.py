@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_corpus import use_toy
 
-from raysere.errors import ConfigError, DataError
-from raysere.features.condense import chunk_bounds, chunk_count, condense
+from raysere.base.errors import ConfigError, DataError
+from raysere.features.device_cache import CACHE, DeviceCache, packed
+from raysere.features.extract.pool_frames import chunk_bounds, chunk_count, pool_frames
 from raysere.features.prefix import PrefixSums, as_pair, prefix_sums
-from raysere.features.residency import RESIDENT, Residency, packed
 from raysere.features.rows import MappedLayers, Placement, layer_path, shard_name
-from raysere.features.shards import read_index, write_shard
 from raysere.features.spec import resolve
+from raysere.features.store.shards import read_index, write_shard
 from raysere.features.views import FeatureView
 
 use_toy()
@@ -27,10 +27,10 @@ FRAME = resolve({"backbone": "toy", "granularity": "frame"})
 
 @pytest.fixture(autouse=True)
 def fresh_residency():
-    RESIDENT.clear()
+    CACHE.clear()
     yield
-    RESIDENT.clear()
-    RESIDENT._budgets.clear()
+    CACHE.clear()
+    CACHE._budgets.clear()
 
 
 def ragged(seed, counts, spec=FRAME):
@@ -79,8 +79,8 @@ def test_batches_equal_the_arrays_however_they_are_sharded_and_kept(data, tmp_pa
     names = [f"u{number}" for number in range(len(counts))]
     views = [FeatureView.from_arrays(FRAME, names, arrays), on_disk(tmp_path_factory.mktemp("key"), FRAME, arrays, shards)]
     budget = data.draw(st.sampled_from([0, 100, 1 << 30]))  # 100: one layer fits only sometimes
-    RESIDENT.clear()
-    RESIDENT.set_budget("cpu", budget)
+    CACHE.clear()
+    CACHE.set_budget("cpu", budget)
     for view in views:
         np.testing.assert_array_equal(view.present, np.array(counts) > 0)
         np.testing.assert_array_equal(view.lengths(rows), np.array(counts)[rows])
@@ -92,7 +92,7 @@ def test_batches_equal_the_arrays_however_they_are_sharded_and_kept(data, tmp_pa
                 np.testing.assert_array_equal(stream.mask.numpy(), mask)
                 assert stream.layers[layer].dtype == torch.float32
         assert (stream.granularity, stream.stats, stream.kind) == ("frame", 1, "dense")
-        assert RESIDENT.used("cpu") <= budget
+        assert CACHE.used("cpu") <= budget
 
 
 def test_batches_of_a_layer_that_is_packed_on_its_device(tmp_path, monkeypatch):
@@ -108,7 +108,7 @@ def test_batches_of_a_layer_that_is_packed_on_its_device(tmp_path, monkeypatch):
         assert kept.bytes == 13 * width * 2
         return kept
 
-    monkeypatch.setattr(RESIDENT, "layer", layer)
+    monkeypatch.setattr(CACHE, "layer", layer)
     stream = view.batch(torch.tensor(rows), [0, 1])
     assert torch.equal(stream.mask, plain.mask)
     for number in (0, 1):
@@ -118,7 +118,7 @@ def test_batches_of_a_layer_that_is_packed_on_its_device(tmp_path, monkeypatch):
     absent = FeatureView(
         FRAME, ["u1"], Placement(*(part[[1]] for part in (view.placement.shard, view.placement.first, view.placement.rows))), view.source
     )
-    monkeypatch.setattr(RESIDENT, "layer", lambda *arguments: packed(*arguments[:1], *arguments[2:6], "cpu"))
+    monkeypatch.setattr(CACHE, "layer", lambda *arguments: packed(*arguments[:1], *arguments[2:6], "cpu"))
     assert not absent.batch([0, 0], [1]).layers[1].any()
 
 
@@ -154,7 +154,7 @@ def test_a_stray_write_neither_crashes_nor_corrupts(tmp_path, shards):
     view.batch([0, 1, 2], [0]).layers[0].mul_(0)  # on what batch returns
     view.source.array(0, 0)[:] = 77  # and on the mapped bytes themselves
     fresh = FeatureView(FRAME, view.utterances, view.placement, MappedLayers(tmp_path))
-    RESIDENT.clear()
+    CACHE.clear()
     assert torch.equal(fresh.batch([0, 1, 2], [0]).layers[0], before)
 
 
@@ -162,7 +162,7 @@ def test_layers_on_a_cpu_are_mapped_and_never_copied(tmp_path):
     for name, shards in (("one", [0, 0, 0]), ("many", [0, 1, 1])):
         view = on_disk(tmp_path / name, UTTERANCE, ragged(4, [1, 1, 1], UTTERANCE), shards)
         view.batch([0, 1, 2], [0, 1])
-        assert RESIDENT.used("cpu") == 0
+        assert CACHE.used("cpu") == 0
     with open("/proc/self/maps", encoding="utf-8") as lines:
         assert sum(str(tmp_path / "many") in line for line in lines) == 4  # two layers of two shards
 
@@ -196,29 +196,29 @@ def test_prefix_sums_stay_for_the_next_trial_within_the_budget(tmp_path):
     spec = resolve({"backbone": "toy", "granularity": "frame", "dtype": "float32"})
     view = on_disk(tmp_path, spec, ragged(6, [9, 0, 5], spec), [0, None, 1])
     sums = view.prefix(1)
-    assert RESIDENT.used("cpu") == sums.bytes == 16 * 5 * (14 + 3)
+    assert CACHE.used("cpu") == sums.bytes == 16 * 5 * (14 + 3)
     again = FeatureView(spec, view.utterances, view.placement, MappedLayers(tmp_path))  # another trial of this process
     assert again.prefix(1) is sums
     assert again.prefix(0) is not sums
-    RESIDENT.set_budget("cpu", sums.bytes)  # layer 1 leaves, layer 0 stays
-    assert RESIDENT.used("cpu") == 16 * 3 * (14 + 3)
-    RESIDENT.set_budget("cpu", 100)
+    CACHE.set_budget("cpu", sums.bytes)  # layer 1 leaves, layer 0 stays
+    assert CACHE.used("cpu") == 16 * 3 * (14 + 3)
+    CACHE.set_budget("cpu", 100)
     assert view.prefix(1) is not view.prefix(1)
-    assert RESIDENT.used("cpu") == 0
+    assert CACHE.used("cpu") == 0
     assert torch.equal(view.prefix(1).sums[0], sums.sums[0])
 
 
 def test_kept_entries_leave_in_the_order_of_their_last_use():
-    residency = Residency()
-    residency.set_budget("cpu", 25)
+    cache = DeviceCache()
+    cache.set_budget("cpu", 25)
 
     def hold(key, size=10):
-        return residency.hold(key, "cpu", size, lambda: SimpleNamespace(bytes=size))
+        return cache.hold(key, "cpu", size, lambda: SimpleNamespace(bytes=size))
 
     a, b = hold("a"), hold("b")
     assert hold("a") is a
     hold("c")  # b leaves
-    assert residency.used("cpu") == 20
+    assert cache.used("cpu") == 20
     assert hold("a") is a
     assert hold("b") is not b
     assert hold("large", 26) is None
@@ -350,15 +350,17 @@ def test_prefix_of_a_view_and_chunks_beyond_it():
 
 def test_condensed_rows_are_mean_and_population_std():
     rows = np.random.default_rng(0).normal(size=(250, 3))
-    stored = condense(rows, 0, UTTERANCE)
+    stored = pool_frames(rows, 0, UTTERANCE)
     np.testing.assert_allclose(stored, np.concatenate([rows.mean(0), rows.std(0)])[None], rtol=1e-6)
     assert stored.dtype == np.float32
-    chunks = condense(rows, 0, resolve({"backbone": "toy", "granularity": "chunk", "chunk_s": 1.0, "chunk_hop_s": 0.6, "dtype": "float32"}))
+    chunks = pool_frames(
+        rows, 0, resolve({"backbone": "toy", "granularity": "chunk", "chunk_s": 1.0, "chunk_hop_s": 0.6, "dtype": "float32"})
+    )
     assert chunks.shape == (4, 6)  # 100 frames each, from 0, 60, 120 and 150
     np.testing.assert_allclose(chunks[-1], np.concatenate([rows[150:].mean(0), rows[150:].std(0)]), rtol=1e-6)
-    np.testing.assert_array_equal(condense(rows, 0, FRAME), rows.astype(np.float16))
+    np.testing.assert_array_equal(pool_frames(rows, 0, FRAME), rows.astype(np.float16))
     vector = np.arange(4.0)[None]
-    np.testing.assert_array_equal(condense(vector, 2, UTTERANCE), vector.astype(np.float32))
+    np.testing.assert_array_equal(pool_frames(vector, 2, UTTERANCE), vector.astype(np.float32))
 
 
 @pytest.mark.parametrize(
@@ -372,4 +374,4 @@ def test_condensed_rows_are_mean_and_population_std():
 )
 def test_rows_that_cannot_be_stored(rows, layer, message):
     with pytest.raises(DataError, match=message):
-        condense(rows, layer, FRAME)
+        pool_frames(rows, layer, FRAME)

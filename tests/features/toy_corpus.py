@@ -20,9 +20,9 @@ def use_toy() -> None:
     """Make the toy backbone known in this process, whenever its entry points were read."""
     from toy_backbone import Toy
 
-    from raysere.features.backbones import FAMILIES
+    from raysere.features.backbones import BACKBONES
 
-    FAMILIES.register("toy", FAMILIES.get("toy") if "toy" in FAMILIES.names() else Toy)
+    BACKBONES.register("toy", BACKBONES.get("toy") if "toy" in BACKBONES.names() else Toy)
 
 
 def tone(path: Path, seconds: float, seed: int, *, rate: int = 16000) -> None:

@@ -7,11 +7,11 @@ import polars as pl
 import pytest
 import torch
 
-from raysere.errors import ConfigError
+from raysere.base.errors import ConfigError
 from raysere.methods.adaptation import Adaptation, AdaptationParams
+from raysere.nn import alignment
 from raysere.testing.method import check_method
 from raysere.testing.toy import toy_batch, toy_data, unlabelled, with_target
-from raysere.training import alignment
 from raysere.training.loop import Trainer, load_predictor
 from raysere.training.method import Step
 from raysere.training.predictions import read_predictions
@@ -57,7 +57,7 @@ def gaussians(change, seed=0, count=1200, prior=(0.25, 0.25, 0.25, 0.25)):
     rows = np.arange(3 * count)
     task = Task(classes=("anger", "happiness", "neutral", "sadness"))
     folds = (Fold(0, rows[: count * 4 // 5], rows[count * 4 // 5 : count]),)
-    return TrialData(task, labels, folds, rows[2 * count :], {"audio": view}, adapt=rows[count : 2 * count]), label
+    return TrialData(task, labels, folds, rows[2 * count :], {"audio": view}, unlabelled=rows[count : 2 * count]), label
 
 
 def reached(data, label, **params):
@@ -98,7 +98,8 @@ def test_the_source_is_recoloured_to_the_moments_of_what_is_adapted_to():
     trainer = reached(data, label, normalise="corpus", kind="coral_closed", ridge=0.0, epochs=1)[1]
     fold = trainer.folds[0]
     source, target = (
-        fold.model.vector({name: stream.batch(rows) for name, stream in fold.streams.items()}).detach() for rows in (fold.index, fold.adapt)
+        fold.model.vector({name: stream.batch(rows) for name, stream in fold.streams.items()}).detach()
+        for rows in (fold.index, fold.unlabelled)
     )
     moved = source @ fold.model.turn + fold.model.shift
     assert torch.allclose(alignment.covariance(moved), alignment.covariance(target), atol=1e-3)
@@ -117,9 +118,11 @@ def test_other_class_shares_spoil_the_alignment_of_moments():
 
 def test_target_labels_change_no_byte_and_the_last_epoch_is_kept():
     data, _ = gaussians(stretched, count=200)
-    foreign = np.concatenate([data.adapt, data.test])
+    is_target_domain = np.concatenate([data.unlabelled, data.test])
     label = data.labels.label.copy()
-    label[foreign] = np.arange(len(foreign)) % 4  # should one reach a trial all the same, no loss and no criterion may look
+    label[is_target_domain] = (
+        np.arange(len(is_target_domain)) % 4
+    )  # should one reach a trial all the same, no loss and no criterion may look
     other = replace(data, labels=replace(data.labels, label=label))
     states = []
     for one in (data, other):
@@ -140,17 +143,17 @@ def test_items_of_the_target_come_without_any_label():
             super().begin_epoch(model, feed, epoch, seed)
 
         def losses(self, model, batch, step):
-            seen.append(batch.target)
+            seen.append(batch.unlabelled)
             return super().losses(model, batch, step)
 
     Trainer(Watched(), {**SMALL, "kind": "mcc"}, data, seed=0).epoch()
-    assert (data.labels.label[data.adapt] >= 0).all(), "they are there to be read"
+    assert (data.labels.label[data.unlabelled] >= 0).all(), "they are there to be read"
     assert len(seen) > 2
     for batch in seen:
-        assert set(batch.rows.tolist()) <= set(data.adapt.tolist())
+        assert set(batch.rows.tolist()) <= set(data.unlabelled.tolist())
         assert set(batch.label.tolist()) == {-1}
         assert batch.soft is batch.attributes is batch.votes is None
-        assert batch.foreign.all()
+        assert batch.is_target_domain.all()
 
 
 def test_new_clips_of_the_target_are_normalised_as_it_was():
@@ -175,7 +178,7 @@ def test_strength_of_adaptation_rises_from_nothing():
     trainer = Trainer(METHOD, {**SMALL, "kind": "mcc", "weight": 5.0}, data, seed=0)
     model = trainer.folds[0].model
     batch = toy_batch(data, data.folds[0].train[:16], METHOD.layers(trainer.params, trainer.shapes))
-    batch.target = unlabelled(toy_batch(data, data.adapt[:16], METHOD.layers(trainer.params, trainer.shapes)))
+    batch.unlabelled = unlabelled(toy_batch(data, data.unlabelled[:16], METHOD.layers(trainer.params, trainer.shapes)))
     model.eval()
     values = [float(METHOD.losses(model, batch, Step(step, 11, 0, torch.Generator()))["mcc"].detach()) for step in (0, 1, 10)]
     assert values[0] == 0
@@ -200,7 +203,7 @@ def critic_of(kind):
         model.critic[-1].weight.mul_(20)
     layers = METHOD.layers(params, shapes)
     batch = toy_batch(data, data.folds[0].train[:24], layers)
-    batch.target = unlabelled(toy_batch(data, data.adapt, layers))
+    batch.unlabelled = unlabelled(toy_batch(data, data.unlabelled, layers))
     return model, batch
 
 
@@ -220,7 +223,7 @@ def test_sure_items_weigh_more_where_the_kind_says_so(kind):
     model, batch = critic_of(kind)
     found = METHOD.losses(model, batch, Step(5, 11, 0, torch.Generator()))[kind]
     parts = []
-    for items, sign in ((batch, -1), (batch.target, 1)):
+    for items, sign in ((batch, -1), (batch.unlabelled, 1)):
         f, logits = model(items)
         p = torch.softmax(logits, 1)
         w = 1 + torch.exp((p * p.log()).sum(1)) if kind == "cdan_e" else torch.ones(len(p))

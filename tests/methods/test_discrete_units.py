@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from raysere.errors import ConfigError
+from raysere.base.errors import ConfigError
 from raysere.features.views import Stream
 from raysere.methods.discrete_units import DiscreteUnits, UnitsParams
 from raysere.testing.method import check_method

@@ -9,13 +9,13 @@ import pytest
 import torch
 from planted import NAMES, interaction, padded, unlabelled, without
 
-from raysere.errors import ConfigError, DataError
+from raysere.base.errors import ConfigError, DataError
 from raysere.methods import METHODS
-from raysere.methods.attention import Attention, sinusoids
-from raysere.methods.fusion import others, without_a_stream
+from raysere.methods.parts.fusion import others, without_a_stream
 from raysere.methods.pooled import Pooled
-from raysere.search.checks import check
-from raysere.search.space import load_space
+from raysere.nn.attention import Attention, sinusoids
+from raysere.search.space.checks import check
+from raysere.search.space.grammar import load_space
 from raysere.testing.method import check_method
 from raysere.testing.toy import toy_batch, toy_data, toy_task
 from raysere.training.loop import Trainer

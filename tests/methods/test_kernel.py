@@ -2,15 +2,15 @@ import numpy as np
 import pytest
 import torch
 
-from raysere.errors import ConfigError
+from raysere.base.errors import ConfigError
 from raysere.methods import METHODS
 from raysere.methods.kernel import Kernel, KernelModel, KernelParams
+from raysere.nn.random_features import frequencies, gaussian_map
+from raysere.nn.ridge import fit_ridge, logit_scale
 from raysere.testing.method import check_method
 from raysere.testing.toy import toy_batch, toy_data, toy_task
 from raysere.training.loop import Trainer
 from raysere.training.method import Shapes, StreamShape
-from raysere.training.random_features import frequencies, gaussian_map
-from raysere.training.ridge import fit_ridge, logit_scale
 
 SMALL = {"epochs": 1, "frequencies": 128}
 KERNEL = Kernel()

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from raysere.errors import ConfigError
+from raysere.base.errors import ConfigError
 from raysere.methods.layer_anchoring import (
     AnchoringParams,
     LayerAnchoring,
@@ -12,9 +12,9 @@ from raysere.methods.layer_anchoring import (
     relevance_of,
     sparsemax,
 )
+from raysere.nn.alignment import coral, covariance
 from raysere.testing.method import check_method
 from raysere.testing.toy import ToyFeed, toy_batch, toy_data, unlabelled, with_target
-from raysere.training.alignment import coral, covariance
 from raysere.training.method import Shapes, Step
 
 METHOD = LayerAnchoring()
@@ -56,8 +56,8 @@ def built(layers=6, **params):
     model = METHOD.build(params, shapes)
     read = METHOD.layers(params, shapes)
     batch = toy_batch(data, data.folds[0].train[:32], read)
-    batch.foreign = torch.zeros_like(batch.label, dtype=torch.bool)
-    batch.target = unlabelled(toy_batch(data, data.adapt, read))
+    batch.is_target_domain = torch.zeros_like(batch.label, dtype=torch.bool)
+    batch.unlabelled = unlabelled(toy_batch(data, data.unlabelled, read))
     return model, batch, ToyFeed(data, read), shapes
 
 
@@ -86,12 +86,12 @@ def test_measured_anchors_are_alike_and_tell_the_class():
     draw = torch.Generator().manual_seed(0)
 
     class Planted:
-        def items(self, foreign):
-            x = batch.target if foreign else batch
+        def items(self, is_target_domain):
+            x = batch.unlabelled if is_target_domain else batch
             label = torch.arange(len(x.rows)) % 3
             rows = torch.randn(len(x.rows), 6, 16, generator=draw)
             rows[:, 2:4, :3] += 6 * torch.nn.functional.one_hot(label, 3).unsqueeze(1)
-            if foreign:
+            if is_target_domain:
                 rows[:, 4:] *= torch.linspace(0.1, 4, 16)
                 rows[:, :2] *= torch.linspace(4, 0.1, 16)
             for layer in range(6):
@@ -115,9 +115,9 @@ def test_measured_anchors_are_alike_and_tell_the_class():
 def test_crossed_anchors_read_another_layer_of_the_target():
     model, batch, _, _ = built(anchors="cross", start=1, span=2, shift=2)
     x = model.stacked(batch)
-    foreign = torch.zeros(len(x), dtype=torch.bool)
-    foreign[::2] = True
-    a = model.anchored(x, foreign)
+    is_target_domain = torch.zeros(len(x), dtype=torch.bool)
+    is_target_domain[::2] = True
+    a = model.anchored(x, is_target_domain)
     for number in range(2):
         assert torch.allclose(a[1::2, number], model.adaptors[number](x[1::2, 1 + number]))
         assert torch.allclose(a[::2, number], model.adaptors[number](x[::2, 3 + number]))

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from raysere.errors import ConfigError
+from raysere.base.errors import ConfigError
 from raysere.methods import METHODS
 from raysere.methods.pooled import Pooled, PooledParams
 from raysere.testing.method import check_losses, check_method, check_padding, check_predictions

@@ -4,13 +4,14 @@ import pytest
 import torch
 from test_adaptation import gaussians, reached, stretched
 
-from raysere.errors import ConfigError
-from raysere.methods.codebook_terms import believed, centroid_gap
-from raysere.methods.quantized_codebook import QuantizedCodebook, QuantizedParams
+from raysere.base.errors import ConfigError
+from raysere.methods.quantized_codebook.method import QuantizedCodebook
+from raysere.methods.quantized_codebook.model import QuantizedParams
+from raysere.methods.quantized_codebook.terms import believed, centroid_gap
+from raysere.nn import alignment
+from raysere.nn.codebook import TrainedCodebook
 from raysere.testing.method import check_method
 from raysere.testing.toy import ToyFeed, toy_batch, toy_data, unlabelled, with_target
-from raysere.training import alignment
-from raysere.training.coding import Codebook
 from raysere.training.loop import Trainer
 from raysere.training.method import Shapes, Step
 
@@ -62,8 +63,8 @@ def built(**params):
     model = METHOD.build(params, shapes)
     layers = METHOD.layers(params, shapes)
     batch = toy_batch(data, data.folds[0].train[:32], layers)
-    batch.foreign = torch.zeros_like(batch.label, dtype=torch.bool)
-    batch.target = unlabelled(toy_batch(data, data.adapt, layers))
+    batch.is_target_domain = torch.zeros_like(batch.label, dtype=torch.bool)
+    batch.unlabelled = unlabelled(toy_batch(data, data.unlabelled, layers))
     return model, batch, ToyFeed(data, layers)
 
 
@@ -77,10 +78,10 @@ def test_nothing_is_quantized_in_the_warm_up():
     found = METHOD.losses(model, batch, Step(20, 40, 2, torch.Generator()))
     assert {"class", "continuous", "quantization", "info", "alignment", "classes", "confusion"} <= set(found)
     z, mask = model.student.units(batch.streams)
-    rows = model.coded_rows(z, mask, batch.foreign)[:, 0]
+    rows = model.coded_rows(z, mask, batch.is_target_domain)[:, 0]
     nearest = torch.cdist(rows, model.books[0].codes).min(1).values
     assert float(nearest.detach().max()) < 1e-2
-    by_codes, by_units = (model.student.answer(x, mask)[1] for x in (model.coded_rows(z, mask, batch.foreign), z))
+    by_codes, by_units = (model.student.answer(x, mask)[1] for x in (model.coded_rows(z, mask, batch.is_target_domain), z))
     assert torch.equal(model(batch)[1], by_codes), "answers are made of codes"
     assert not torch.allclose(by_codes, by_units, atol=1e-3)
 
@@ -88,11 +89,11 @@ def test_nothing_is_quantized_in_the_warm_up():
 def test_target_labels_do_not_exist_for_the_losses():
     model, batch, feed = built()
     METHOD.begin_epoch(model, feed, 0, 0)
-    assert bool((batch.target.label == -1).all())
+    assert bool((batch.unlabelled.label == -1).all())
     state = {name: value.clone() for name, value in model.state_dict().items()}
     first = {k: v.item() for k, v in METHOD.losses(model, batch, Step(5, 40, 0, torch.Generator().manual_seed(0))).items()}
     model.load_state_dict(state)
-    batch.target.label = torch.arange(len(batch.target.label)) % 3
+    batch.unlabelled.label = torch.arange(len(batch.unlabelled.label)) % 3
     model.get_buffer("use_classes").zero_()
     second = {k: v.item() for k, v in METHOD.losses(model, batch, Step(5, 40, 0, torch.Generator().manual_seed(0))).items()}
     assert first == second
@@ -142,7 +143,7 @@ def blobs(count=240, seed=0):
 
 def test_a_codebook_starts_with_the_posteriors_of_its_units():
     x, label = blobs()
-    book = Codebook(6, 6, 3, learned=True)
+    book = TrainedCodebook(6, 6, 3, learned=True)
     book.fill(x, x, label % 3, torch.Generator().manual_seed(0))
     mine = torch.cdist(x, book.codes.detach()).argmin(1)
     pi = book.posteriors()
@@ -154,7 +155,7 @@ def test_a_codebook_starts_with_the_posteriors_of_its_units():
 
 def test_few_units_fill_few_codes():
     x, label = blobs(48)
-    book = Codebook(64, 6, 3, learned=True)
+    book = TrainedCodebook(64, 6, 3, learned=True)
     book.fill(x, x, label % 3, torch.Generator().manual_seed(0))
     assert int(book.active.sum()) == 6
     assert int(book.distances(x).argmin(1).max()) < 6
@@ -162,7 +163,7 @@ def test_few_units_fill_few_codes():
 
 def test_a_restart_replaces_the_dead_and_leaves_the_living():
     x, label = blobs()
-    book = Codebook(6, 6, 3, learned=True)
+    book = TrainedCodebook(6, 6, 3, learned=True)
     book.fill(x, x, label % 3, torch.Generator().manual_seed(0))
     book.usage[0, 2], book.usage[1, 2] = 0.01, 0.2
     book.counts[2] = 0.5
@@ -181,7 +182,7 @@ def test_a_restart_replaces_the_dead_and_leaves_the_living():
 
 def test_groups_are_codebooks_of_their_own():
     x, label = blobs()
-    whole, generator = Codebook(5, 6, 3, learned=True, groups=2), torch.Generator().manual_seed(0)
+    whole, generator = TrainedCodebook(5, 6, 3, learned=True, groups=2), torch.Generator().manual_seed(0)
     whole.fill(x, x, label % 3, generator)
     squared, mine = whole.distances(x), []
     for group in range(2):
@@ -209,7 +210,7 @@ def test_units_are_cut_into_as_many_groups_as_they_can(width, groups, expected):
 
 def test_running_means_become_the_codes():
     x, label = blobs()
-    book = Codebook(6, 6, 3, learned=False)
+    book = TrainedCodebook(6, 6, 3, learned=False)
     book.fill(x, x, label % 3, torch.Generator().manual_seed(0))
     squared = book.distances(x + 1)
     q = book.soft(squared, 1.0)
@@ -237,7 +238,7 @@ def test_it_is_ahead_of_the_source_alone_where_axes_are_stretched(normalise, exp
     said = table.select([f"p.{name}" for name in data.task.classes]).to_numpy().argmax(1)
     ours = np.mean([(said[truth == k] == k).mean() for k in range(4)])
     assert ours > source + 0.02
-    assert ours == pytest.approx(expected, abs=0.08)  # measured values; processors round differently, and training spreads that (T.23)
+    assert ours == pytest.approx(expected, abs=0.08)  # measured values; processors round differently, and training spreads that
     watched = trainer.rows[-1]
     assert watched["train.perplexity_source"] > 4
     assert 0 <= watched["train.overlap"] <= 1

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
-    from raysere.cluster import start_ray, stop_ray
+    from raysere.base.cluster import start_ray, stop_ray
 
     started = start_ray(cpus=2, object_store_gb=0.3)
     yield

@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from toy import SPACE, toy_study
 
-from raysere.cluster import start_ray, stop_ray
+from raysere.base.cluster import start_ray, stop_ray
 from raysere.search.study import Asha, StudySpec
 from raysere.search.tuner import run_search
 

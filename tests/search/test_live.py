@@ -15,12 +15,12 @@ from test_search_trial import trial
 from toy import toy_run, toy_study
 from watching import ask, tensorboard
 
-from raysere.files import write_yaml
-from raysere.preparation import RUN_FORMAT
+from raysere.base.files import write_yaml
+from raysere.pipeline.prepare import RUN_FORMAT
 from raysere.search.ledger import Ledger
-from raysere.search.live import LiveCurves
 from raysere.search.study import save_study
-from raysere.search.tensorboard import TrialEvents
+from raysere.search.watch.live import LiveCurves
+from raysere.search.watch.tensorboard import TrialEvents
 
 ROWS = [{"epoch": epoch, "score": 0.25 * epoch, "loss.ce": 1.0 - 0.25 * epoch} for epoch in range(3)]
 

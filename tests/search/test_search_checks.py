@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from raysere.errors import ConfigError
+from raysere.base.errors import ConfigError
 from raysere.methods.pooled import Pooled
-from raysere.search.checks import check
-from raysere.search.space import load_space, parse_space, space_names, space_schema
+from raysere.search.space.checks import check
+from raysere.search.space.grammar import load_space, parse_space, space_names, space_schema
 from raysere.training.method import Shapes, StreamShape
 from raysere.training.task import Task
 

@@ -9,15 +9,15 @@ import pytest
 from toy import CLASSES, SPEC, toy_run, toy_study
 
 from raysere.corpora.manifest import Manifest
-from raysere.features.content import Failure, text_contents
-from raysere.features.quarantine import Quarantine
-from raysere.features.shards import rebuild_index, write_shard
 from raysere.features.spec import FeatureSpec, LayerSpec
-from raysere.features.store import FeatureStore
+from raysere.features.store.content import Failure, text_contents
+from raysere.features.store.quarantine import Quarantine
+from raysere.features.store.shards import rebuild_index, write_shard
+from raysere.features.store.store import FeatureStore
 from raysere.methods import METHODS
-from raysere.search.checks import check
 from raysere.search.ledger import Ledger
-from raysere.search.space import load_space, with_fixed
+from raysere.search.space.checks import check
+from raysere.search.space.grammar import load_space, with_fixed
 from raysere.search.study import StudyFeature
 from raysere.search.tuner import run_search
 from raysere.training.method import Shapes

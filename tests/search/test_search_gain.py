@@ -11,13 +11,13 @@ import polars as pl
 import pytest
 from toy import SPACE, toy_run, toy_study
 
-from raysere.errors import ConfigError
-from raysere.progress import Progress
+from raysere.base.errors import ConfigError
+from raysere.base.progress import Progress
 from raysere.search import gain
 from raysere.search.board import Board
 from raysere.search.gain import SIZE, Gains
+from raysere.search.lane import NO_GAIN, STARTUP, Lane
 from raysere.search.ledger import Ledger
-from raysere.search.searcher import NO_GAIN, STARTUP, Lane
 from raysere.search.tuner import run_search
 from raysere.training import metrics
 from raysere.training.predictions import prediction_table

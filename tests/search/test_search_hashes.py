@@ -8,10 +8,10 @@ import pytest
 from test_search_ledger import put
 from toy import toy_study
 
-from raysere.errors import EnvironmentFault
-from raysere.files import file_hash, read_json, write_json
+from raysere.base.errors import EnvironmentFault
+from raysere.base.files import file_hash, read_json, write_json
 from raysere.search import hashes
-from raysere.search.hashes import FileCheck
+from raysere.search.file_check import FileCheck
 from raysere.search.ledger import Ledger
 from raysere.search.trial import head
 

@@ -10,8 +10,9 @@ import polars as pl
 import pytest
 from toy import toy_study
 
+from raysere.search.lane import STARTUP, Lane
 from raysere.search.ledger import Record
-from raysere.search.searcher import STARTUP, Lane, LaneHalving
+from raysere.search.searcher import LaneHalving
 from raysere.search.study import Asha, StudySpec
 
 

@@ -11,8 +11,8 @@ import polars as pl
 import pytest
 from toy import toy_study
 
-from raysere.errors import ConfigError, DataError, MissingFileError
-from raysere.files import atomic_folder, read_json, write_json
+from raysere.base.errors import ConfigError, DataError, MissingFileError
+from raysere.base.files import atomic_folder, read_json, write_json
 from raysere.search.leaderboard import leaderboard
 from raysere.search.ledger import Ledger, Record, write_head
 from raysere.search.study import Asha, StudySpec, read_study, save_study
@@ -217,7 +217,7 @@ def test_reading_a_run_imports_neither_torch_nor_ray(tmp_path: Path) -> None:
     save_study(tmp_path, study)
     put(Ledger(tmp_path), study, 0, {"lr": 0.1})
     code = (
-        "import sys, raysere.cli, raysere.console, raysere.pipeline; from raysere.search.leaderboard import leaderboard;"
+        "import sys, raysere.cli.main, raysere.cli.text, raysere.pipeline.stages; from raysere.search.leaderboard import leaderboard;"
         f"assert leaderboard({str(tmp_path)!r}).height == 1;"
         "sys.exit(' '.join({'torch', 'ray', 'pandas', 'optuna', 'transformers'} & set(sys.modules)))"
     )

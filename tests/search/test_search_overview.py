@@ -12,8 +12,8 @@ from test_search_ledger import put
 from toy import toy_run, toy_study
 
 from raysere.search.ledger import Ledger
-from raysere.search.overview import SearchEvents, experiment
-from raysere.search.pictures import weights_image
+from raysere.search.watch.overview import SearchEvents, experiment
+from raysere.search.watch.pictures import weights_image
 
 
 def test_a_resumed_search_goes_on_counting_and_is_seen_while_it_runs(tmp_path: Path) -> None:

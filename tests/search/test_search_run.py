@@ -18,7 +18,7 @@ from drive import studies
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy import SPACE, SPEC, toy_run, toy_study
 
-from raysere.errors import ConfigError, EnvironmentFault, RaysereError
+from raysere.base.errors import ConfigError, EnvironmentFault, RaysereError
 from raysere.search.leaderboard import leaderboard
 from raysere.search.ledger import Ledger
 from raysere.search.tuner import capacity, run_search

@@ -11,8 +11,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysere.errors import ConfigError, MissingFileError, UnknownNameError
-from raysere.search.space import Dimension, Space, is_active, load_space, parse_space, space_names, suggest, with_fixed
+from raysere.base.errors import ConfigError, MissingFileError, UnknownNameError
+from raysere.search.space.grammar import Dimension, Space, is_active, load_space, parse_space, space_names, suggest, with_fixed
 
 SCALARS = st.one_of(st.integers(-5, 5), st.booleans(), st.sampled_from(["a", "b", "c"]), st.none(), st.floats(-2, 2))
 

@@ -17,8 +17,8 @@ from test_search_ledger import put
 from toy import CLASSES, toy_run, toy_study
 
 from raysere.search.ledger import Ledger, Record
-from raysere.search.live import tag
-from raysere.search.tensorboard import TrialEvents, confusion_image, hparams
+from raysere.search.watch.live import tag
+from raysere.search.watch.tensorboard import TrialEvents, confusion_image, hparams
 
 
 def read(folder: Path) -> EventAccumulator:
@@ -156,6 +156,6 @@ def test_long_class_names_and_many_classes_fit() -> None:
 
 
 def test_the_driver_needs_no_torch_for_it() -> None:
-    modules = ", ".join(f"raysere.search.{name}" for name in ("tensorboard", "leaderboard", "ledger", "space", "study"))
+    modules = ", ".join(f"raysere.search.{name}" for name in ("watch.tensorboard", "leaderboard", "ledger", "space.grammar", "study"))
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules or 'ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

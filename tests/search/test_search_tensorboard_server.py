@@ -21,13 +21,13 @@ from test_search_ledger import put
 from toy import toy_run, toy_study
 from watching import ask, look, sessions, tensorboard
 
-from raysere.cli import cli
-from raysere.files import write_yaml
-from raysere.preparation import RUN_FORMAT
+from raysere.base.files import write_yaml
+from raysere.cli.main import cli
+from raysere.pipeline.prepare import RUN_FORMAT
 from raysere.search.ledger import Ledger
-from raysere.search.overview import SearchEvents, write_overview
 from raysere.search.study import save_study
-from raysere.search.tensorboard import TrialEvents
+from raysere.search.watch.overview import SearchEvents, write_overview
+from raysere.search.watch.tensorboard import TrialEvents
 from raysere.serving.watching import names
 
 WEIGHTS = [[0.5, 0.5], [0.4, 0.6], [0.3, 0.7]]

@@ -12,12 +12,12 @@ import torch
 from safetensors import safe_open
 from toy import CLASSES, SPEC, toy_run, toy_study
 
-from raysere.errors import EnvironmentFault, InfeasibleTrial
-from raysere.files import read_json, read_yaml
+from raysere.base.errors import EnvironmentFault, InfeasibleTrial
+from raysere.base.files import read_json, read_yaml
 from raysere.methods.pooled import Pooled
 from raysere.search.board import _rebuilt
 from raysere.search.study import Asha, StudySpec, save_study
-from raysere.search.trial import OUTCOME, TrialRun, Workshop, plain
+from raysere.search.trial import OUTCOME, TrialCache, TrialRun, plain
 from raysere.training.loop import Trainer
 
 
@@ -26,7 +26,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return toy_run(tmp_path_factory.mktemp("run"), outers=2)
 
 
-def trial(run_dir: Path, study: StudySpec, *, attempt: str = "a", workshop: Workshop | None = None, outer: int = 0, **params) -> TrialRun:
+def trial(run_dir: Path, study: StudySpec, *, attempt: str = "a", workshop: TrialCache | None = None, outer: int = 0, **params) -> TrialRun:
     save_study(run_dir, study)
     params = {**study.parsed_space().default_config(), **params}
     job = {
@@ -41,7 +41,7 @@ def trial(run_dir: Path, study: StudySpec, *, attempt: str = "a", workshop: Work
         "cpu": 1.0,
         "gpu": 0.0,
     }
-    return TrialRun(run_dir, job, workshop or Workshop())
+    return TrialRun(run_dir, job, workshop or TrialCache())
 
 
 def folder_of(outcome: dict) -> Path:
@@ -107,7 +107,7 @@ def test_it_stops_at_each_rung_and_stages_everything(run_dir: Path) -> None:
 
 
 def test_the_same_trial_twice_is_the_same_to_the_last_bit(run_dir: Path) -> None:
-    workshop = Workshop()
+    workshop = TrialCache()
     first = trial(run_dir, toy_study("twice"), workshop=workshop).advance()
     other = trial(run_dir, toy_study("twice"), workshop=workshop, attempt="between", hidden=8).advance()
     again = trial(run_dir, toy_study("twice"), workshop=workshop, attempt="b").advance()
@@ -228,7 +228,7 @@ def test_the_workshop_reads_once(run_dir: Path, monkeypatch: pytest.MonkeyPatch)
     reads: list[object] = []
     read = Manifest.read
     monkeypatch.setattr(Manifest, "read", classmethod(lambda cls, path: reads.append(path) or read(path)))
-    workshop, study = Workshop(), toy_study("cache", outer=(0, 1))
+    workshop, study = TrialCache(), toy_study("cache", outer=(0, 1))
     runs = [trial(run_dir, study, workshop=workshop, outer=outer, attempt=str(number)) for number, outer in enumerate((0, 1, 0))]
     for run in runs:
         run.advance()

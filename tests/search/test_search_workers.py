@@ -9,10 +9,11 @@ from types import SimpleNamespace
 import pytest
 from toy import toy_study
 
-from raysere.cluster import PRELOADED
-from raysere.errors import MEMORY_IS_LOW, EnvironmentFault
+from raysere.base.cluster import PRELOADED
+from raysere.base.errors import MEMORY_IS_LOW, EnvironmentFault
 from raysere.search.actor import LedgerCallback
-from raysere.search.searcher import Lane, LaneSearcher
+from raysere.search.lane import Lane
+from raysere.search.searcher import LaneSearcher
 from raysere.search.tuner import _idle_workers_taken
 
 

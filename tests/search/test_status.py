@@ -14,16 +14,17 @@ from click.testing import CliRunner
 from test_search_ledger import put
 from toy import toy_run, toy_study
 
-from raysere import progress as progress_module
-from raysere.cli import cli
-from raysere.errors import ConfigError
-from raysere.files import write_yaml
-from raysere.pipeline import evaluate_run, only_driver
-from raysere.preparation import RUN_FORMAT
-from raysere.progress import Progress, Stage, duration, read_stage
+from raysere.base import progress as progress_module
+from raysere.base.errors import ConfigError
+from raysere.base.files import write_yaml
+from raysere.base.progress import Progress, Stage, duration, read_stage
+from raysere.cli.main import cli
+from raysere.pipeline.lock import only_driver
+from raysere.pipeline.prepare import RUN_FORMAT
+from raysere.pipeline.status import run_status, search_left_s
+from raysere.pipeline.verbs import evaluate_run
 from raysere.search.ledger import Ledger
 from raysere.search.study import save_study
-from raysere.status import run_status, search_left_s
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def test_durations() -> None:
     assert [duration(value) for value in (4, 600, 9000, 260_000)] == ["4 s", "10 min", "2.5 h", "3.0 days"]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": "other/1"}', '{"format": "raysere.progress/1"}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": "other/1"}', '{"format": "raysere.base.progress/1"}'])
 def test_a_file_of_progress_that_cannot_be_read_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / progress_module.FILE).write_text(text)
     assert read_stage(tmp_path) is None
@@ -145,7 +146,8 @@ def test_trials_of_an_earlier_start_tell_nothing_of_this_one_s_speed(run: Path, 
 
 def test_a_run_whose_driver_was_killed_does_not_run(run: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from raysere.pipeline import only_driver; from raysere.progress import Progress\n"
+        "import sys, time; from pathlib import Path\n"
+        "from raysere.base.progress import Progress; from raysere.pipeline.lock import only_driver\n"
         "folder = Path(sys.argv[1]); progress = Progress(quiet=True); progress.keep_in(folder)\n"
         "with only_driver(folder):\n    progress.start('search', total=12); print('held', flush=True); time.sleep(600)"
     )
@@ -195,6 +197,6 @@ def test_a_look_at_the_status_does_not_turn_a_driver_away(run: Path, monkeypatch
         pass  # the lock file is there
     handle = (run / ".driver.lock").open("r")
     fcntl.flock(handle, fcntl.LOCK_SH)
-    monkeypatch.setattr("raysere.pipeline.time.sleep", lambda seconds: handle.close())
+    monkeypatch.setattr("raysere.pipeline.lock.time.sleep", lambda seconds: handle.close())
     with only_driver(run):
         assert run_status(run)["running"]

@@ -8,13 +8,13 @@ import numpy as np
 import polars as pl
 
 from raysere.corpora.manifest import Manifest
-from raysere.features.content import text_contents
-from raysere.features.shards import rebuild_index, write_shard
 from raysere.features.spec import FeatureSpec, LayerSpec
-from raysere.features.store import FeatureStore
+from raysere.features.store.content import text_contents
+from raysere.features.store.shards import rebuild_index, write_shard
+from raysere.features.store.store import FeatureStore
 from raysere.methods.pooled import Pooled
-from raysere.search.checks import check
-from raysere.search.space import parse_space
+from raysere.search.space.checks import check
+from raysere.search.space.grammar import parse_space
 from raysere.search.study import Asha, StudyFeature, StudySpec
 from raysere.training.method import Shapes, StreamShape
 from raysere.training.task import Task

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 from live import running
 
-from raysere.ensemble.predict import Ensemble
+from raysere.ensemble.saved.ensemble import Ensemble
 
 
 def _post(client, data, **fields):

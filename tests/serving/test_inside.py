@@ -20,16 +20,16 @@ import yaml
 from live import running, submitted
 from starlette.testclient import TestClient
 
-from raysere.errors import DataError
+from raysere.base.errors import DataError
 from raysere.serving import batching, decoding
 from raysere.serving import model as serving_model
 from raysere.serving.app import create_app
 from raysere.serving.batching import Batcher
 from raysere.serving.decoding import Clip, Decoder
 from raysere.serving.faults import Fault
+from raysere.serving.latency import Latency
 from raysere.serving.limits import Limits
 from raysere.serving.model import Asked, Given, Model, ModelApart
-from raysere.serving.pace import Pace
 
 # --- decoding --------------------------------------------------------------------------------------------------------
 
@@ -216,9 +216,9 @@ def test_a_client_that_goes_away_leaves_the_queue_whatever_it_sent():
 
 def _paced(fixed, slope):
     """A pace that learns nothing."""
-    pace = Pace([(0.0, fixed), (1.0, fixed + slope)])
-    pace.learn = lambda units, seconds: None
-    return pace
+    latency = Latency([(0.0, fixed), (1.0, fixed + slope)])
+    latency.learn = lambda units, seconds: None
+    return latency
 
 
 @pytest.fixture
@@ -233,8 +233,8 @@ def test_the_expected_wait_is_until_all_is_done_that_is_here(clock):
     async def main():
         work, learned = _Gated(), []
         batcher = Batcher(work, Limits(batch_s=100))
-        batcher.pace = _paced(1.0, 0.5)
-        batcher.pace.learn = lambda units, seconds: learned.append((units, seconds))
+        batcher.latency = _paced(1.0, 0.5)
+        batcher.latency.learn = lambda units, seconds: learned.append((units, seconds))
         assert batcher.expected_wait() == 0
         first = asyncio.create_task(submitted(batcher, [0], 9.0))  # 10 units: one item and 9 s of audio
         await work.began()
@@ -262,7 +262,7 @@ def test_a_wait_that_is_too_long_is_refused_unless_hardly_anything_waits(clock):
     async def main():
         work = _Gated()
         batcher = Batcher(work, Limits(wait_s=2, batch_items=1))
-        batcher.pace = _paced(1.0, 0.0)
+        batcher.latency = _paced(1.0, 0.0)
         tasks = [asyncio.create_task(submitted(batcher, [0]))]
         await work.began()
         tasks += [await _waits(batcher, [n]) for n in range(4)]  # 5 s, but never more than three waited
@@ -285,7 +285,7 @@ def test_a_wait_that_is_too_long_is_refused_unless_hardly_anything_waits(clock):
 def test_a_request_that_is_read_holds_its_place_for_a_while(clock):
     async def main():
         batcher = Batcher(lambda items: items, Limits(queue=4))
-        batcher.pace = _paced(1.0, 0.5)
+        batcher.latency = _paced(1.0, 0.5)
         with batcher.place(1) as place:
             alone = batcher.waiting, batcher.expected_wait()
             batcher.enlarge(place, 3)
@@ -329,34 +329,34 @@ def test_closing_waits_for_what_is_still_read():
 
 
 def test_the_pace_of_batches_is_a_line_times_the_load_of_late():
-    pace = Pace([(4, 0.05), (64, 0.35), (4, 0.05)])
-    assert (pace.fixed, pace.slope, pace.load) == (pytest.approx(0.03), pytest.approx(0.005), 1)
-    assert (pace.seconds(0), pace.seconds(10)) == (0, pytest.approx(0.08))
-    pace.learn(10, 0.24)  # three times as long
-    assert pace.seconds(10) == pytest.approx((1 + 0.1 * 2) * 0.08)
+    latency = Latency([(4, 0.05), (64, 0.35), (4, 0.05)])
+    assert (latency.fixed, latency.slope, latency.load) == (pytest.approx(0.03), pytest.approx(0.005), 1)
+    assert (latency.seconds(0), latency.seconds(10)) == (0, pytest.approx(0.08))
+    latency.learn(10, 0.24)  # three times as long
+    assert latency.seconds(10) == pytest.approx((1 + 0.1 * 2) * 0.08)
     for _ in range(200):
-        pace.learn(2, 0.08)  # twice as long, whatever the size
-    assert (pace.seconds(2), pace.seconds(34)) == (pytest.approx(0.08), pytest.approx(0.4))
-    assert (pace.calm(34), pace.fixed, pace.slope) == (pytest.approx(0.2), pytest.approx(0.03), pytest.approx(0.005))
+        latency.learn(2, 0.08)  # twice as long, whatever the size
+    assert (latency.seconds(2), latency.seconds(34)) == (pytest.approx(0.08), pytest.approx(0.4))
+    assert (latency.calm(34), latency.fixed, latency.slope) == (pytest.approx(0.2), pytest.approx(0.03), pytest.approx(0.005))
 
 
 def test_no_part_of_the_pace_is_negative():
-    assert Pace().seconds(10) == pytest.approx(1.0)
+    assert Latency().seconds(10) == pytest.approx(1.0)
     for tried, fixed, slope in (
         ([(1, 0.9), (9, 0.1)], 0.5, 0.0),  # the larger one took less
         ([(1, 1.0), (9, 81.0)], 0.0, 41 / 5),  # the line would begin below nothing
         ([(4, 0.4), (4, 0.8)], 0.0, 0.15),  # one size tells of no fixed part
     ):
-        pace = Pace(tried)
-        assert (pace.fixed, pace.slope) == (pytest.approx(fixed), pytest.approx(slope))
+        latency = Latency(tried)
+        assert (latency.fixed, latency.slope) == (pytest.approx(fixed), pytest.approx(slope))
 
 
 def test_a_batch_is_limited_by_its_time_on_a_calm_machine(clock):
     batcher = Batcher(lambda items: items, Limits(batch_s=1.0, batch_items=10))
-    batcher.pace = Pace([(0.0, 0.1), (1.0, 0.2)])
+    batcher.latency = Latency([(0.0, 0.1), (1.0, 0.2)])
     requests = [(1, 2.0)] * 20
     assert batcher._fitting(requests) == 4
-    batcher.pace.load = 5.0  # smaller batches would make it slower still
+    batcher.latency.load = 5.0  # smaller batches would make it slower still
     assert batcher._fitting(requests) == 4
     assert batcher._fitting([(1, 90.0), (1, 1.0)]) == 1
     assert batcher._fitting([(20, 1.0), (1, 1.0)]) == 1
@@ -368,7 +368,7 @@ def test_for_how_long_there_is_no_room(clock):
     async def full(wait_s, running):
         work = _Gated()
         batcher = Batcher(work, Limits(wait_s=wait_s, batch_items=1))
-        batcher.pace = _paced(running, 0.0)
+        batcher.latency = _paced(running, 0.0)
         tasks = [asyncio.create_task(submitted(batcher, [0]))]
         await work.began()
         tasks += [await _waits(batcher, [n]) for n in range(4)]
@@ -515,7 +515,7 @@ def test_the_old_model_ends_when_it_has_answered_and_not_before(changing, monkey
     assert told == [before]
     _until(lambda: engine.swaps == 1)
     assert closed == [1]
-    assert engine.batcher.pace.load == 1  # what was known of the old one's pace says nothing of the new
+    assert engine.batcher.latency.load == 1  # what was known of the old one's pace says nothing of the new
 
 
 # --- a process of its own --------------------------------------------------------------------------------------------
@@ -569,7 +569,7 @@ def test_work_that_fails_at_once_does_not_make_the_pace_quicker():
         batcher = Batcher(work, Limits())
         await asyncio.gather(*(submitted(batcher, [n]) for n in range(3)), return_exceptions=True)
         await batcher.close()
-        return batcher.pace.load
+        return batcher.latency.load
 
     assert asyncio.run(main()) == 1
 

@@ -13,13 +13,13 @@ import pytest
 import yaml
 from live import running, submitted
 
-from raysere.errors import ConfigError, DataError
+from raysere.base.errors import ConfigError, DataError
 from raysere.serving.batching import Batcher
 from raysere.serving.decoding import Decoder
 from raysere.serving.engine import Engine, segments
 from raysere.serving.faults import Fault
+from raysere.serving.latency import Latency
 from raysere.serving.limits import Limits, read_limits
-from raysere.serving.pace import Pace
 
 
 def _batched(scenario, work, **limits):
@@ -71,8 +71,8 @@ def test_a_batch_takes_no_longer_than_its_budget():
             await asyncio.sleep(0.001)
         others = [asyncio.create_task(submitted(batcher, [n], 1.0)) for n in range(8)]
         await asyncio.sleep(0.01)
-        batcher.pace = Pace([(1.0, 0.25)])  # a clip of one second costs half a second
-        batcher.pace.learn = lambda units, seconds: None
+        batcher.latency = Latency([(1.0, 0.25)])  # a clip of one second costs half a second
+        batcher.latency.learn = lambda units, seconds: None
         gate.set()
         await asyncio.gather(first, *others)
 
@@ -94,7 +94,7 @@ def test_too_much_is_refused_at_once_and_says_when_to_come_back():
         await asyncio.sleep(0.05)
         with pytest.raises(Fault) as full:
             await submitted(batcher, [9], 0.0)
-        batcher.pace = Pace([(1.0, 10.0)])
+        batcher.latency = Latency([(1.0, 10.0)])
         with pytest.raises(Fault) as slow:
             batcher.admit(0)
         gate.set()

@@ -14,8 +14,8 @@ import soundfile
 from browser import CHROMIUM, opened
 from live import listening
 
-from raysere.ensemble.card import write_card
-from raysere.files import read_json, read_yaml, write_yaml
+from raysere.base.files import read_json, read_yaml, write_yaml
+from raysere.ensemble.saved.card import write_card
 from raysere.serving.app import create_app
 from raysere.serving.deployment import token_hash
 from raysere.serving.limits import Limits

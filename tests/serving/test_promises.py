@@ -14,7 +14,7 @@ from live import running
 from starlette.requests import Request
 from starlette.testclient import TestClient
 
-from raysere.errors import DataError
+from raysere.base.errors import DataError
 from raysere.serving import deployment
 from raysere.serving.app import create_app
 from raysere.serving.decoding import Clip

@@ -10,7 +10,7 @@ from ray.serve._private.http_util import convert_object_to_asgi_messages
 from starlette.responses import JSONResponse
 from starlette.testclient import TestClient
 
-from raysere import cluster
+from raysere.base import cluster
 from raysere.serving import proxy
 from raysere.serving.proxy import FULL, REFUSED, middlewares
 

@@ -22,11 +22,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from raysere.errors import ConfigError, EnvironmentFault
+from raysere.base.errors import ConfigError, EnvironmentFault
 from raysere.serving.deployment import free_port, on_loopback, read_token, token_file_open_to
 
 SECRET = "0123456789abcdef"
-COMMAND = [sys.executable, "-c", "from raysere.cli import main; main()", "serve"]
+COMMAND = [sys.executable, "-c", "from raysere.cli.main import main; main()", "serve"]
 
 
 def _ask(url, body=None, token=None, timeout=60, headers=None):

@@ -21,7 +21,7 @@ import psutil
 import pytest
 from live import packed, running
 
-from raysere.errors import EnvironmentFault
+from raysere.base.errors import EnvironmentFault
 from raysere.serving import spool as spooling
 from raysere.serving.decoding import Decoder
 from raysere.serving.deployment import free_port
@@ -295,7 +295,7 @@ def test_a_server_keeps_nothing_of_hang_ups_kills_and_crashes(real_run, tmp_path
     temporary.mkdir()
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     environment |= {"TMPDIR": str(temporary), "RAY_TMPDIR": "/tmp"}  # Ray's sockets need a short path
-    command = [sys.executable, "-c", "from raysere.cli import main; main()", "serve", str(real_run["folder"] / "ensemble")]
+    command = [sys.executable, "-c", "from raysere.cli.main import main; main()", "serve", str(real_run["folder"] / "ensemble")]
     process = subprocess.Popen([*command, "--port", str(port), "--cpus", "0.5"], stdout=subprocess.PIPE, text=True, env=environment)
     data = packed(100, channels=8)
 

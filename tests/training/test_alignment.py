@@ -1,4 +1,4 @@
-"""Domain losses: values that follow from their formulas (T.10, T.12 to T.15)."""
+"""Domain losses: values that follow from their formulas."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysere.training import alignment as A
+from raysere.nn import alignment as A
 
 
 def rows(n, d, seed=0):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from raysere.errors import ConfigError
+from raysere.base.errors import ConfigError
 from raysere.features.spec import copies, resolve
 from raysere.methods.kernel import Kernel
 from raysere.testing.toy import toy_data

@@ -1,4 +1,4 @@
-"""Criteria without target labels: values that follow from their formulas (T.15 to T.17)."""
+"""Criteria without target labels: values that follow from their formulas."""
 
 import numpy as np
 import pytest
@@ -52,7 +52,7 @@ def test_weighted_risks_of_a_constant_and_without_weights():
 
 
 def test_weighted_risks_of_shifted_gaussians():
-    """Source N(0, 1), target N(.5, 1), loss x, true weights exp(.5 x - .125): the risk is .5 (T.17)."""
+    """Source N(0, 1), target N(.5, 1), loss x, true weights exp(.5 x - .125): the risk is .5."""
     generator = np.random.default_rng(0)
     x = generator.normal(size=(2000, 500))
     w = np.exp(0.5 * x - 0.125)

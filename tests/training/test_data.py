@@ -2,9 +2,9 @@ import numpy as np
 import polars as pl
 import pytest
 
+from raysere.base.errors import DataError, MissingFileError
 from raysere.corpora.labels import class_map
 from raysere.corpora.manifest import Manifest, rows_to_table
-from raysere.errors import DataError, MissingFileError
 from raysere.training.data import build_labels, trial_data
 from raysere.training.predictions import prediction_table, read_predictions
 from raysere.training.task import Task

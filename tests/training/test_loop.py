@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 import torch
 
-from raysere.errors import ConfigError, DataError, InfeasibleTrial
+from raysere.base.errors import ConfigError, DataError, InfeasibleTrial
 from raysere.methods.pooled import Pooled, PooledParams
 from raysere.testing.toy import toy_data
 from raysere.training import metrics, steps

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from raysere.training import losses, metrics
+from raysere.nn import losses
+from raysere.training import metrics
 
 LOGITS = torch.tensor([[2.0, 0.5, -1.0], [0.1, 0.2, 0.3], [-1.0, 1.5, 0.0], [0.0, 0.0, 1.0]])
 LABEL = torch.tensor([0, 2, 1, -1])

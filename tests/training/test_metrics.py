@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysere.errors import DataError
+from raysere.base.errors import DataError
 from raysere.training import metrics
 from raysere.training.task import Task
 

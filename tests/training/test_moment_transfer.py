@@ -1,4 +1,4 @@
-"""What two domains' moments can undo and what they cannot (T.23): four Gaussian classes and a linear discriminant, medians of five seeds.
+"""What two domains' moments can undo and what they cannot: four Gaussian classes and a linear discriminant, medians of five seeds.
 
 Source means (+-3, +-1.5), unit noise, 2000 items a part; the target that statistics are taken of is not the one that is tested.
 """
@@ -10,8 +10,8 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from raysere.features.spec import FeatureSpec, LayerSpec
 from raysere.features.views import FeatureView
+from raysere.nn.alignment import recolour
 from raysere.training import metrics, normalise
-from raysere.training.alignment import recolour
 
 COUNT, SEEDS, EVEN = 2000, 5, (0.25, 0.25, 0.25, 0.25)
 UNEVEN = (0.7, 0.1, 0.1, 0.1)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from raysere.errors import DataError
+from raysere.base.errors import DataError
 from raysere.features.spec import FeatureSpec, LayerSpec
 from raysere.features.views import FeatureView
 from raysere.training import normalise

@@ -1,7 +1,7 @@
 import torch
 
-from raysere.training.dropout import Dropout, dropout
-from raysere.training.pooling import AttentiveStatistics, Pooling, masked_mean, masked_mean_std, pooled_dim
+from raysere.nn.dropout import Dropout, dropout
+from raysere.nn.pooling import AttentiveStatistics, Pooling, masked_mean, masked_mean_std, pooled_dim
 
 
 def ragged():

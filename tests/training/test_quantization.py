@@ -1,4 +1,4 @@
-"""Quantization and InfoLoss: identities of papers_crosslingual 1.4 (T.1 to T.9)."""
+"""Quantization and InfoLoss: identities of docs/methods.md 5.4."""
 
 import itertools
 import math
@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from raysere.training import quantization as C
-from raysere.training.alignment import jensen_shannon
+from raysere.nn import quantization as C
+from raysere.nn.alignment import jensen_shannon
 
 N, CLASSES, K = 200, 4, 7
 EXACT = 1e-300  # a floor that floors nothing

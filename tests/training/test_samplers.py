@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysere.errors import ConfigError
+from raysere.base.errors import ConfigError
 from raysere.training.samplers import BALANCED_FROM, Sampler, balanced_at, fold_generator, seed_of
 
 LABEL = torch.tensor([0] * 60 + [1] * 30 + [2] * 10)

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from raysere.errors import ConfigError
+from raysere.base.errors import ConfigError
 from raysere.methods.pooled import Pooled, PooledParams
+from raysere.nn import losses, stacking
+from raysere.nn.dropout import drawn_by_fold, dropout
 from raysere.testing.toy import toy_data
-from raysere.training import losses, stacking, steps
-from raysere.training.dropout import drawn_by_fold, dropout
+from raysere.training import steps
 from raysere.training.lockstep import Lockstep
 from raysere.training.loop import Trainer
 from raysere.training.method import Method

@@ -1,4 +1,7 @@
-"""Corpora by name. One file an adapter; other packages add theirs under the entry-point group ``raysere.corpora``."""
+"""Corpora by name, one file for each adapter.
+
+Other packages add theirs under the entry-point group ``raysere.corpora``.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from raysere.base.registry import Registry
 from raysere.corpora.adapters.base import Adapter, Loaded
-from raysere.registry import Registry
 
 __all__ = ["CORPORA", "Adapter", "Loaded", "load_corpus"]
 
@@ -20,7 +23,7 @@ CORPORA = Registry(
         "audformat": f"{_HERE}.audformat:Audformat",
         "biic-podcast": f"{_HERE}.biic_podcast:BiicPodcast",
         "crema-d": f"{_HERE}.crema_d:CremaD",
-        "demo": f"{_HERE}.demo:Demo",
+        "demo": "raysere.demo.adapter:Demo",
         "emodb": f"{_HERE}.emodb:EmoDB",
         "emovo": f"{_HERE}.emovo:Emovo",
         "meld": f"{_HERE}.meld:Meld",

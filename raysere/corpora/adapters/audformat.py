@@ -14,11 +14,11 @@ from typing import Any
 
 import polars as pl
 
+from raysere.base.errors import ConfigError, DataError, MissingFileError
+from raysere.base.files import read_yaml
 from raysere.corpora.adapters.base import Adapter, Loaded
 from raysere.corpora.adapters.tabular import read_text_or_parquet, typed_column
 from raysere.corpora.schema import ATTRIBUTES, SCHEMA
-from raysere.errors import ConfigError, DataError, MissingFileError
-from raysere.files import read_yaml
 
 _GUESSES = {
     "emotion": ("emotion",),

@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 
 import polars as pl
 
+from raysere.base.errors import ConfigError, DataError, MissingFileError
 from raysere.corpora.audiofile import AudioInfo, probe
 from raysere.corpora.grouping import linked_groups
 from raysere.corpora.manifest import SCHEMA, Manifest, rows_to_table
-from raysere.errors import ConfigError, DataError, MissingFileError
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".oga", ".opus", ".aiff", ".aif", ".au", ".w64", ".caf")
 REJECTED_SCHEMA = {"path": pl.String, "utterance": pl.String, "reason": pl.String, "stage": pl.String}

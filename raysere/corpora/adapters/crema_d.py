@@ -16,10 +16,10 @@ from typing import Any
 
 import polars as pl
 
-from raysere.bounds import ROWS_BYTES, ROWS_CELLS, TEXT_CELLS, check_text_table
+from raysere.base.bounds import ROWS_BYTES, ROWS_CELLS, TEXT_CELLS, check_text_table
+from raysere.base.errors import ConfigError, DataError, MissingFileError
 from raysere.corpora.adapters.base import Adapter
 from raysere.corpora.adapters.names import is_pointer, named_files
-from raysere.errors import ConfigError, DataError, MissingFileError
 
 EMOTIONS = {"ANG": "anger", "DIS": "disgust", "FEA": "fear", "HAP": "happy", "NEU": "neutral", "SAD": "sad"}
 LETTERS = {"A": "anger", "D": "disgust", "F": "fear", "H": "happy", "N": "neutral", "S": "sad"}

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from raysere.base.errors import ConfigError
 from raysere.corpora.adapters.base import Adapter
 from raysere.corpora.adapters.names import named_files
 from raysere.corpora.lablaut import read_lablaut
-from raysere.errors import ConfigError
 
 PARTS = ("wav", "all")
 SEXES = {"03": "M", "08": "F", "09": "F", "10": "M", "11": "M", "12": "M", "13": "F", "14": "F", "15": "M", "16": "F"}

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from raysere.bounds import ROWS_BYTES, ROWS_CELLS, check_text_table, read_parquet
+from raysere.base.bounds import ROWS_BYTES, ROWS_CELLS, check_text_table, read_parquet
+from raysere.base.errors import DataError
 from raysere.corpora.adapters.base import AUDIO_SUFFIXES, Adapter
-from raysere.errors import DataError
 
 SPLITS = ("train", "dev", "test")
 EMOTIONS = ("anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise")

@@ -13,10 +13,10 @@ from typing import Any
 
 import polars as pl
 
-from raysere.bounds import LABEL_BYTES, TEXT_CELLS, check_text_table, read_bytes
+from raysere.base.bounds import LABEL_BYTES, TEXT_CELLS, check_text_table, read_bytes
+from raysere.base.errors import ConfigError, DataError, MissingFileError
 from raysere.corpora.adapters.base import Adapter, audio_files
 from raysere.corpora.textgrid import read_textgrid
-from raysere.errors import ConfigError, DataError, MissingFileError
 
 EMOTIONS = {
     "A": "anger",

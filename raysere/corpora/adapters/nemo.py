@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from raysere.bounds import ROWS_BYTES, ROWS_CELLS, check_text_table
+from raysere.base.bounds import ROWS_BYTES, ROWS_CELLS, check_text_table
+from raysere.base.errors import DataError
 from raysere.corpora.adapters.base import Adapter
 from raysere.corpora.adapters.names import named_files
-from raysere.errors import DataError
 
 EMOTIONS = ("anger", "fear", "happiness", "neutral", "sadness", "surprised")
 SEXES = {"IC0": "F", "KD0": "F", "EB0": "F", "MK0": "F", "KS0": "M", "WR0": "M", "SM0": "M", "MP0": "M", "TP0": "M"}

@@ -11,10 +11,10 @@ from typing import Any
 
 import polars as pl
 
+from raysere.base.errors import ConfigError, DataError, MissingFileError
 from raysere.corpora.adapters.base import Adapter
 from raysere.corpora.adapters.tabular import read_text_or_parquet, typed_column
 from raysere.corpora.schema import ATTRIBUTES, SCHEMA, SPLIT_NAMES
-from raysere.errors import ConfigError, DataError, MissingFileError
 
 _SPLITS = {
     **{name: name for name in SPLIT_NAMES},

@@ -10,9 +10,9 @@ from typing import Any
 
 import polars as pl
 
-from raysere.bounds import TEXT_BYTES, TEXT_CELLS, check_text_table, parse_json, read_parquet
+from raysere.base.bounds import TEXT_BYTES, TEXT_CELLS, check_text_table, parse_json, read_parquet
+from raysere.base.errors import ConfigError, DataError, MissingFileError
 from raysere.corpora.schema import SCHEMA
-from raysere.errors import ConfigError, DataError, MissingFileError
 
 _NO_NUMBER = {"", "na", "n/a", "nan", "null", "none", "-"}
 _SHOWN = 20

@@ -1,4 +1,7 @@
-"""Backbones by name: ``FAMILY[:ARGUMENT][?OPTION=VALUE&...]``, as ``acoustic``, ``hf:./wavlm?window=clip`` or ``table:vectors.parquet``.
+"""Backbones by name, one file for each family.
+
+A name is ``FAMILY[:ARGUMENT][?OPTION=VALUE&...]``: ``acoustic``, ``hf:./wavlm?window=clip``,
+``table:vectors.parquet``.
 
 A family is one object with two functions, ``describe(argument, **options) -> BackboneInfo`` (reads no weights) and
 ``open(argument, *, device, **options) -> Backbone``; a class with these as static methods will do. Other packages announce
@@ -11,11 +14,11 @@ import inspect
 import re
 from typing import Any, Protocol
 
-from raysere.errors import ConfigError, EnvironmentFault
+from raysere.base.errors import ConfigError, EnvironmentFault
+from raysere.base.registry import Registry
 from raysere.features.backbone import Backbone, BackboneInfo
-from raysere.registry import Registry
 
-FAMILIES = Registry(
+BACKBONES = Registry(
     "backbone",
     "raysere.backbones",
     {
@@ -87,7 +90,7 @@ def _parse(name: str, options: dict[str, Any]) -> tuple[Family, str | None, dict
                 raise ConfigError(f"The option {key!r} is given twice: {value!r} and {given[key]!r}", where=name)
             given[key] = value
     head, colon, argument = stem.partition(":")
-    family = FAMILIES.get(head, where=name if head != name else None)
+    family = BACKBONES.get(head, where=name if head != name else None)
     valid = [key for key, parameter in inspect.signature(family.describe).parameters.items() if parameter.kind is parameter.KEYWORD_ONLY]
     for key in given:
         if key not in valid and not _takes_any(family):

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from raysere.errors import ConfigError, DataError
+from raysere.base.errors import ConfigError, DataError
+from raysere.base.files import digest
 from raysere.features.backbone import Backbone, BackboneInfo, Item, Layer
 from raysere.features.backbones import no_argument
-from raysere.files import digest
 
 CODE_VERSION = 2  # raise it whenever an output changes: it is part of every feature key
 FRAMES, MODULATION, FUNCTIONALS = 0, 1, 2

@@ -13,10 +13,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from raysere.errors import ConfigError, DataError
+from raysere.base.errors import ConfigError, DataError
+from raysere.base.files import digest
 from raysere.features.backbone import Backbone, BackboneInfo, Item, Layer
 from raysere.features.backbones import no_argument
-from raysere.files import digest
 
 CODE_VERSION = 1  # raise it whenever a count would change: it is part of every feature key
 BINS = 4096

@@ -25,10 +25,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raysere.errors import DataError
+from raysere.base.errors import DataError
 from raysere.features.backbone import Backbone, BackboneInfo, Item
-from raysere.features.backbones.hf import AUDIO, check_layers, finite, layers_of, load_weights, quiet
 from raysere.features.backbones.hf_kernels import replace_parts
+from raysere.features.backbones.hf_weights import AUDIO, check_layers, finite, layers_of, load_weights, quiet
 
 CODE_VERSION = 1  # raise it whenever an output changes: it is part of every feature key
 WHISPER_FRAME = 320  # samples of a Whisper frame

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from raysere.errors import ConfigError, DataError, MissingFileError
+from raysere.base.errors import ConfigError, DataError, MissingFileError
 from raysere.features.backbone import Backbone, BackboneInfo, Item
-from raysere.features.backbones.hf import check_layers, finite, layers_of, load_weights, quiet
+from raysere.features.backbones.hf_weights import check_layers, finite, layers_of, load_weights, quiet
 
 CODE_VERSION = 1  # raise it whenever an output changes: it is part of every feature key
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "bpe.codes")

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from raysere.errors import ConfigError, DataError, EnvironmentFault, UnknownNameError
+from raysere.base.errors import ConfigError, DataError, EnvironmentFault, UnknownNameError
+from raysere.base.files import digest
 from raysere.features.backbone import Backbone, BackboneInfo, Item, Layer
-from raysere.files import digest
 
 CODE_VERSION = 1  # raise it whenever an output changes: it is part of every feature key
 SETS = {"eGeMAPSv02": 88, "ComParE_2016": 6373}  # name to columns

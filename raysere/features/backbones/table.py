@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from raysere.bounds import ZIP_ERRORS, check_text_table, npy_header, open_zip, read_parquet, refusal, unpacked_most
-from raysere.errors import ConfigError, DataError, MissingFileError, RaysereError
+from raysere.base.bounds import ZIP_ERRORS, check_text_table, npy_header, open_zip, read_parquet, refusal, unpacked_most
+from raysere.base.errors import ConfigError, DataError, MissingFileError, RaysereError
+from raysere.base.files import digest
 from raysere.features.backbone import Backbone, BackboneInfo, Item, Layer
-from raysere.files import digest
 
 if TYPE_CHECKING:
     import polars as pl

@@ -12,9 +12,9 @@ import polars as pl
 import pytest
 import soundfile
 
+from raysere.base.errors import ConfigError, DataError, MissingFileError, UnknownNameError
 from raysere.corpora.adapters import CORPORA, load_corpus
 from raysere.corpora.adapters.base import Adapter, Loaded, audio_files, find_audio
-from raysere.errors import ConfigError, DataError, MissingFileError, UnknownNameError
 
 Clip = Callable[..., Path]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from raysere.base.errors import ConfigError, DataError, MissingFileError
 from raysere.corpora.adapters import Loaded, load_corpus
-from raysere.errors import ConfigError, DataError, MissingFileError
 
 audformat = pytest.importorskip("audformat", reason="audformat writes the databases of these tests")
 Clip = Callable[..., Path]

@@ -10,8 +10,8 @@ from typing import Any
 import polars as pl
 import pytest
 
+from raysere.base.errors import ConfigError, DataError, MissingFileError
 from raysere.corpora.adapters import Loaded, load_corpus
-from raysere.errors import ConfigError, DataError, MissingFileError
 
 Clip = Callable[..., Path]
 TEXT = "path,speaker,emotion\nwav/a.wav,1,anger\nwav/b.wav,2,neutral\n"

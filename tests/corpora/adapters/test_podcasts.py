@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from raysere.base.errors import ConfigError, DataError
 from raysere.corpora.adapters import Loaded, load_corpus
 from raysere.corpora.labels import class_map
-from raysere.errors import ConfigError, DataError
 from raysere.testing.corpus import check_corpus
 
 Clip = Callable[..., Path]

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from raysere.base.errors import ConfigError, DataError, MissingFileError
 from raysere.corpora.adapters import Loaded, load_corpus
 from raysere.corpora.manifest import Manifest, concat
-from raysere.errors import ConfigError, DataError, MissingFileError
 from raysere.testing.corpus import check_corpus
 
 Clip = Callable[..., Path]

@@ -50,7 +50,7 @@ def _save(kind: str, norm: str, folder: Path) -> Path:
     import torch
     import transformers as tf
 
-    from raysere.features.backbones.hf import quiet
+    from raysere.features.backbones.hf_weights import quiet
 
     names = {
         "wav2vec2": "Wav2Vec2",

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysere.errors import ConfigError, DataError
+from raysere.base.errors import ConfigError, DataError
 from raysere.features.backbone import Item
 from raysere.features.backbones import acoustic, describe_backbone, open_backbone
 from raysere.features.backbones import acoustic_functionals as functionals

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysere.errors import ConfigError, DataError
+from raysere.base.errors import ConfigError, DataError
 from raysere.features.backbone import Item
 from raysere.features.backbones import describe_backbone, open_backbone
 from raysere.features.backbones.hashed_text import terms, tokens

@@ -12,9 +12,9 @@ import pytest
 import soundfile as sf
 import torch
 
-from raysere.errors import ConfigError, DataError, EnvironmentFault, MissingFileError
+from raysere.base.errors import ConfigError, DataError, EnvironmentFault, MissingFileError
 from raysere.features.backbone import Item
-from raysere.features.backbones import describe_backbone, hf, open_backbone
+from raysere.features.backbones import describe_backbone, hf_weights, open_backbone
 from raysere.testing.backbone import check_backbone
 
 FAMILIES = [(kind, norm) for kind in ("wav2vec2", "hubert", "wavlm", "unispeech", "unispeech-sat") for norm in ("group", "layer")] + [
@@ -247,4 +247,4 @@ def test_loading_is_silent(tiny_model: Callable[..., Path], capfd: pytest.Captur
     output = capfd.readouterr()
     assert output.out == output.err == ""
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
-    assert hf.AUDIO["wavlm"] == "mask"
+    assert hf_weights.AUDIO["wavlm"] == "mask"

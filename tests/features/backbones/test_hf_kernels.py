@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from raysere.errors import ConfigError
+from raysere.base.errors import ConfigError
 from raysere.features.backbone import Item
 from raysere.features.backbones import describe_backbone, open_backbone
 from raysere.features.backbones.hf_kernels import Convolution, GatedAttention, Product, WaveExtractor, replace_parts

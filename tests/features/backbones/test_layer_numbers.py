@@ -1,4 +1,4 @@
-"""Layer 0 is what goes into the first block, layer l what comes out of block l: a model whose states are known (papers 4.8)."""
+"""Layer 0 is what goes into the first block, layer l what comes out of block l: a model whose states are known (docs/methods.md 7.6)."""
 
 from __future__ import annotations
 

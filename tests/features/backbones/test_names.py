@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from raysere.errors import ConfigError, EnvironmentFault, UnknownNameError
+from raysere.base.errors import ConfigError, EnvironmentFault, UnknownNameError
 from raysere.features.backbone import Backbone, BackboneInfo, Item, Layer
-from raysere.features.backbones import FAMILIES, check_device, describe_backbone, open_backbone
+from raysere.features.backbones import BACKBONES, check_device, describe_backbone, open_backbone
 from raysere.testing.backbone import check_backbone
 
 
@@ -44,7 +44,7 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_naming_backbones_loads_no_torch() -> None:
     code = (
-        "import sys, raysere.features.backbones as b; b.FAMILIES.names(); b.describe_backbone('hashed'); sys.exit('torch' in sys.modules)"
+        "import sys, raysere.features.backbones as b; b.BACKBONES.names(); b.describe_backbone('hashed'); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -102,7 +102,7 @@ class Toy(Backbone):
 
 
 def test_a_registered_family_opens_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(FAMILIES._objects, "toy", Toy)
+    monkeypatch.setitem(BACKBONES._objects, "toy", Toy)
     check_backbone(open_backbone("toy?speed=2"))
     with pytest.raises(ConfigError, match="no option 'pace'.*speed"):
         open_backbone("toy", pace=3)

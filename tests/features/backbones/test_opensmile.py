@@ -9,7 +9,7 @@ import warnings
 import numpy as np
 import pytest
 
-from raysere.errors import ConfigError, DataError, EnvironmentFault, UnknownNameError
+from raysere.base.errors import ConfigError, DataError, EnvironmentFault, UnknownNameError
 from raysere.features.backbone import Item
 from raysere.features.backbones import describe_backbone, open_backbone
 from raysere.testing.backbone import check_backbone, sample_items

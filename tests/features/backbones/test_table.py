@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from raysere.errors import ConfigError, DataError, MissingFileError
+from raysere.base.errors import ConfigError, DataError, MissingFileError
 from raysere.features.backbone import Item
 from raysere.features.backbones import describe_backbone, open_backbone
 from raysere.testing.backbone import check_backbone

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from raysere.errors import DataError
+from raysere.base.errors import DataError
 from raysere.features.backbone import Backbone, BackboneInfo, Layer
 
 HOP = 160

@@ -1,0 +1,1 @@
+"""The demo: a corpus of synthetic speech in three languages."""

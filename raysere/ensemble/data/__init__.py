@@ -1,0 +1,1 @@
+"""Members of an ensemble: their runs, labels and predictions."""

@@ -1,0 +1,1 @@
+"""Held-out answers by protocol, baselines, intervals, claims."""

@@ -1,0 +1,1 @@
+"""Calibration, weights and decisions, fitted on development rows."""

@@ -1,0 +1,1 @@
+"""An ensemble on disk: written, read, checked, used."""

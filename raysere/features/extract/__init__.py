@@ -1,0 +1,1 @@
+"""Extraction: Ray actors encode each utterance once."""

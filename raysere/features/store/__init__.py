@@ -1,0 +1,1 @@
+"""The feature store: contents, shards, failed utterances."""

@@ -1,0 +1,1 @@
+"""The quantized shared codebook with InfoLoss."""

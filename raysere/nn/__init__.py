@@ -1,0 +1,1 @@
+"""Functions and modules on tensors: losses, pooling, attention, codebooks."""

@@ -1,0 +1,1 @@
+"""Search spaces: their grammar, checks and dimensions."""

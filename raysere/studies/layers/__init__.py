@@ -1,0 +1,1 @@
+"""The study of layers that two corpora share."""

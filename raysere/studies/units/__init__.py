@@ -1,0 +1,1 @@
+"""The study of discrete units, phones and emotion."""
