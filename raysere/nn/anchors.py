@@ -21,6 +21,10 @@ def layer_scores(relevance: ArrayLike, similarity: ArrayLike, gamma: float = 1.0
     """``Score_l = rank(R_l) + gamma rank(similarity_l)``, float64 (L + 1,): ranks from 1 (worst), ties share their mean rank.
 
     A layer whose measure is NaN ranks below all others. Raises DataError for rows of different lengths, or without any number.
+
+    Example:
+        >>> layer_scores([0.4, 0.6, 0.5], [0.9, 0.8, 0.1]).tolist()
+        [4.0, 5.0, 3.0]
     """
     r, s = (np.asarray(values, dtype=np.float64) for values in (relevance, similarity))
     if r.shape != s.shape or r.ndim != 1 or not len(r):

@@ -68,7 +68,12 @@ class CrossLayer(nn.Module):
 
 
 def sinusoids(steps: int, dim: int, device: torch.device) -> Tensor:
-    """Positions (T, D), D even: ``sin(t / 10000^(2 i / D))`` in the first half of the columns, the cosines in the second."""
+    """Positions (T, D), D even: ``sin(t / 10000^(2 i / D))`` in the first half of the columns, the cosines in the second.
+
+    Example:
+        >>> sinusoids(3, 8, torch.device("cpu")).shape
+        torch.Size([3, 8])
+    """
     rates = torch.exp(torch.arange(dim // 2, device=device) * (-2 * torch.log(torch.tensor(10000.0)).item() / dim))
     angles = torch.arange(steps, device=device).unsqueeze(1) * rates
     return torch.cat([angles.sin(), angles.cos()], dim=1)

@@ -32,7 +32,12 @@ class Clustering:
 
 
 def squared_distances(frames: Tensor, centres: Tensor) -> Tensor:
-    """float32 (n, K), not negative. Both are float32, (n, D) and (K, D); half precision would flip the nearest one."""
+    """float32 (n, K), not negative. Both are float32, (n, D) and (K, D); half precision would flip the nearest one.
+
+    Example:
+        >>> squared_distances(torch.tensor([[0.0, 0.0]]), torch.tensor([[3.0, 4.0]])).tolist()
+        [[25.0]]
+    """
     frames, centres = frames.float(), centres.float()
     cross = frames @ centres.T
     return (frames.square().sum(1)[:, None] - 2 * cross + centres.square().sum(1)[None]).clamp_(min=0)

@@ -26,6 +26,10 @@ def class_weights(prior: Tensor, alpha: float) -> Tensor:
 
     Args:
         prior: class shares (C,) of the training rows; alpha 0 gives ones, 1 the published weights.
+
+    Example:
+        >>> class_weights(torch.tensor([0.8, 0.2]), 1.0).tolist()
+        [0.625, 2.5]
     """
     prior = prior.clamp_min(1e-6)
     weights = (prior * len(prior)).pow(-alpha)
@@ -33,7 +37,12 @@ def class_weights(prior: Tensor, alpha: float) -> Tensor:
 
 
 def vector_scaling(prior: Tensor, gamma: float) -> Tensor:
-    """``1 / Delta_k`` with ``Delta_k = (n_max / n_k)^gamma`` of the vector-scaling loss (docs/methods.md 2.3)."""
+    """``1 / Delta_k`` with ``Delta_k = (n_max / n_k)^gamma`` of the vector-scaling loss (docs/methods.md 2.3).
+
+    Example:
+        >>> vector_scaling(torch.tensor([0.8, 0.2]), 0.5).tolist()
+        [1.0, 0.5]
+    """
     prior = prior.clamp_min(1e-6)
     return (prior / prior.amax(-1, keepdim=True)).pow(gamma)
 
@@ -49,7 +58,12 @@ def adjusted_logits(logits: Tensor, prior: Tensor, *, tau: float = 0.0, gamma: f
 
 
 def hard_targets(label: Tensor, classes: int) -> Tensor:
-    """One-hot rows (B, C) of labels (B,); rows of zeros for -1."""
+    """One-hot rows (B, C) of labels (B,); rows of zeros for -1.
+
+    Example:
+        >>> hard_targets(torch.tensor([1, 0]), 2).tolist()
+        [[0.0, 1.0], [1.0, 0.0]]
+    """
     return F.one_hot(label.clamp_min(0), classes).float() * (label >= 0).unsqueeze(-1)
 
 
@@ -72,7 +86,12 @@ def drop_raters(distribution: Tensor, count: Tensor, probability: float, generat
 
 
 def smooth(targets: Tensor, epsilon: float) -> Tensor:
-    """Label smoothing: ``(1 - eps) t + eps / C`` on rows that have a target."""
+    """Label smoothing: ``(1 - eps) t + eps / C`` on rows that have a target.
+
+    Example:
+        >>> smooth(torch.tensor([[1.0, 0.0]]), 0.5).tolist()
+        [[0.75, 0.25]]
+    """
     if not epsilon:
         return targets
     return targets * (1 - epsilon) + epsilon / targets.shape[-1] * (targets.sum(-1, keepdim=True) > 0)
@@ -102,7 +121,12 @@ def cross_entropy(
 
 
 def soft_macro_f1(logits: Tensor, targets: Tensor) -> Tensor:
-    """``1 - mean_k 2 sum_i t_ik p_ik / sum_i (t_ik + p_ik)`` over the classes that occur among the targets (docs/methods.md 2.3)."""
+    """``1 - mean_k 2 sum_i t_ik p_ik / sum_i (t_ik + p_ik)`` over the classes that occur among the targets (docs/methods.md 2.3).
+
+    Example:
+        >>> round(float(soft_macro_f1(50 * torch.eye(2), torch.eye(2))), 3)
+        0.0
+    """
     labelled = (targets.sum(-1, keepdim=True) > 0).float()
     p = F.softmax(logits.float(), dim=-1) * labelled
     support = targets.sum(-2)
@@ -118,6 +142,11 @@ def ccc(predicted: Tensor, target: Tensor) -> Tensor:
     """CCC per attribute (A,) over the whole batch, population moments, pairs with a NaN target left out (docs/methods.md 1.2).
 
     An attribute with fewer than two targets has CCC 0 and no gradient. Computed about the target's mean in float32.
+
+    Example:
+        >>> y = torch.tensor([[1.0], [2.0], [4.0]])
+        >>> ccc(y, y).round(decimals=3).tolist()
+        [1.0]
     """
     valid = torch.isfinite(target)
     m = valid.float()
@@ -159,7 +188,12 @@ def mixup_draw(size: int, probability: float, alpha: float, generator: torch.Gen
 
 
 def mix(values: Tensor, share: float, order: Tensor) -> Tensor:
-    """``share v + (1 - share) v[order]``: of hidden vectors and of their targets alike."""
+    """``share v + (1 - share) v[order]``: of hidden vectors and of their targets alike.
+
+    Example:
+        >>> mix(torch.tensor([0.0, 1.0]), 0.75, torch.tensor([1, 0])).tolist()
+        [0.25, 0.75]
+    """
     return torch.lerp(values[order], values, share)
 
 

@@ -12,14 +12,26 @@ VARIANCE_FLOOR = 1e-5
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean (B, D) over the valid rows of x (B, T, D); zeros where no row is valid. ``mask`` is bool (B, T)."""
+    """Mean (B, D) over the valid rows of x (B, T, D); zeros where no row is valid. ``mask`` is bool (B, T).
+
+    Example:
+        >>> x, mask = torch.tensor([[[1.0], [3.0], [9.0]]]), torch.tensor([[True, True, False]])
+        >>> masked_mean(x, mask).tolist()
+        [[2.0]]
+    """
     weights = mask.unsqueeze(-1).to(x.dtype)
     # where, not a product: what stands in the padding may be anything, also NaN
     return torch.where(mask.unsqueeze(-1), x, 0.0).sum(1) / weights.sum(1).clamp_min(1)
 
 
 def masked_mean_std(x: Tensor, mask: Tensor) -> Tensor:
-    """[mean; population std] (B, 2 D) over the valid rows; variance floored at 1e-5."""
+    """[mean; population std] (B, 2 D) over the valid rows; variance floored at 1e-5.
+
+    Example:
+        >>> x, mask = torch.tensor([[[1.0], [3.0], [9.0]]]), torch.tensor([[True, True, False]])
+        >>> masked_mean_std(x, mask).round(decimals=3).tolist()
+        [[2.0, 1.0]]
+    """
     mean = masked_mean(x, mask)
     variance = masked_mean((x - mean.unsqueeze(1)) ** 2, mask)
     return torch.cat([mean, variance.clamp_min(VARIANCE_FLOOR).sqrt()], dim=-1)
@@ -90,5 +102,10 @@ class Pooling(nn.Module):
 
 
 def pooled_dim(pooling: str, dim: int) -> int:
-    """Width of the pooled vector of rows of width ``dim``."""
+    """Width of the pooled vector of rows of width ``dim``.
+
+    Example:
+        >>> pooled_dim("mean_std", 768)
+        1536
+    """
     return dim if pooling in ("mean", "attention") else 2 * dim

@@ -15,7 +15,12 @@ PI_FLOOR = 1e-6
 
 
 def distances(z: Tensor, codebook: Tensor) -> Tensor:
-    """Squared distances (n, K), never below 0; of groups z (G, n, d) to codebooks (G, K, d) they are (G, n, K)."""
+    """Squared distances (n, K), never below 0; of groups z (G, n, d) to codebooks (G, K, d) they are (G, n, K).
+
+    Example:
+        >>> distances(torch.tensor([[0.0, 0.0]]), torch.tensor([[3.0, 4.0], [0.0, 1.0]])).tolist()
+        [[25.0, 1.0]]
+    """
     z, codebook = (
         z.float() if z.dtype in (torch.float16, torch.bfloat16) else z,
         codebook.to(torch.promote_types(codebook.dtype, torch.float32)),
@@ -27,12 +32,22 @@ def distances(z: Tensor, codebook: Tensor) -> Tensor:
 
 
 def hard_codes(squared: Tensor) -> Tensor:
-    """Nearest code (n,) int64; of equally near ones the lowest."""
+    """Nearest code (n,) int64; of equally near ones the lowest.
+
+    Example:
+        >>> hard_codes(torch.tensor([[25.0, 1.0]])).tolist()
+        [1]
+    """
     return squared.argmin(-1)
 
 
 def soft_codes(squared: Tensor, tau: float | Tensor) -> Tensor:
-    """``softmax(-D / tau)`` (n, K)."""
+    """``softmax(-D / tau)`` (n, K).
+
+    Example:
+        >>> soft_codes(torch.tensor([[1.0, 1.0]]), 0.5).tolist()
+        [[0.5, 0.5]]
+    """
     return torch.softmax(-squared / tau, dim=-1)
 
 
@@ -49,7 +64,12 @@ def quantization_loss(z: Tensor, code: Tensor, commitment: float) -> Tensor:
 
 
 def perplexity(usage: Tensor) -> Tensor:
-    """``exp(H)`` of code usage (K,), which need not sum to 1: from 1 (one code) to K."""
+    """``exp(H)`` of code usage (K,), which need not sum to 1: from 1 (one code) to K.
+
+    Example:
+        >>> round(float(perplexity(torch.full((8,), 0.125))), 3)
+        8.0
+    """
     share = usage / usage.sum().clamp_min(1e-12)
     return torch.exp(-torch.special.xlogy(share, share).sum())
 

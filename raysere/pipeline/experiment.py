@@ -274,6 +274,9 @@ def load_experiment(path: str | os.PathLike[str], overrides: tuple[str, ...] | l
     """Read and check an experiment file; ``overrides`` are ``key.sub.0=value`` with the value as YAML.
 
     Raises ConfigError that lists every problem with its key and, where there is a closed list, the valid choices.
+
+    Example:
+        >>> raysere.load_experiment("emodb.yaml", ["seed=1"]).protocol.kind  # doctest: +SKIP
     """
     path = Path(path).expanduser()
     raw = read_experiment(path, overrides)

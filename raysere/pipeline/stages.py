@@ -43,7 +43,12 @@ class Outcome:
 
 
 def run(experiment: str | os.PathLike[str], *, overrides: tuple[str, ...] = (), quiet: bool = False) -> Outcome:
-    """Run an experiment file to its report. The Python form of ``raysere run``."""
+    """Run an experiment file to its report. The Python form of ``raysere run``.
+
+    Example:
+        >>> outcome = raysere.run("emodb.yaml", overrides=("search.0.trials=40",))  # doctest: +SKIP
+        >>> outcome.report  # doctest: +SKIP
+    """
     with Progress(quiet=quiet) as progress:
         return run_experiment(load_experiment(experiment, overrides), progress=progress)
 

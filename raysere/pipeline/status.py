@@ -23,6 +23,9 @@ def run_status(run: str | os.PathLike[str]) -> dict[str, Any]:
     then) has ``name``, ``done``, ``total``, ``at_once``, ``seconds`` since it began and ``left_s``, the estimated seconds to its end.
     ``stopped_in`` (only else) has ``name``, ``done`` and ``total`` of the extraction in which the last start ended, if it did.
     ``finished`` and ``planned`` count trials; ``studies`` has both by study, with ``best`` and ``mean_seconds`` of a trial.
+
+    Example:
+        >>> raysere.status("runs/emodb")["running"]  # doctest: +SKIP
     """
     folder = open_run(run)
     specs = [read_study(folder, path.parent.name) for path in sorted(folder.glob("search/*/study.json"))]

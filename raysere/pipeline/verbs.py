@@ -30,7 +30,11 @@ def open_run(run: str | os.PathLike[str]) -> Path:
 
 
 def evaluate_run(run: str | os.PathLike[str]) -> dict[str, Any]:
-    """Fit and score the ensemble of a run again; writes ensemble/ and evaluation.json and returns the evaluation."""
+    """Fit and score the ensemble of a run again; writes ensemble/ and evaluation.json and returns the evaluation.
+
+    Example:
+        >>> raysere.evaluate("runs/emodb")["ensemble"]["value"]  # doctest: +SKIP
+    """
     from raysere.ensemble.evaluate.evaluation import evaluate
 
     folder = open_run(run)
@@ -39,7 +43,11 @@ def evaluate_run(run: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def fuse_runs(runs: list[Path], out: Path, *, family: str | None = None) -> dict[str, Any]:
-    """One ensemble of the finished trials of several runs, with its evaluation, in ``out``."""
+    """One ensemble of the finished trials of several runs, with its evaluation, in ``out``.
+
+    Example:
+        >>> raysere.fuse([Path("runs/voice"), Path("runs/words")], Path("fused"))  # doctest: +SKIP
+    """
     from raysere.ensemble.evaluate.evaluation import evaluate_runs
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

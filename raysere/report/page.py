@@ -45,6 +45,9 @@ def write_report(run: str | os.PathLike[str], check: FileCheck | None = None) ->
     """Write ``report.html`` into a run folder and return its path. Whatever the run has so far is shown.
 
     Trials and a saved ensemble whose files changed since they were recorded are left out, and the user is told (``check``).
+
+    Example:
+        >>> raysere.write_report("runs/emodb")  # doctest: +SKIP
     """
     run = Path(run)
     return write_template(run / "report.html", "report/page.html.j2", collect(run, check or FileCheck()))

@@ -36,6 +36,9 @@ def leaderboard(run_dir: str | os.PathLike[str], *, write: bool = True, records:
 
     ``params.NAME`` columns are null where the branch was not taken; a parameter that is a number in some trials and a text in others
     is a text. ``error`` is the first line of what went wrong. Also written to ``leaderboard.parquet``, unless ``write`` is False.
+
+    Example:
+        >>> raysere.leaderboard("runs/emodb").head()  # doctest: +SKIP
     """
     run_dir = Path(run_dir)
     records = Ledger(run_dir).trials() if records is None else records

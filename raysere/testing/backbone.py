@@ -27,6 +27,9 @@ def check_backbone(backbone: Backbone, items: Sequence[Item] | None = None, *, t
 
     Raises:
         AssertionError: says which promise is broken.
+
+    Example:
+        >>> check_backbone(open_backbone("mine:folder"))  # doctest: +SKIP
     """
     info = backbone.info
     _check_info(backbone)

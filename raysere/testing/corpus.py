@@ -96,6 +96,9 @@ def check_corpus(
 
     Raises:
         AssertionError: at least one check failed; all failures are listed.
+
+    Example:
+        >>> check_corpus(MyAdapter(), "corpus")  # doctest: +SKIP
     """
     kind = CORPORA.get(adapter) if isinstance(adapter, str) else adapter
     if not (isinstance(kind, type) and issubclass(kind, Adapter)):

@@ -43,6 +43,9 @@ def check_method(
 
     Returns:
         What was checked, one line each.
+
+    Example:
+        >>> check_method(MyMethod())  # doctest: +SKIP
     """
     changes = {"epochs": 20, "patience": 20, "batch": 16, "lr": 3e-3, **(params or {})}
     chosen = method.Params(**changes)

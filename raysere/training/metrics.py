@@ -26,7 +26,12 @@ Statistic = Callable[[NDArray], NDArray]
 
 
 def uar_of(confusion: ArrayLike) -> NDArray:
-    """Unweighted average recall: mean recall over the classes that have items. NaN when no class has any."""
+    """Unweighted average recall: mean recall over the classes that have items. NaN when no class has any.
+
+    Example:
+        >>> float(uar_of([[8, 2], [1, 1]]))
+        0.65
+    """
     counts = np.asarray(confusion, dtype=np.float64)
     totals = counts.sum(-1)
     shares = np.diagonal(counts, axis1=-2, axis2=-1) / np.maximum(totals, 1e-300)
@@ -35,7 +40,12 @@ def uar_of(confusion: ArrayLike) -> NDArray:
 
 
 def macro_f1_of(confusion: ArrayLike) -> NDArray:
-    """Macro-F1: mean of 2 tp / (true + predicted) over the classes that occur as true or as predicted class."""
+    """Macro-F1: mean of 2 tp / (true + predicted) over the classes that occur as true or as predicted class.
+
+    Example:
+        >>> round(float(macro_f1_of([[8, 2], [1, 1]])), 3)
+        0.621
+    """
     counts = np.asarray(confusion, dtype=np.float64)
     both = counts.sum(-1) + counts.sum(-2)
     f1 = 2 * np.diagonal(counts, axis1=-2, axis2=-1) / np.maximum(both, 1e-300)
@@ -44,14 +54,24 @@ def macro_f1_of(confusion: ArrayLike) -> NDArray:
 
 
 def accuracy_of(confusion: ArrayLike) -> NDArray:
-    """Share of items on the diagonal. NaN for an empty matrix."""
+    """Share of items on the diagonal. NaN for an empty matrix.
+
+    Example:
+        >>> float(accuracy_of([[8, 2], [1, 1]]))
+        0.75
+    """
     counts = np.asarray(confusion, dtype=np.float64)
     total = counts.sum((-2, -1))
     return np.where(total > 0, np.trace(counts, axis1=-2, axis2=-1) / np.maximum(total, 1e-300), np.nan)
 
 
 def weighted_f1_of(confusion: ArrayLike) -> NDArray:
-    """Mean of the classes' F1 weighed by their true items, as MELD's authors report it. NaN for an empty matrix."""
+    """Mean of the classes' F1 weighed by their true items, as MELD's authors report it. NaN for an empty matrix.
+
+    Example:
+        >>> round(float(weighted_f1_of([[8, 2], [1, 1]])), 3)
+        0.768
+    """
     counts = np.asarray(confusion, dtype=np.float64)
     support = counts.sum(-1)
     f1 = 2 * np.diagonal(counts, axis1=-2, axis2=-1) / np.maximum(support + counts.sum(-2), 1e-300)
@@ -85,7 +105,12 @@ REPORTED: dict[str, Statistic] = {**CATEGORICAL, "weighted_f1": weighted_f1_of}
 
 def statistic_of(metric: str) -> Statistic:
     """The function from sums to score for a :class:`Task` metric or a reported one: on (..., C, C) counts, or (..., A, 6) moments for
-    ``ccc``."""
+    ``ccc``.
+
+    Example:
+        >>> statistic_of("uar") is uar_of
+        True
+    """
     return mean_ccc_of if metric == "ccc" else REPORTED[metric]
 
 
@@ -93,7 +118,12 @@ def statistic_of(metric: str) -> Statistic:
 
 
 def confusion(labels: ArrayLike, predicted: ArrayLike, classes: int) -> NDArray[np.int64]:
-    """Counts (C, C), rows true, columns predicted; items without a label (-1) are left out."""
+    """Counts (C, C), rows true, columns predicted; items without a label (-1) are left out.
+
+    Example:
+        >>> confusion([0, 0, 1], [0, 1, 1], 2).tolist()
+        [[1, 1], [0, 1]]
+    """
     labels, predicted = np.asarray(labels, dtype=np.int64), np.asarray(predicted, dtype=np.int64)
     kept = labels >= 0
     return np.bincount(labels[kept] * classes + predicted[kept], minlength=classes * classes).reshape(classes, classes)
@@ -104,17 +134,32 @@ def _classes(labels: ArrayLike, predicted: ArrayLike, classes: int | None) -> in
 
 
 def uar(labels: ArrayLike, predicted: ArrayLike, classes: int | None = None) -> float:
-    """Unweighted average recall (0..1) over the classes with at least one item."""
+    """Unweighted average recall (0..1) over the classes with at least one item.
+
+    Example:
+        >>> uar([0, 0, 1], [0, 1, 1])
+        0.75
+    """
     return float(uar_of(confusion(labels, predicted, _classes(labels, predicted, classes))))
 
 
 def macro_f1(labels: ArrayLike, predicted: ArrayLike, classes: int | None = None) -> float:
-    """Macro-F1 (0..1) over the classes that occur among labels or predictions."""
+    """Macro-F1 (0..1) over the classes that occur among labels or predictions.
+
+    Example:
+        >>> round(macro_f1([0, 0, 1], [0, 1, 1]), 3)
+        0.667
+    """
     return float(macro_f1_of(confusion(labels, predicted, _classes(labels, predicted, classes))))
 
 
 def accuracy(labels: ArrayLike, predicted: ArrayLike, classes: int | None = None) -> float:
-    """Share of labelled items that are right."""
+    """Share of labelled items that are right.
+
+    Example:
+        >>> round(accuracy([0, 0, 1], [0, 1, 1]), 3)
+        0.667
+    """
     return float(accuracy_of(confusion(labels, predicted, _classes(labels, predicted, classes))))
 
 
@@ -130,7 +175,12 @@ def _pairs(x: ArrayLike, y: ArrayLike) -> tuple[NDArray, NDArray]:
 
 
 def ccc(x: ArrayLike, y: ArrayLike) -> float:
-    """Concordance correlation of predictions ``x`` and labels ``y`` (n,), pairs with NaN left out (docs/methods.md 1.2)."""
+    """Concordance correlation of predictions ``x`` and labels ``y`` (n,), pairs with NaN left out (docs/methods.md 1.2).
+
+    Example:
+        >>> round(ccc([1.0, 2.0, 3.0], [1.0, 2.0, 4.0]), 3)
+        0.857
+    """
     return float(ccc_of(_pairs(x, y)[0].sum(0))[0])
 
 
@@ -215,7 +265,12 @@ def _codes(groups: ArrayLike) -> tuple[NDArray[np.int64], int]:
 
 
 def group_confusions(labels: ArrayLike, predicted: ArrayLike, groups: ArrayLike, classes: int) -> NDArray[np.int64]:
-    """Confusion counts per group (G, C, C); groups in sorted order, so two systems on the same items line up."""
+    """Confusion counts per group (G, C, C); groups in sorted order, so two systems on the same items line up.
+
+    Example:
+        >>> group_confusions([0, 1, 1], [0, 1, 0], ["a", "a", "b"], 2).tolist()
+        [[[1, 0], [0, 1]], [[0, 0], [1, 0]]]
+    """
     labels, predicted = np.asarray(labels, dtype=np.int64), np.asarray(predicted, dtype=np.int64)
     kept = labels >= 0
     codes, number = _codes(np.asarray(groups)[kept])
