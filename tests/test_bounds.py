@@ -47,7 +47,7 @@ def check(path: Path, imports: str, call: str, kind: str, said: str) -> None:
 YAML: dict[str, tuple[Maker, str]] = {
     "aliases": (text(laughs("[x, x, x]")), "values in YAML"),
     "merged": (text(laughs("{k: 1, l: 2}", merge=True)), "values in YAML"),
-    "itself": (text("a: &a [1, *a]\n"), "holds itself"),
+    "itself": (text("a: &a [1, *a]\n"), "contains itself"),
     "brackets": (text("[" * 500_000), "levels of lists"),
     "dashes": (text("- " * 300_000 + "a"), "levels of lists"),
     "closed": (text("[" * 3000 + "]" * 3000), "levels of lists"),
@@ -341,7 +341,7 @@ def test_codebooks(tmp_path: Path) -> None:
         ("[" * 5000 + "]" * 5000, "levels of lists"),
         ("[]", "format of a codebook"),
         ("5", "format of a codebook"),
-        (json.dumps(meta | {"more": 1}), "no codebook"),
+        (json.dumps(meta | {"more": 1}), "not a codebook"),
     ):
         save_file({"centres": centres}, path, {"raysere": content})
         with pytest.raises(RaysereError, match=said):
@@ -354,11 +354,11 @@ def test_codebooks(tmp_path: Path) -> None:
     with pytest.raises(RaysereError, match="bytes of safetensors header"):
         FrameUnits.load(path)
     tensors(path, b'{"centres":{"dtype":"F32","shape":[1000000000,1000000000],"data_offsets":[0,16]}}', bytes(16))
-    with pytest.raises(RaysereError, match="no codebook"):
+    with pytest.raises(RaysereError, match="not a codebook"):
         FrameUnits.load(path)
     overlapping = b'{"centres":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]},"b":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]}}'
     tensors(path, overlapping, bytes(16))
-    with pytest.raises(RaysereError, match="no codebook"):
+    with pytest.raises(RaysereError, match="not a codebook"):
         FrameUnits.load(path)
 
 

@@ -107,10 +107,10 @@ def test_a_secret_goes_no_further_than_its_name(tmp_path, monkeypatch, name):
     for changes in PLACES:
         path = write(tmp_path, **changes)
         path.write_text(path.read_text().replace("${@", "${" + name))
-        with pytest.raises(ConfigError, match=f"holds no secrets.* {name} ") as caught:
+        with pytest.raises(ConfigError, match=f"must not hold secrets.* {name} ") as caught:
             load_experiment(path)
         assert "hunter2" not in str(caught.value)
-    with pytest.raises(ConfigError, match="holds no secrets"):
+    with pytest.raises(ConfigError, match="must not hold secrets"):
         load_experiment(write(tmp_path), [f"corpora.0.options.login=${{{name}}}"])
 
 

@@ -269,7 +269,7 @@ def test_relative_folders_lie_in_the_storage_of_the_environment(project, monkeyp
 
 def test_a_job_writes_only_where_it_lasts(project, monkeypatch):
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    with pytest.raises(ConfigError, match="no folder that lasts"):
+    with pytest.raises(ConfigError, match="is a folder of the job"):
         load_experiment("toy.yaml")
     unpacked = project / "session/runtime_resources/working_dir_files/_ray_pkg_1"
     with pytest.raises(ConfigError, match="`store: "):

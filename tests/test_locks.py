@@ -78,7 +78,7 @@ def test_what_is_no_plain_file_is_refused_and_not_waited_for(make: Callable[[Pat
     folder = tmp_path / "shared" / SPEC.key
     folder.mkdir(parents=True)
     make(folder / place)
-    with pytest.raises(EnvironmentFault, match="is no plain file"):
+    with pytest.raises(EnvironmentFault, match="is not a plain file"):
         lock(folder)
 
 

@@ -136,7 +136,7 @@ def _check_yaml(text: str, where: object) -> None:
         elif kind is yaml.AliasEvent:
             if any(one[0] == event.anchor for one in open_):
                 raise ConfigError(
-                    f"This YAML holds itself: the alias *{event.anchor} stands inside of what it names",
+                    f"This YAML contains itself: the alias *{event.anchor} is used inside the value that it names",
                     where=f"{where}, line {event.start_mark.line + 1}",
                 )
             count, height = known.get(event.anchor, (1, 0))  # an unknown one is told by the composer

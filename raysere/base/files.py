@@ -110,10 +110,10 @@ def open_lock(path: str | os.PathLike[str], *, make: bool = True) -> io.FileIO:
         make: make it where it is missing, and open it for writing. False takes it as it is, to be read.
 
     Raises:
-        EnvironmentFault: it is a link, a folder, or otherwise no plain file. FileNotFoundError: it is missing and not to be made.
+        EnvironmentFault: it is a link, a folder, or otherwise not a plain file. FileNotFoundError: it is missing and not to be made.
     """
     flags = os.O_RDWR | os.O_CREAT if make else os.O_RDONLY
-    kind = "no plain file"
+    kind = "not a plain file"
     try:
         descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)  # a pipe must not make it wait
         if stat.S_ISREG(os.fstat(descriptor).st_mode):

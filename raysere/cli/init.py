@@ -46,7 +46,7 @@ _SCRIPTED = 0.9  # share of utterances whose sentence occurs in several emotions
 def write_experiment(path: Path, *, corpus: str, folder: Path, classes: str | None, kind: str, force: bool) -> list[str]:
     """Write the experiment; returns lines to show the user (counts, rejected files, notes of the corpus)."""
     if path.exists() and not force:
-        raise ConfigError("This experiment is there already", where=path, remedy="Take another name, or --force to replace it.")
+        raise ConfigError("This experiment exists already", where=path, remedy="Choose another name, or replace it with --force.")
     adapter = CORPORA.get(corpus)
     loaded = load_corpus(corpus, folder.expanduser())
     manifest, table = loaded.manifest, loaded.manifest.table

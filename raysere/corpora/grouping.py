@@ -37,7 +37,7 @@ class Grouped:
         self.labelled = table["label"].null_count() < table.height
         table = table.filter(pl.col("label").is_not_null()) if self.labelled else table.with_columns(label=pl.lit(""))
         if table.height == 0:
-            raise DataError("There is no utterance to split")
+            raise DataError("The table has no utterances to split")
         if table["utterance"].n_unique() < table.height:
             raise DataError(
                 "The table to split holds an utterance twice", where=table.filter(pl.col("utterance").is_duplicated())["utterance"][0]

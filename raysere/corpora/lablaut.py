@@ -34,7 +34,7 @@ def parse_lablaut(text: str) -> list[dict[str, Any]]:
     lines = text.splitlines()
     head = next((number for number, line in enumerate(lines) if line.strip() == "#"), None)
     if head is None:
-        raise DataError("This is no label file: it has no line '#' before its labels")
+        raise DataError("This is not a label file: it has no line '#' before its labels")
     phones: list[dict[str, Any]] = []
     open_phone: dict[str, Any] | None = None  # the sound that a following row may go on with; None in a pause
     begin = 0.0

@@ -191,9 +191,9 @@ class Manifest:
             known = rest["format"] == FORMAT
         except (ValueError, TypeError, KeyError) as error:
             raise DataError(
-                "This parquet file is no manifest: its metadata lacks the key 'raysere'",
+                "This parquet file is not a manifest: its metadata lacks the key 'raysere'",
                 where=path,
-                remedy="A table of your own is read by the corpus 'table'.",
+                remedy="Read a table of your own with the corpus 'table'.",
             ) from error
         if not known:
             raise DataError(
@@ -202,7 +202,7 @@ class Manifest:
         if missing := [name for name in ("roots", "scales", "linked_speakers", "notes", "synthetic") if name not in rest]:
             raise DataError(f"The metadata of this manifest lacks {', '.join(missing)}", where=path)
         if not isinstance(rest["roots"], dict) or not isinstance(rest["scales"], dict):
-            raise DataError("The roots and scales of this manifest are no mappings", where=path)
+            raise DataError("The roots and scales of this manifest are not mappings", where=path)
         roots = {corpus: str((path.parent / root).resolve()) if not os.path.isabs(root) else root for corpus, root in rest["roots"].items()}
         return cls.checked(
             table,
@@ -247,7 +247,7 @@ def concat(manifests: Sequence[Manifest]) -> Manifest:
         DataError: no manifest, an utterance in two of them, or one corpus with two roots or two scales.
     """
     if not manifests:
-        raise DataError("There is no manifest to join")
+        raise DataError("No manifest was given to join")
     roots: dict[str, Any] = {}
     scales: dict[str, Any] = {}
     for manifest in manifests:

@@ -223,7 +223,7 @@ def verify_splits(splits: pl.DataFrame, speakers: Mapping[str, str] | pl.DataFra
     if unknown:
         raise DataError(f"{len(unknown)} utterances of the splits have no speaker, the first is {unknown[0]!r}")
     if splits.select(pl.struct("outer", "utterance").is_duplicated().any()).item():
-        raise DataError("An utterance stands twice in one outer fold of the splits")
+        raise DataError("The splits list an utterance twice in one outer fold")
     if splits.filter((pl.col("role") != "pool") & pl.col("fold").is_not_null()).height:
         raise DataError("A test or target row of the splits has a fold: it would be trained on or choose")
     places: defaultdict[tuple[int, str], set[tuple[str, int | None]]] = defaultdict(set)
@@ -282,7 +282,7 @@ def _check_always(data: Grouped, always: np.ndarray, parts: Sequence[str]) -> No
             remedy="Correct protocol.always_train, or give the manifest a column `split`.",
         )
     if always.all():
-        raise DataError("All utterances are to be trained on always: none is left to score", remedy="Shorten protocol.always_train.")
+        raise DataError("Every utterance is in `always_train`, so none is left to score", remedy="Shorten protocol.always_train.")
 
 
 def _folds(

@@ -26,7 +26,7 @@ def read_textgrid(path: Path) -> dict[str, list[dict[str, Any]]]:
     """
     text = _decode(read_bytes(path, LABEL_BYTES))
     if "TextGrid" not in text[:400]:
-        raise DataError("This is no Praat TextGrid", where=path)
+        raise DataError("This is not a Praat TextGrid", where=path)
     values = list(islice(_values(text), _VALUES + 1))
     if len(values) > _VALUES:
         raise refusal("values in this TextGrid", f"more than {_VALUES:,}", _VALUES, where=path)

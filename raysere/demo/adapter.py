@@ -37,7 +37,7 @@ class Demo(Adapter):
         """
         file = path / "manifest.parquet" if path.is_dir() else path
         if not file.is_file():
-            raise DataError("This is no finished demo corpus", where=path, remedy=f"Expected: {self.layout}.")
+            raise DataError("This is not a finished demo corpus", where=path, remedy=f"Expected: {self.layout}.")
         if not path.is_dir():
             self.audio_root = path.parent
         for row in Manifest.read(file).table.iter_rows(named=True):

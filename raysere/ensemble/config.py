@@ -125,7 +125,7 @@ class EnsembleConfig(BaseModel):
     @model_validator(mode="after")
     def _that_fit(self) -> EnsembleConfig:
         if self.family in ("convex", "blend") and self.pool in ("rank", "vote"):
-            raise ValueError(f"{self.family} weights maximise a likelihood, which the pool {self.pool!r} has not; take linear or log")
+            raise ValueError(f"{self.family} weights maximise a likelihood, and the pool {self.pool!r} has none; choose linear or log")
         return self
 
 

@@ -186,7 +186,7 @@ def read_channels(path: Path, first: int, count: int) -> np.ndarray:
     except (soundfile.SoundFileError, TypeError, ValueError) as error:
         raise DataError(f"truncated or damaged: {str(error).split(': ')[-1].rstrip('.')}", where=path) from error
     if len(samples) < count - slack:
-        raise DataError(f"truncated: {count} frames are promised, {len(samples)} can be decoded", where=path)
+        raise DataError(f"truncated: {count} frames are declared, {len(samples)} can be decoded", where=path)
     if len(samples) == 0:
         raise DataError("no samples (a header and nothing after it)", where=path)
     _check_end(path)

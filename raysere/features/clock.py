@@ -15,7 +15,7 @@ def frame_clock(features: FeatureSpec | BackboneInfo) -> tuple[float, float]:
     The wav2vec2 family: (0.0125, 0.02), from the receptive field of 400 samples and the stride of 320. Whisper: (0, 0.02).
 
     Raises:
-        ConfigError: rows that are no steps of time.
+        ConfigError: rows that are not steps of time.
     """
     if isinstance(features, FeatureSpec):
         if features.granularity != "frame":
@@ -27,7 +27,7 @@ def frame_clock(features: FeatureSpec | BackboneInfo) -> tuple[float, float]:
 
         features = describe_backbone(features.backbone, **features.options)
     if features.frame_s is None:
-        raise ConfigError(f"The rows of {features.name!r} are no steps of time", remedy="Take a backbone that gives frames of audio.")
+        raise ConfigError(f"The rows of {features.name!r} are not steps of time", remedy="Take a backbone that gives frames of audio.")
     return features.frame_s / 2 if features.centre_s is None else features.centre_s, features.frame_s
 
 

@@ -232,7 +232,7 @@ class FeatureSpec(BaseModel):
     def chunk_frames(self) -> tuple[int, int]:
         """(window, hop) of ``chunk`` granularity in frames, at least one each."""
         if self.frame_s is None or self.chunk_s is None or self.chunk_hop_s is None:
-            raise ConfigError(f"{self.backbone} has no time axis or the features are no chunks")
+            raise ConfigError(f"{self.backbone} has no time axis, or the features are not chunks")
         return max(1, round(self.chunk_s / self.frame_s)), max(1, round(self.chunk_hop_s / self.frame_s))
 
     def to_json(self) -> dict[str, Any]:
@@ -293,11 +293,11 @@ def resolve(config: FeatureConfig | dict[str, Any]) -> FeatureSpec:
     if config.level != "none" and info.modality == "text":
         raise ConfigError("A text backbone has no level to normalise", where="level", choices=["none"])
     if config.silence_db is not None and (info.frame_s is None or info.modality == "text"):
-        raise ConfigError(f"The rows of {info.name!r} are no steps of time in a recording, so none of them is silent", where="silence_db")
+        raise ConfigError(f"The rows of {info.name!r} are not steps of time, so silence cannot be left out", where="silence_db")
     if config.silence_db is not None and config.granularity != "utterance":
         raise ConfigError("silence_db is for the statistics of whole utterances", where="silence_db", choices=["granularity: utterance"])
     if config.phones and (info.frame_s is None or info.sampling_rate is None):
-        raise ConfigError(f"The rows of {info.name!r} are no steps of time in a recording, so none of them lies in a phone", where="phones")
+        raise ConfigError(f"The rows of {info.name!r} are not steps of time, so no phone can be chosen", where="phones")
     if config.phones and config.granularity != "utterance":
         raise ConfigError("phones is for the statistics of whole utterances", where="phones", choices=["granularity: utterance"])
     if config.statistics != "mean_std" and config.granularity == "frame":
@@ -307,7 +307,7 @@ def resolve(config: FeatureConfig | dict[str, Any]) -> FeatureSpec:
     layers = _layers(config, info)
     if config.granularity == "chunk" and info.frame_s is None:
         raise ConfigError(
-            f"The rows of {info.name!r} are no steps of time, so it has no chunks in seconds",
+            f"The rows of {info.name!r} are not steps of time, so there are no chunks in seconds",
             where="granularity",
             choices=["utterance", "frame"],
         )
@@ -361,7 +361,7 @@ def _layers(config: FeatureConfig, info: BackboneInfo) -> tuple[LayerSpec, ...]:
                 )
             numbers.append(number)
         if not numbers:
-            raise ConfigError("No layer is asked for", where="layers", choices=["all", *described])
+            raise ConfigError("`layers` is empty", where="layers", choices=["all", *described])
     return tuple(_layer(number, info.layers[number]) for number in sorted(set(numbers)))
 
 

@@ -57,7 +57,7 @@ def frame_norm(view: FeatureView, layer: int, kind: Norm, corpus: Sequence[str],
         corpus, speaker: of the view's utterances.
     """
     if kind not in NORMS:
-        raise ConfigError(f"{kind!r} is no way to normalise frames", choices=NORMS)
+        raise ConfigError(f"{kind!r} is not a way to normalise frames", choices=NORMS)
     width = view.spec.width(layer)
     if kind == "none":
         return FrameNorm(kind, np.zeros((1, width), np.float32), np.ones((1, width), np.float32), np.zeros(len(view), dtype=np.int64))
@@ -233,13 +233,13 @@ class FrameUnits:
         from safetensors import safe_open
 
         if not os.path.isfile(path):
-            raise MissingFileError("There is no codebook at this path", where=path)
+            raise MissingFileError("This path has no codebook", where=path)
         check_tensors(path)
         try:
             with safe_open(path, "numpy") as file:
                 meta = parse_json((file.metadata() or {}).get("raysere", "{}"), where=path)
                 if not isinstance(meta, dict) or meta.pop("format", None) != FORMAT:
-                    raise ConfigError("This file has not the format of a codebook", where=path, choices=[FORMAT])
+                    raise ConfigError("This file does not have the format of a codebook", where=path, choices=[FORMAT])
                 centres = file.get_tensor("centres")
             if centres.ndim != 2 or not centres.size or centres.dtype != np.float32 or not np.isfinite(centres).all():
                 raise ValueError(f"its centres are {centres.dtype} {list(centres.shape)}, not finite float32 (units, width)")
@@ -247,7 +247,7 @@ class FrameUnits:
         except (SafetensorError, ValueError, TypeError) as error:
             if isinstance(error, RaysereError):
                 raise
-            raise ConfigError(f"This is no codebook: {error}", where=path) from error
+            raise ConfigError(f"This is not a codebook: {error}", where=path) from error
 
 
 def unit_histograms(view: FeatureView, codebook: FrameUnits, corpus: Sequence[str], speaker: Sequence[str]) -> np.ndarray:

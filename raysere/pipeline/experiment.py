@@ -319,7 +319,7 @@ def _check_lasting(experiment: Experiment, path: Path) -> None:
     for key, folder in (("runs", experiment.run_folder), ("store", experiment.store_folder)):
         if not lasts(folder):
             raise ConfigError(
-                f"`{key}: {getattr(experiment, key)}` is no folder that lasts: what a job writes into its own is lost when the job ends",
+                f"`{key}: {getattr(experiment, key)}` is a folder of the job, and everything in it is lost when the job ends",
                 where=f"{path}, which would write to {folder.absolute()}",
                 remedy="Name storage that every node mounts: `raysere submit --storage /FOLDER`, "
                 f"or --set {key}=/FOLDER/{key}, or set {STORAGE} on all nodes of the cluster.",
@@ -343,10 +343,10 @@ def _expand(value: Any, path: Path, expanded: list[int]) -> Any:
         name, default = match.groups()
         if _SECRET.search(name):
             raise ConfigError(
-                f"An experiment holds no secrets, and the name of the variable {name} says that it is one",
+                f"An experiment must not hold secrets, and the name of the variable {name} says that it is one",
                 where=path,
-                remedy="What stands in an experiment is written to its run, its ensemble and its report. Leave it out: code of your own "
-                f"that needs it reads {name} from the environment. If it is no secret, give the variable another name.",
+                remedy="The content of an experiment is written to its run, ensemble and report. Leave the secret out: code of your "
+                f"own that needs it reads {name} from the environment. If it is no secret, give the variable another name.",
             )
         found = os.environ.get(name, default)
         if found is None:
@@ -380,7 +380,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
         else:
             node[last] = value
     except (IndexError, ValueError, TypeError, AttributeError) as error:
-        raise ConfigError(f"--set {override}: there is no place {key!r} in this experiment") from error
+        raise ConfigError(f"--set {override}: this experiment has no key {key!r}") from error
 
 
 def _explain(error: ValidationError, model: type[BaseModel]) -> str:

@@ -93,7 +93,7 @@ def prepare_submission(
     """
     root, file = working_dir.expanduser().resolve(), experiment.expanduser().resolve()
     if not file.is_file():
-        raise MissingFileError("There is no such experiment", where=experiment)
+        raise MissingFileError("This experiment does not exist", where=experiment)
     if not file.is_relative_to(root):
         raise ConfigError(
             "The experiment lies outside of the folder that is sent",
@@ -114,7 +114,7 @@ def prepare_submission(
     name = file.relative_to(root).as_posix()
     if name not in files:
         raise ConfigError(
-            "The experiment itself is left out of what is sent",
+            "The ignore files leave the experiment itself out of what is sent",
             where=f"{name}, which looks like a secret"
             if name in secrets
             else f"{' or '.join(_IGNORE_FILES)} in {root} (or a folder below it), which names {name}",
@@ -319,7 +319,7 @@ def _ray() -> str:
     """The `ray` command of this Python, not of another environment that comes first in PATH."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     if (command := shutil.which("ray", path=path)) is None:
-        raise EnvironmentFault("There is no `ray` command", remedy="pip install 'raysere[cluster]'")
+        raise EnvironmentFault("The command `ray` is missing", remedy="pip install 'raysere[cluster]'")
     return command
 
 

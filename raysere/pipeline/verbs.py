@@ -51,7 +51,7 @@ def fuse_runs(runs: list[Path], out: Path, *, family: str | None = None) -> dict
     from raysere.ensemble.evaluate.evaluation import evaluate_runs
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError("This is no empty folder", where=out, remedy="Name a new one with --out.")
+        raise ConfigError("This folder is not empty", where=out, remedy="Name a new one with --out.")
     return evaluate_runs([open_run(run) for run in runs], out, family=family)
 
 

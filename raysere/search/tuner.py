@@ -73,7 +73,7 @@ def run_search(
     if twice := sorted({study.name for study in studies if sum(other.name == study.name for other in studies) > 1}):
         raise ConfigError(f"Two studies are called {twice[0]!r}")
     if not studies:
-        raise ConfigError("There is no study to search")
+        raise ConfigError("The experiment has no search")
     slots = capacity(trial) if max_concurrent is None else max_concurrent
     growing = max_concurrent is None and cluster_address() is not None
     if slots < 1:

@@ -178,7 +178,7 @@ def _json(body: bytes) -> Any:
         # as UTF-8 alone, which is what was counted; ``json`` would guess others
         return json.loads(body.removeprefix(codecs.BOM_UTF8).decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise Fault(400, "malformed", f"The body is no JSON: {str(error)[:200]}") from None
+        raise Fault(400, "malformed", f"The body is not JSON: {str(error)[:200]}") from None
 
 
 class _Outline:
@@ -301,7 +301,7 @@ def _checked(given: Given, limits: Limits) -> Given:
     if given.text is not None and len(given.text) > limits.text:
         raise Fault(413, "text_too_long", f"The text has {len(given.text)} characters, at most {limits.text} are taken")
     if given.text is not None and any("\ud800" <= character <= "\udfff" for character in given.text):
-        raise Fault(422, "wrong_type", "The text is no Unicode: it holds one half of a pair of surrogates")
+        raise Fault(422, "wrong_type", "The text is not valid Unicode: it holds half of a surrogate pair")
     if given.audio is None and not (given.text and given.text.strip()):
         raise Fault(422, "nothing_to_predict", "There is neither audio nor text", remedy="Send an audio file, a text, or both.")
     return given

@@ -31,7 +31,7 @@ _FAULTS = {
     408: Fault(504, "timeout", "No answer in time", remedy="Send shorter audio, or try again later.", retry_s=1.0),
     503: _NOT_READY,
 }
-_LOST = Fault(500, "internal", "The replica that had the request is gone", remedy="Try again later.", retry_s=1.0)
+_LOST = Fault(500, "internal", "The replica that had the request has died", remedy="Try again later.", retry_s=1.0)
 
 
 class ErrorsAsJson:

@@ -103,7 +103,7 @@ def check_corpus(
     kind = CORPORA.get(adapter) if isinstance(adapter, str) else adapter
     if not (isinstance(kind, type) and issubclass(kind, Adapter)):
         raise AssertionError(
-            f"{adapter!r} is no adapter: pass a class that inherits raysere.corpora.adapters.base.Adapter, or a registered name."
+            f"{adapter!r} is not an adapter: pass a class that inherits raysere.corpora.adapters.base.Adapter, or a registered name."
         )
     folder, options = Path(folder).expanduser(), dict(options or {})
     label = f"The adapter {getattr(kind, 'name', None) or kind.__name__!r} on {folder}"

@@ -75,7 +75,7 @@ def read_predictions(source: str | os.PathLike[str] | pl.DataFrame, task: Task, 
     """
     where = None if isinstance(source, pl.DataFrame) else Path(source)
     if where is not None and not where.is_file():
-        raise MissingFileError("There are no predictions here", where=where)
+        raise MissingFileError("This folder has no predictions", where=where)
     frame = source if isinstance(source, pl.DataFrame) else read_parquet(source)
     if split is not None:
         frame = frame.filter(pl.col("split") == split)

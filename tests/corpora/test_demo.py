@@ -222,7 +222,7 @@ make_demo({str(target)!r}, **{SMALL!r})
     done = subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[2], check=False, timeout=120)
     assert done.returncode == -signal.SIGKILL
     assert not (target / "manifest.parquet").exists()
-    with pytest.raises(DataError, match="no finished demo"):
+    with pytest.raises(DataError, match="not a finished demo"):
         Demo().load(target)
     finished = {file.parent: file.stat().st_mtime_ns for file in target.glob("audio/*/rows.parquet")}
     assert len(finished) == 3  # 5 files a voice: the fourth was cut off

@@ -160,7 +160,7 @@ def test_concat() -> None:
         concat([one, one])
     with pytest.raises(DataError, match="two roots"):
         concat([one, manifest([row(5)], roots={"toy": "/b"})])
-    with pytest.raises(DataError, match="no manifest"):
+    with pytest.raises(DataError, match="No manifest"):
         concat([])
 
 

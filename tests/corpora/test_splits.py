@@ -269,7 +269,7 @@ def test_speaker_in_two_parts_of_the_own_split() -> None:
         (even(6, "a"), {}, r"All 12 utterances have the class 'a'"),
         (own("tte"), {"kind": "holdout", "dev_share": 0.5, "test_share": 0.2}, None),
         (own("de"), {"kind": "holdout"}, "no training utterance"),
-        (own("uu"), {}, "no utterance to split"),
+        (own("uu"), {}, "no utterances to split"),
         (
             table([("s0", "a"), ("s0", "b"), ("s1", "a"), ("s2", "a")]),
             {"folds": 3},
@@ -294,7 +294,7 @@ def test_clear_errors(data: pl.DataFrame, protocol: dict[str, Any], message: str
         return
     with pytest.raises(DataError, match=message) as caught:
         make_splits(data, Protocol(**protocol), 0)
-    assert caught.value.remedy or "no utterance to split" in str(caught.value)
+    assert caught.value.remedy or "no utterances to split" in str(caught.value)
 
 
 def test_a_class_may_be_missing_from_a_dev_fold_and_is_told() -> None:
@@ -414,7 +414,7 @@ def test_verify_finds_what_is_wrong() -> None:
         verify_splits(good, data, [[first, second]])
     with pytest.raises(DataError, match="has a fold"):
         verify_splits(good.with_columns(role=pl.lit("test")), data)
-    with pytest.raises(DataError, match="stands twice"):
+    with pytest.raises(DataError, match="list an utterance twice"):
         verify_splits(pl.concat([good, good]), data)
     with pytest.raises(DataError, match="have no speaker"):
         verify_splits(good, data.head(3))

@@ -172,7 +172,7 @@ def test_nothing_half_written_stays_when_tensors_are_gone(saved):
     before = (saved / "ensemble" / "ensemble.yaml").read_text()
     victim = next((saved / "trials").glob("speech-*")) / "model.safetensors"
     victim.unlink()
-    with pytest.raises(MissingFileError, match="are gone"):
+    with pytest.raises(MissingFileError, match="are missing"):
         evaluate(saved)
     assert (saved / "ensemble" / "ensemble.yaml").read_text() == before
     assert sorted(path.name for path in saved.iterdir() if path.name.startswith(".")) == []

@@ -135,11 +135,11 @@ def test_nothing_can_be_fitted_on_test_rows(tmp_path, toy):
     assert held.stage == "test"
     assert not hasattr(held, "label")
     count = len(held.utterances)
-    with pytest.raises(DataError, match="fitted on test"):
+    with pytest.raises(DataError, match="not test rows"):
         FitRows(held, np.zeros(count, int), np.zeros((count, 0)), np.full(count, "s"), np.zeros(count, int))
     with pytest.raises(DataError, match="test row"):
         dev_truth([run], 0, held.utterances)
-    with pytest.raises(DataError, match="no test row"):
+    with pytest.raises(DataError, match="not a test row"):
         test_truth([run], 0, load_fit_rows([run]).predictions.utterances)
 
 
@@ -158,7 +158,7 @@ def test_a_speaker_in_two_folds_is_refused(toy):
     selection = toy.selection([1.0, 1.0])
     fold = selection.fold.copy()
     fold[0] = (fold[0] + 1) % 5
-    with pytest.raises(DataError, match="stands in the folds"):
+    with pytest.raises(DataError, match="is in several folds"):
         FitRows(selection.predictions, selection.label, selection.target, selection.group, fold)
 
 
@@ -174,7 +174,7 @@ def test_splits_by_dialogue_group_dialogues_and_speakers_may_recur(tmp_path, toy
     talk = pl.Series([f"toy/d{fold}-{row % 3}" for row, fold in enumerate((run.speaker % 5).tolist())])
     table = manifest.table.with_columns(dialogue=talk, speaker=pl.lit("toy/joey"))
     Manifest.checked(table, roots=manifest.roots, scales=manifest.scales).write(path)
-    with pytest.raises(DataError, match="stands in the folds"):
+    with pytest.raises(DataError, match="is in several folds"):
         load_fit_rows([Run.open(run.folder)])
     settings = yaml.safe_load((run.folder / "experiment.yaml").read_text())
     settings["protocol"]["by"] = "dialogue"

@@ -178,7 +178,7 @@ def test_a_part_of_the_library_is_fitted_and_scored_by_itself(tmp_path, toy, pro
         assert all({member.study for member in one.best} == kept[row["variant"]] for one in fitted.answers)
         assert row["worth"]["value"] == pytest.approx(rows[0]["value"] - row["value"])
     assert rows[1]["value"] != rows[2]["value"]
-    with pytest.raises(DataError, match="none is to be a member"):
+    with pytest.raises(DataError, match="leaves no trial"):
         fit_runs([Run.open(whole.folder)], _config(), lambda member: False)
 
 

@@ -38,7 +38,7 @@ def test_layers_by_number_or_name_and_a_wrong_one_lists_the_valid_ones():
     for wrong in (3, -1, "wider"):
         with pytest.raises(ConfigError, match=r"no layer .*0 \(raw\), 1 \(wide\), 2 \(whole\)"):
             resolve({"backbone": "toy", "layers": [wrong]})
-    with pytest.raises(ConfigError, match="No layer"):
+    with pytest.raises(ConfigError, match="`layers` is empty"):
         resolve({"backbone": "toy", "layers": []})
 
 
@@ -50,7 +50,7 @@ def test_layers_by_number_or_name_and_a_wrong_one_lists_the_valid_ones():
         ({"backbone": "toy", "lyers": [1]}, "lyers.*Valid choices: backbone"),
         ({"backbone": "toy", "chunk_s": 0.5, "chunk_hop_s": 0.6}, "longer than chunk_s"),
         ({"backbone": "toy", "modality": "text"}, "of modality 'audio'"),
-        ({"backbone": "toy", "options": {"modality": "text"}, "granularity": "chunk"}, "no steps of time"),
+        ({"backbone": "toy", "options": {"modality": "text"}, "granularity": "chunk"}, "not steps of time"),
         ({"backbone": "toy", "options": {"modality": "text"}, "level": "rms"}, "no level"),
     ],
 )

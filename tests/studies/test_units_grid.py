@@ -135,5 +135,5 @@ def test_intervals_leave_gaps_and_margins() -> None:
 def test_rows_that_are_no_steps_of_time_are_refused() -> None:
     with pytest.raises(ConfigError, match="granularity: frame"):
         frame_clock(resolve({"backbone": "acoustic"}))
-    with pytest.raises(ConfigError, match="no steps of time"):
+    with pytest.raises(ConfigError, match="not steps of time"):
         frame_clock(describe_backbone("hashed"))

@@ -167,7 +167,7 @@ def test_norms() -> None:
                 assert np.abs(out[owner == group].std(0) - 1).max() < 1e-4
     plain = frame_norm(view, 0, "none", corpus, speaker).apply(view.packed(0, np.array([2])), np.array([2]), lengths[2:3])
     assert np.allclose(plain.numpy(), arrays[2])
-    with pytest.raises(ConfigError, match="no way to normalise"):
+    with pytest.raises(ConfigError, match="not a way to normalise"):
         frame_norm(view, 0, "all", corpus, speaker)  # type: ignore[arg-type]
 
 
@@ -196,5 +196,5 @@ def test_wrong_codebooks_say_so(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError):
         FrameUnits.load(tmp_path / "none.safetensors")
     (tmp_path / "text.safetensors").write_text("text")
-    with pytest.raises(ConfigError, match="no codebook"):
+    with pytest.raises(ConfigError, match="not a codebook|no codebook"):
         FrameUnits.load(tmp_path / "text.safetensors")

@@ -123,7 +123,7 @@ class Audformat(Adapter):
         self._folder, self._header = path, header
         meta = read_yaml(path / f"{header}.yaml")
         if not isinstance(meta, dict) or not isinstance(meta.get("tables"), dict):
-            raise DataError("This header names no tables", where=path / f"{header}.yaml", remedy=f"Expected: {self.layout}.")
+            raise DataError("This header lists no tables", where=path / f"{header}.yaml", remedy=f"Expected: {self.layout}.")
         self._describe(meta)
         if tables is not None and (unknown := [one for one in tables if one not in meta["tables"]]):
             raise ConfigError(f"The database has no table {', '.join(map(repr, unknown))}", where=path, choices=meta["tables"])
@@ -247,7 +247,7 @@ class Audformat(Adapter):
                     row = rows.setdefault(key, {})
                     if value is not None and row.setdefault(column, value) != value:
                         raise DataError(
-                            f"The tables say two things of {key[0]!r}: {column} is {row[column]!r} and {value!r} (table {table.name!r})",
+                            f"The tables disagree about {key[0]!r}: {column} is {row[column]!r} and {value!r} (table {table.name!r})",
                             where=self._folder,
                             remedy="Choose tables with the option `tables`, or a column as `table:column`.",
                         )

@@ -203,7 +203,7 @@ class Adapter(abc.ABC):
         unknown = set(entry) - {*SCHEMA, "reject"}
         if unknown:
             raise DataError(
-                f"The adapter {self.name!r} yields keys that are no manifest columns: {', '.join(sorted(unknown))}", choices=SCHEMA
+                f"The adapter {self.name!r} yields keys that are not manifest columns: {', '.join(sorted(unknown))}", choices=SCHEMA
             )
         row = {column: _clean(entry.get(column)) for column in SCHEMA}
         reason = entry.get("reject")

@@ -131,7 +131,9 @@ class CremaD(Adapter):
         try:
             table = pl.read_csv(file, columns=columns, infer_schema=False, null_values=["NA", ""])
         except pl.exceptions.PolarsError as error:
-            raise DataError(f"finishedResponses.csv of CREMA-D lacks the columns {', '.join(columns)} or is no CSV", where=file) from error
+            raise DataError(
+                f"finishedResponses.csv of CREMA-D lacks the columns {', '.join(columns)} or is not a CSV file", where=file
+            ) from error
         table = table.with_columns(pl.col(columns).str.strip_chars()).filter(
             pl.col("queryType") == STIMULI[stimulus], pl.col("respEmo").is_in(list(LETTERS))
         )

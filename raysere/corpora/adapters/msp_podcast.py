@@ -250,7 +250,7 @@ def _number(text: str | None) -> float | None:
     try:
         return float(text) if text else None
     except ValueError as error:
-        raise DataError(f"{text!r} is no number in the labels") from error
+        raise DataError(f"{text!r} is not a number in the labels") from error
 
 
 def _by_stem(root: Path, folders: tuple[str, ...]) -> dict[str, Path]:

@@ -112,7 +112,7 @@ class Table(Adapter):
             for speaker in group:
                 keys = short.get(speaker) or {full.get(speaker, "")}
                 if "" in keys or len(keys) > 1:
-                    fault = "is no speaker of the table" if "" in keys else f"could be {' or '.join(sorted(keys))}"
+                    fault = "is not a speaker of the table" if "" in keys else f"could be {' or '.join(sorted(keys))}"
                     raise ConfigError(
                         f"The linked speaker {speaker!r} {fault}",
                         where="linked",
@@ -185,7 +185,9 @@ class Table(Adapter):
         ]
         if bad:
             raise DataError(
-                f"{len(bad)} values of the column {source!r} are no split: {', '.join(bad[:20])}", where=file, choices=SPLIT_NAMES
+                f"{len(bad)} values of the column {source!r} are not names of a split: {', '.join(bad[:20])}",
+                where=file,
+                choices=SPLIT_NAMES,
             )
         return [None if value is None else _SPLITS[value.lower()] for value in given]
 

@@ -85,7 +85,7 @@ def typed_column(values: pl.Series, column: str, source: str, path: Path, first_
             rows = bad.arg_true().to_list()
             shown = ", ".join(f"line {row + first_line}: {given[row]!r}" for row in rows[:_SHOWN])
             raise DataError(
-                f"{len(rows)} values of the column {source!r} are no {'whole ' if dtype.is_integer() else ''}numbers: {shown}",
+                f"{len(rows)} values of the column {source!r} are not {'whole ' if dtype.is_integer() else ''}numbers: {shown}",
                 where=path,
                 remedy=f"It is read as {column!r}.",
             )

@@ -71,7 +71,7 @@ class StackedPredictions:
                 f"do not belong to {shape[0]} members and {shape[1]} utterances"
             )
         if len({member.id for member in self.members}) != len(self.members):
-            raise DataError("A member stands in the library twice")
+            raise DataError("A member is in the library twice")
 
     def take_members(self, numbers: Sequence[int] | np.ndarray) -> StackedPredictions:
         index = np.asarray(numbers, dtype=np.int64)
@@ -132,7 +132,7 @@ class FitRows:
 
     def __post_init__(self) -> None:
         if self.predictions.stage != "dev":
-            raise DataError(f"Nothing may be fitted on {self.predictions.stage} rows")
+            raise DataError(f"Only development rows may be used for fitting, not {self.predictions.stage} rows")
         if not len(self.label) == len(self.target) == len(self.group) == len(self.fold) == len(self.predictions.utterances):
             raise DataError("Labels and predictions do not have the same rows")
         pairs = set(zip(self.group.tolist(), self.fold.tolist()))
@@ -140,7 +140,7 @@ class FitRows:
             folds = {group: sorted(fold for name, fold in pairs if name == group) for group, _ in pairs}
             group, where = next((group, where) for group, where in sorted(folds.items()) if len(where) > 1)
             raise DataError(
-                f"The group {group!r} stands in the folds {', '.join(map(str, where))}",
+                f"The group {group!r} is in several folds: {', '.join(map(str, where))}",
                 remedy="Folds must not share a speaker (dialogue, sentence): split again.",
             )
 

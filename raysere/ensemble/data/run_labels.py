@@ -206,7 +206,7 @@ def dev_truth(runs: Sequence[Run], outer: int, utterances: Sequence[str]) -> Tru
     asked = pl.Series("utterance", utterances)
     for run in runs:
         if asked.is_in(run.rows(outer, "test")["utterance"].to_list()).any():
-            raise DataError("A test row was asked for as a development row", where=run.folder)
+            raise DataError("A development label was requested for a test row", where=run.folder)
     return _truth(runs, utterances)
 
 
@@ -214,7 +214,7 @@ def test_truth(runs: Sequence[Run], outer: int, utterances: Sequence[str]) -> Tr
     """Labels of test rows, for the one function that scores them. Raises DataError for a row that is not one."""
     test = set().union(*[run.rows(outer, "test")["utterance"].to_list() for run in runs])
     if not test.issuperset(utterances):
-        raise DataError("A row that is no test row was asked for as one", where=runs[0].folder)
+        raise DataError("A test label was requested for a row that is not a test row", where=runs[0].folder)
     return _truth(runs, utterances)
 
 

@@ -76,7 +76,7 @@ def _kept(selection: FitRows, keep: Callable[[MemberInfo], bool] | None) -> FitR
         return selection
     numbers = [number for number, member in enumerate(selection.predictions.members) if keep(member)]
     if not numbers:
-        raise DataError("Of the finished trials of an outer split none is to be a member")
+        raise DataError("The member filter leaves no trial in one outer split")
     return selection.take_members(numbers)
 
 

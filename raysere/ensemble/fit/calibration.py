@@ -111,7 +111,7 @@ def fit_calibration(
     count, classes = z.shape
     label = np.asarray(label)
     if count == 0:
-        raise DataError("There are no rows to calibrate a member on")
+        raise DataError("No development row is left to calibrate a member")
     if not np.isfinite(z).all():
         raise DataError("Logits that are not finite cannot be calibrated")
     if label.min() < 0 or label.max() >= classes:

@@ -44,7 +44,7 @@ class Objective:
         if self.metric == "macro_f1" and self.prior is not None:
             return prior_macro_f1(counts, np.asarray(self.prior))
         if self.metric not in CATEGORICAL:
-            raise DataError(f"{self.metric!r} is no metric of class predictions", choices=sorted(CATEGORICAL))
+            raise DataError(f"{self.metric!r} is not a metric of class predictions", choices=sorted(CATEGORICAL))
         return CATEGORICAL[self.metric](counts)
 
     def row_weights(self, support: np.ndarray) -> np.ndarray:

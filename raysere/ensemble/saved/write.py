@@ -212,7 +212,7 @@ def _spec(run: Run, name: str, config: dict[str, Any], key: str) -> FeatureSpec:
     spec = resolve({field: value for field, value in config.items() if field != "spec_key"})
     if spec.key != key:
         raise MissingFileError(
-            f"The spec of the features {name!r} of {run.name} is gone, and their backbone is another one now",
+            f"The spec of the features {name!r} of {run.name} is missing, and their backbone has changed since",
             where=path,
             remedy="Restore the feature store, or run the experiment again under another name.",
         )
@@ -234,7 +234,7 @@ def _copy_weights(run: Run, member: MemberInfo, folder: Path) -> dict[str, str]:
     source = member.record.folder / "model.safetensors"
     if not source.is_file():
         raise MissingFileError(
-            f"The tensors of {member.id} are gone",
+            f"The tensors of {member.id} are missing",
             where=source,
             remedy="Restore this file, or move the folder of this trial away; `raysere run` then trains it anew.",
         )

@@ -105,7 +105,7 @@ def locate(argument: str | None, files: list[str]) -> Source:
         raise ConfigError(
             f"The hub model {name!r} has no revision, so its features could change without notice",
             where=f"hf:{argument}",
-            remedy=f"Write hf:{name}@COMMIT (the commit stands on the model's page under 'Files'), or the path of a local folder; "
+            remedy=f"Write hf:{name}@COMMIT (the model's page shows the commit under 'Files'), or the path of a local folder; "
             f"there is no folder {argument!r} here.",
         )
     snapshot = _fetch(name, revision, files)

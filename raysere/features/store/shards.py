@@ -134,7 +134,7 @@ def check_shard(folder: Path, *, contents: bool = True) -> None:
     for name, meta in files.items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != meta["bytes"]:
-            raise DataError(f"{name} is missing or has not {meta['bytes']} bytes", where=folder)
+            raise DataError(f"{name} is missing or does not have {meta['bytes']} bytes", where=folder)
         if contents and _sha256(path) != meta["sha256"]:
             raise DataError(f"{name} does not match the hash recorded when it was written", where=folder)
 

@@ -107,7 +107,7 @@ class FeatureStore:
                 raise DataError(
                     f"{len(unknown)} of {len(utterances)} utterances have no features of {spec.backbone} yet",
                     where=f"{folder}: {', '.join(unknown[:5])}",
-                    remedy="Run `raysere extract`; what is extracted already is not done again.",
+                    remedy="Run `raysere extract`; features that exist already are not computed again.",
                 )
         columns = np.array(found, dtype=np.int64).reshape(-1, 3)
         placement = Placement(columns[:, 0].astype(np.int32), columns[:, 1].copy(), columns[:, 2].copy())

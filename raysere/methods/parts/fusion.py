@@ -44,7 +44,7 @@ class SequenceParams(FusionParams):
     @model_validator(mode="after")
     def _even(self) -> SequenceParams:
         if self.width % (2 * self.heads):
-            raise ValueError(f"width {self.width} is no even multiple of heads {self.heads}")
+            raise ValueError(f"width {self.width} is not an even multiple of heads {self.heads}")
         return self
 
 

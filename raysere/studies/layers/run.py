@@ -174,7 +174,7 @@ def _cells(path: Path, corpora: Mapping[str, CorpusLayers]) -> dict[str, dict[in
     from raysere.studies.layers.cells import cells_from_table
 
     if not path.is_file():
-        raise MissingFileError("There is no table of cells", where=path)
+        raise MissingFileError("This folder has no table of cells", where=path)
     table = read_parquet(path)
     return {name: cells_from_table(table, dict(zip(corpus.utterances, corpus.speakers, strict=True))) for name, corpus in corpora.items()}
 

@@ -179,7 +179,7 @@ def anchor_vowels(result: UnitsResult, one: str | None = None, other: str | None
     pairs = table.select("language_a", "language_b").unique().sort("language_a", "language_b").rows() if table.height else []
     wanted = pairs if one is None else [pair for pair in pairs if set(pair) == {one, other}]
     if len(wanted) != 1:
-        raise DataError("There are no anchors of one pair of languages to be given", choices=[f"{a}, {b}" for a, b in pairs] or None)
+        raise DataError("The study has no anchors for one pair of languages", choices=[f"{a}, {b}" for a, b in pairs] or None)
     rows = table.filter((pl.col("language_a") == wanted[0][0]) & (pl.col("language_b") == wanted[0][1]) & pl.col("eligible"))
     return rows.sort("bound", descending=True)["vowel"].head(top).to_list()
 

@@ -189,7 +189,7 @@ def test_errors_of_a_folder(clip: Clip, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="takes no columns"):
         toy().load(tmp_path, columns={"path": "file"})
     clip("b_anger.wav")
-    with pytest.raises(DataError, match=r"no manifest columns: mood"):
+    with pytest.raises(DataError, match=r"not manifest columns: mood"):
         toy({"path": "b_anger.wav", "speaker": "1", "mood": 1}).load(tmp_path)
     with pytest.raises(DataError, match=r"row 0, column 'sex', value 'x'.*toy/b_anger"):
         toy({"path": "b_anger.wav", "speaker": "1", "sex": "x"}).load(tmp_path)

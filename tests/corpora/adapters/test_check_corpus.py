@@ -163,7 +163,7 @@ def test_an_adapter_that_loads_nothing(folder: Path, tmp_path: Path) -> None:
             raise IndexError("row 3")
 
     assert "ended in IndexError: row 3" in failure(Crashing, folder)
-    with pytest.raises(AssertionError, match="is no adapter"):
+    with pytest.raises(AssertionError, match="is not an adapter"):
         check_corpus(dict, folder)  # type: ignore[arg-type]
 
 

@@ -121,7 +121,7 @@ def test_tables_that_contradict_each_other(database: Any, tmp_path: Path) -> Non
     database["other"] = audformat.Table(audformat.filewise_index(["wav/a.wav"]))
     column(database["other"], "emotion", "emotion", ["fear"])
     database.save(tmp_path, storage_format="csv")
-    with pytest.raises(DataError, match=r"two things of 'wav/a.wav': emotion is 'anger' and 'fear' \(table 'other'\)"):
+    with pytest.raises(DataError, match=r"disagree about 'wav/a.wav': emotion is 'anger' and 'fear' \(table 'other'\)"):
         load(tmp_path)
     assert load(tmp_path, tables=["other"]).manifest.table.height == 1
     database["segments"] = audformat.Table(audformat.segmented_index(["wav/b.wav"], ["0s"], ["1s"]))
@@ -141,7 +141,7 @@ def test_folders_that_are_no_database(database: Any, tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match=r"no db.yaml.*audformat database"):
         load(tmp_path)
     (tmp_path / "db.yaml").write_text("name: x\n")
-    with pytest.raises(DataError, match="names no tables"):
+    with pytest.raises(DataError, match="lists no tables"):
         load(tmp_path)
     for name in ("emotion.train", "emotion.test", "raters"):
         database.drop_tables(name)

@@ -109,11 +109,11 @@ def test_missing_columns_are_told_together_with_those_found(folder: Path) -> Non
 
 def test_values_that_are_wrong_are_told_with_their_lines(folder: Path) -> None:
     (folder / "t.csv").write_text("path,speaker,arousal,turn,split\nwav/a.wav,1,high,1.5,train\nwav/b.wav,2,3,2,later\n")
-    with pytest.raises(DataError, match="1 values of the column 'arousal' are no numbers: line 2: 'high'"):
+    with pytest.raises(DataError, match="1 values of the column 'arousal' are not numbers: line 2: 'high'"):
         load(folder / "t.csv")
-    with pytest.raises(DataError, match="'turn' are no whole numbers: line 2: '1.5'"):
+    with pytest.raises(DataError, match="'turn' are not whole numbers: line 2: '1.5'"):
         load(folder / "t.csv", {"arousal": "turn"})
-    with pytest.raises(DataError, match=r"'split' are no split: line 3: 'later'.*train, dev, test"):
+    with pytest.raises(DataError, match=r"'split' are not names of a split: line 3: 'later'.*train, dev, test"):
         load(folder / "t.csv", {"arousal": "speaker", "turn": "speaker"})
     (folder / "t.csv").write_text("path,speaker,emotion,words\nwav/a.wav,1,x,so so\n")
     with pytest.raises(DataError, match="'words', line 2.*no JSON list"):
@@ -191,7 +191,7 @@ def test_linked_speakers_are_speakers_of_the_table(folder: Path) -> None:
         assert load(folder / "t.csv", linked=right).manifest.linked_speakers == [["table/1", "table/2"]]
     assert load(folder / "t.csv", linked=[["own/1", 2]], name="own").manifest.linked_speakers == [["own/1", "own/2"]]
     assert load(folder / "t.csv", linked=None).manifest.linked_speakers == []
-    with pytest.raises(ConfigError, match=r"linked speaker 'typo' is no speaker of the table.*Valid choices: table/1, table/2\."):
+    with pytest.raises(ConfigError, match=r"linked speaker 'typo' is not a speaker of the table.*Valid choices: table/1, table/2\."):
         load(folder / "t.csv", linked=[["1", "typo"]])
     with pytest.raises(ConfigError, match="1, table/1 are one speaker of the table"):
         load(folder / "t.csv", linked=[["1", "table/1"]])
