@@ -1,4 +1,4 @@
-"""Bounds on files that somebody else wrote: what a file claims is checked before anything is allocated or unfolded for it.
+"""Bounds on files that others wrote: the declared sizes are checked before anything is allocated.
 
 A few bytes can stand for petabytes (an array's header, a compressed table, a YAML alias) or for a depth that ends the process. Every
 kind of file has one bound here and one message. With them no such file takes more than 1 GB of memory or 10 s.

@@ -1,4 +1,4 @@
-"""The one place that starts Ray: its switches are set here and nowhere else."""
+"""Start and stop Ray. No other file sets switches of Ray."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files as the interface: canonical JSON, content hashes, and writes that appear whole or not at all."""
+"""Files: canonical JSON, content hashes, and writes that appear whole or not at all."""
 
 from __future__ import annotations
 

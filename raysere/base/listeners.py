@@ -1,4 +1,4 @@
-"""TCP ports on which processes of this machine listen (Linux: read from /proc, elsewhere nothing is found)."""
+"""TCP ports on which processes of this machine listen (Linux only; from /proc)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory of a worker process: what the C library does with what it frees, and how much there was at most."""
+"""Memory of a worker process: settings of the allocator, and the peak resident size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One progress display for all stages: rich bars on a terminal, plain lines elsewhere (job logs, pipes); and a file for other shells.
+"""Progress of all stages: bars on a terminal, plain lines elsewhere, and a file for other shells.
 
 :meth:`Progress.keep_in` names a run folder: from then on ``progress.json`` there says which stage is under way and how far it is.
 """

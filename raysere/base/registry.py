@@ -1,4 +1,4 @@
-"""One registry a kind of plug-in (methods, corpora, backbones): built-ins by name, other packages by entry point.
+"""Registries of plug-ins (methods, corpora, backbones): built-ins by name, other packages by entry point.
 
 Built-ins are named by ``module:attribute`` and imported on first use, so that listing them costs nothing.
 """

@@ -1,4 +1,4 @@
-"""What this machine has, what will not work on it, and the cure (``raysere doctor``)."""
+"""What this machine has and lacks, and how to repair it (``raysere doctor``)."""
 
 from __future__ import annotations
 

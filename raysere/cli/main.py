@@ -1,4 +1,4 @@
-"""The command line: arguments, messages and exit codes; no logic.
+"""The command line: arguments, messages and exit codes.
 
 Exit codes: 0 done, 1 done but some inputs were rejected (they are listed), 2 wrong usage or configuration, 3 environment
 (disk, memory, device, network), 130 interrupted.

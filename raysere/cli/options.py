@@ -1,4 +1,4 @@
-"""What several commands have, each written once: arguments, options, and how a line is printed."""
+"""Arguments and options that several commands share, and printing."""
 
 from __future__ import annotations
 

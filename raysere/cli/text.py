@@ -1,4 +1,4 @@
-"""What the command line prints: results as plain text for people, as plain values for programs."""
+"""Results as text for people and as plain values for programs."""
 
 from __future__ import annotations
 

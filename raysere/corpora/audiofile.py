@@ -1,4 +1,4 @@
-"""What an audio file is, from its content: frames, rate, channels; and why a file cannot be used. Nothing goes by the file's extension."""
+"""What an audio file holds, by its content: frames, rate, channels; and why a file cannot be used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Groups into parts, so that every part has its share of every class: a seeded greedy start and a local search."""
+"""Divide groups into parts so that each part has its share of each class: a greedy start and a local search."""
 
 from __future__ import annotations
 

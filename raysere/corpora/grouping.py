@@ -1,4 +1,4 @@
-"""Utterances by what must not be torn apart: speakers (with those that they are linked to), dialogues or sentences."""
+"""Groups of utterances that stay together in a split: speakers, dialogues or sentences."""
 
 from __future__ import annotations
 

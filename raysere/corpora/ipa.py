@@ -1,4 +1,4 @@
-"""Phone labels of corpora as IPA, so that the vowels of two corpora can be matched: tone, stress, length and voice are kept apart.
+"""Phone labels of corpora as IPA; tone, stress, length and voice are kept apart.
 
 Three ways of writing are known. ``arpabet`` (``AH0``: forced aligners of English), ``lablaut`` (SAMPA-like, EmoDB) and ``ipa`` (with
 the ASCII habits of espeak). Diphthongs are phones of their own; of a label only what distinguishes quality stays.

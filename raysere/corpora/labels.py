@@ -1,4 +1,4 @@
-"""Class maps: from a corpus's own labels to the classes of a task. Maps are data; what a map drops is counted."""
+"""Class maps: from the labels of a corpus to the classes of a task; dropped labels are counted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The manifest: what was said, by whom, with which emotion, one row an utterance. One parquet file, read and checked with polars."""
+"""The manifest: one parquet file with a row for each utterance, read and checked with polars."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The columns of a manifest. One place, so that validation, adapters and readers cannot disagree."""
+"""The columns of a manifest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Splits: who is trained on, who chooses, who is only ever tested. By speaker unless asked otherwise, stratified, seeded."""
+"""Splits into training, development and test rows: by speaker by default, stratified, seeded."""
 
 from __future__ import annotations
 

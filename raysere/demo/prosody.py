@@ -1,4 +1,4 @@
-"""How the demo corpus says it: prosody drawn from overlapping class distributions, and what simulated raters make of it.
+"""Prosody of the demo corpus, drawn from overlapping class distributions, and simulated raters.
 
 Everything here is a simulation with plausible directions (anger and happiness: faster, higher, wider, louder; sadness: the
 reverse, with pauses), tuned so that neither sound nor words decide an utterance. It says nothing about human speech.

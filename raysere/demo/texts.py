@@ -1,4 +1,4 @@
-"""What the voices of the demo corpus say: one set of sentences for every emotion, and one set each whose words carry an emotion.
+"""Texts of the demo corpus: sentences for every emotion, and sentences whose words carry an emotion.
 
 Mandarin sentences are written with blanks between words, so that word times can be told; the transcript has none.
 Russian sentences avoid forms that depend on the speaker's sex.

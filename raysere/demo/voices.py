@@ -1,4 +1,4 @@
-"""The speakers of the demo corpus: an espeak-ng variant each, made different by resampling, spectral tilt, room and noise."""
+"""Speakers of the demo corpus: variants of espeak-ng, changed by resampling, tilt, room and noise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user may say of the ensemble: the ``ensemble:`` block of an experiment."""
+"""The ``ensemble:`` block of an experiment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a file to the samples that a backbone hears: one channel, one rate, and a reason where a clip cannot be used.
+"""Read audio for a backbone: one channel, one sampling rate, and a reason if a clip cannot be used.
 
 Everything that is wrong with a clip is a :class:`~raysere.base.errors.DataError` whose ``what`` is the reason for quarantine.
 """

@@ -1,4 +1,4 @@
-"""The contract of a backbone: what it hears or reads, which layers it has, and how items become rows.
+"""The contract of a backbone: its input, its layers, and how items become rows.
 
 A backbone is one file in ``features/backbones``; ``backbones/__init__.py`` opens it by name. It never touches Ray or the
 disk layout: it turns items into arrays, and :mod:`raysere.features.extract.run` does the rest.

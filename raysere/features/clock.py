@@ -1,4 +1,4 @@
-"""When a frame is: centres of the frames of a backbone, and the labelled interval that each of them lies in."""
+"""The time of a frame: centres of frames, and the labelled interval that holds each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is kept in memory between the trials of a process, by device and under a budget: packed layers on a GPU, prefix sums anywhere.
+"""Data kept in memory between the trials of a process, by device and within a budget.
 
 On a CPU layers are not kept: batches are copied out of the mapped shards, whose pages all processes of the node share. Least
 recently used entries leave when the budget is reached; what is larger than the budget is not kept at all.

@@ -1,4 +1,4 @@
-"""Where the rows of utterances lie, and the arithmetic of ragged rows: one packed array with offsets, never a list of arrays."""
+"""Ragged rows of utterances: one packed array with offsets, and its arithmetic."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is cached: the few lines a user writes (:class:`FeatureConfig`) and what they resolve to (:class:`FeatureSpec`).
+"""The specification of a feature: what a user writes (:class:`FeatureConfig`) and what it resolves to (:class:`FeatureSpec`).
 
 The key of a spec names its folder in the store. It covers all that shapes the bytes: weights and code of the backbone
 (``identity``), layers, granularity, pooling, dtype, sampling rate and level. It is a hash of the canonical JSON without

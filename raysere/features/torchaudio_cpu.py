@@ -1,4 +1,4 @@
-"""torchaudio beside a CPU build of torch: the fault, how it is found, and its cure.
+"""torchaudio beside a CPU build of torch: detect the mismatch and repair it.
 
 The wheel of torchaudio on the package index is a CUDA build. Beside a CPU torch its three libraries in ``torchaudio/lib``
 cannot be loaded, so that ``import torchaudio`` raises OSError, and so does every speech model of transformers, which

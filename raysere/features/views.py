@@ -1,4 +1,4 @@
-"""What methods see of the cached features: batches of ragged rows on a device, joined to the manifest by utterance id."""
+"""Stored features as methods see them: batches of ragged rows on a device, joined by utterance id."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which layers are anchors: by what each tells about emotion in the source, and by how alike it is across languages (docs/methods.md 7.3).
+"""Choose anchor layers by relevance for emotion in the source and similarity across languages (docs/methods.md 7.3).
 
 Neither input needs an emotion label of the target; :mod:`raysere.studies.layers` measures both. Pure numpy.
 """

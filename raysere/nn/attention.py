@@ -1,4 +1,4 @@
-"""Attention between sequences with masks. What stands in the padding never reaches a valid row."""
+"""Attention between sequences with masks; padding never reaches a valid row."""
 
 from __future__ import annotations
 

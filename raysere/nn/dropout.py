@@ -1,4 +1,4 @@
-"""Dropout that costs little on a CPU, where drawing one number a value takes longer than the layer around it."""
+"""Dropout that is fast on a CPU."""
 
 from __future__ import annotations
 

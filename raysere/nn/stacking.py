@@ -1,4 +1,4 @@
-"""Several modules of one shape as one: every parameter and buffer gets a leading dimension of folds F.
+"""Several modules of one shape as one: parameters and buffers get a leading dimension of folds F.
 
 A method whose modules are made of :class:`Linear` and :class:`LayerNorm` below, and whose own arithmetic counts dimensions
 from the end, runs unchanged on one fold (B, D) and on a stack of folds (F, B, D). See :meth:`raysere.training.method.Method.stacks`.

@@ -1,4 +1,4 @@
-"""What a run costs on a cluster: bytes, network, GPU hours and wall time by number of nodes, and where another node stops paying.
+"""The cost of a run on a cluster: bytes, network, GPU hours and wall time by number of nodes.
 
 With N nodes of w extraction workers and s places for trials each::
 

@@ -1,4 +1,4 @@
-"""``raysere plan``: what an experiment costs before it runs, on this machine and on a cluster."""
+"""The cost of an experiment before it runs (``raysere plan``)."""
 
 from __future__ import annotations
 

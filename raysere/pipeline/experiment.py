@@ -1,4 +1,4 @@
-"""The one YAML file of an experiment: typed, complete and checked before anything runs."""
+"""The YAML file of an experiment: typed, and checked before anything runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An experiment as a Ray job: what is sent to the cluster and under which command, and how the job ended.
+"""An experiment as a Ray job: the files that are sent, the command, and how the job ended.
 
 Only files of the working folder are sent (Ray's ``working_dir``), never packages: those are in the cluster's image, the same on every node.
 """

@@ -1,4 +1,4 @@
-"""From a checked experiment to studies, and to a price before anything runs."""
+"""From a checked experiment to studies and lanes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One driver for a run folder at a time: the lock, and what a killed driver left half written."""
+"""The lock of a run folder, and cleaning after a killed driver."""
 
 from __future__ import annotations
 

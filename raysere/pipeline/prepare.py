@@ -1,4 +1,4 @@
-"""Before anything runs: load the data, check everything that can be wrong, and write what defines a run.
+"""Load the data, check everything, and write what defines a run.
 
 :func:`prepare` writes nothing; :func:`write_run` writes experiment.yaml last, so that a start that was cut off leaves no run.
 """

@@ -1,4 +1,4 @@
-"""The stages of a run in order: manifest, features, search, ensemble, evaluation, report. What is done is skipped."""
+"""The stages of a run in order; finished stages are skipped."""
 
 from __future__ import annotations
 

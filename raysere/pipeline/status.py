@@ -1,4 +1,4 @@
-"""How far a run is, read from its files alone: ``raysere status``, also from another shell while the run goes on."""
+"""The state of a run, from its files alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user does with runs that are there: open, evaluate and fuse them, predict files, write the demo."""
+"""Work on existing runs: open, evaluate and fuse them, predict files; and write the demo."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small SVG charts without a plotting library: they scale on a phone, print in black on white, and need no network.
+"""Small SVG charts without a plotting library.
 
 Colours come from CSS classes (``c0`` .. ``c5``, ``ink``, ``grid``) that the page defines, so that dark mode works. Each
 chart has a ``<title>`` for screen readers. Widths are in user units; the page scales them.

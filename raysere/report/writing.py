@@ -1,4 +1,4 @@
-"""Pages from templates: every text is escaped, charts alone stand as they are, and no page lets a script run (``base.html.j2``)."""
+"""Pages from templates: all text is escaped, and no page runs a script."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ledger: one immutable folder per finished trial, ``trials/ID``, and the only truth about what a search has done.
+"""The ledger: one immutable folder for each finished trial, ``trials/ID``.
 
 A worker stages what a trial has so far in a hidden folder; the driver adds ``DONE`` and renames it to ``trials/ID``. So a
 folder is there whole or not at all, whatever was killed, and Tune's and Optuna's own state is never needed again. ``DONE``

@@ -1,4 +1,4 @@
-"""What a worker of a search imports. Ray loads this into its idle workers at the start (see :mod:`raysere.base.cluster`).
+"""Imports of a search worker, loaded into idle workers of Ray at the start.
 
 A trial's process then begins at once, while the driver was still reading its own files. pyarrow stands first: torch before it has
 crashed processes.

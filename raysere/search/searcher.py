@@ -1,4 +1,4 @@
-"""Which configuration comes next: Optuna's TPE, one study per lane, behind Ray Tune's Searcher and TrialScheduler interfaces.
+"""The next configuration: Optuna's TPE, a study for each lane, behind Ray Tune's Searcher and TrialScheduler.
 
 A lane is one study on one outer fold. All lanes share one Tune run, so that actors are reused across them.
 

@@ -1,4 +1,4 @@
-"""The first trials of a lane: spread evenly over the space, instead of drawn at random.
+"""The first trials of a lane, spread evenly over the space.
 
 With ten random draws a choice of three is missed altogether once in sixty searches, and what the first trials never saw TPE
 seldom asks for. Here every block of k numbers holds each of the k choices once, and the numbers of the start-up fall into

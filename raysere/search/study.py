@@ -1,4 +1,4 @@
-"""What a study is: one space on one set of features, searched in one lane per outer fold. Workers need this and the run directory."""
+"""A study: one space on one set of features, searched in one lane for each outer fold."""
 
 from __future__ import annotations
 

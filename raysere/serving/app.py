@@ -1,4 +1,4 @@
-"""The HTTP application: routes, status codes, the OpenAPI document and the page. It knows nothing of Ray."""
+"""The HTTP application: routes, status codes, the OpenAPI document and the page. It does not know Ray."""
 
 from __future__ import annotations
 

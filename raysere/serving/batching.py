@@ -1,4 +1,4 @@
-"""Requests that wait while the model works are answered together: the batch grows with the load, and nobody waits for company."""
+"""Batches of waiting requests: requests that arrive while the model works are answered together."""
 
 from __future__ import annotations
 

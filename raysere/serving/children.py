@@ -1,4 +1,4 @@
-"""Processes that belong to a replica and end with it."""
+"""Child processes that end with the replica."""
 
 from __future__ import annotations
 

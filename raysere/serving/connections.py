@@ -1,5 +1,7 @@
-"""Bounds on the connections of Serve's HTTP proxies. uvicorn, which listens in them, waits for ever for the rest of a request's head, takes
-heads of any size and any number of connections.
+"""Bounds on the connections of Ray Serve's HTTP proxies.
+
+uvicorn, which listens in them, waits without limit for the rest of a request's head, and takes heads of any size and any number of
+connections.
 
 Each proxy calls :func:`bound_connections` when it starts, which puts a class of ours in the place of the protocol that uvicorn would take.
 """

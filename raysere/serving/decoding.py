@@ -1,4 +1,4 @@
-"""Uploads are decoded in processes of their own: whatever a file does to the decoder, the server lives on.
+"""Decode uploads in separate processes, so that a damaged file cannot harm the server.
 
 A decoder process has a bound on its memory, its caller a bound on its time. It writes what it heard as 32-bit float WAV of all
 channels at the file's own rate: the samples that the file itself would give, so predictions are the same numbers.

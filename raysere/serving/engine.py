@@ -1,4 +1,4 @@
-"""An ensemble in memory that answers requests in batches, and changes over to a newer one while it does."""
+"""An ensemble in memory that answers requests in batches and switches to a newer one."""
 
 from __future__ import annotations
 

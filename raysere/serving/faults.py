@@ -1,4 +1,4 @@
-"""Why a request is not answered: one status code, one machine-readable code, one sentence and a remedy."""
+"""Errors of the API: a status code, a code for programs, a sentence and a remedy."""
 
 from __future__ import annotations
 

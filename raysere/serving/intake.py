@@ -1,4 +1,4 @@
-"""From the bytes of a request to its items: every bound is held while reading, before anything is kept or decoded.
+"""Read the items of a request; every bound is checked while reading.
 
 JSON is counted before it is parsed, and parsed in a thread, one body after the other: the event loop stays free, and no more than one body
 is in memory in several forms.

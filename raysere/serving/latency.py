@@ -1,4 +1,4 @@
-"""How long a batch takes: a fixed part and one by the work in it, as tried on a calm machine, times how much slower it is of late."""
+"""Batch latency = load x (fixed + slope x work); fixed and slope are calibrated at start-up."""
 
 from __future__ import annotations
 

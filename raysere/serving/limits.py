@@ -1,4 +1,4 @@
-"""What a server accepts, and how long it may take; all of it options of ``raysere serve``."""
+"""Limits of the server; all are options of ``raysere serve``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prometheus metrics of all replicas of one machine, whichever of them is asked."""
+"""Prometheus metrics of all replicas of a machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ensemble that answers, in this process or in one of its own."""
+"""The ensemble that answers, in this process or in a child process."""
 
 from __future__ import annotations
 

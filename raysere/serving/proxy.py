@@ -1,5 +1,4 @@
-"""What Serve's HTTP proxies do for the API: errors in its form where no replica answers, refusals at the door where all are full, and
-bounds on connections (:mod:`raysere.serving.connections`).
+"""Code in Ray Serve's HTTP proxies: errors in the form of the API, and refusals when all replicas are full.
 
 :func:`middlewares` is what RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names (``raysere/base/cluster.py`` and the image set it); every
 proxy of the cluster calls it when it starts.

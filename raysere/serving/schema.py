@@ -1,4 +1,4 @@
-"""What goes in and out of the API, as the OpenAPI document shows it."""
+"""The schemas of requests and answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What requests keep on the disk while they are answered: in a folder of the replica's own, with a bound, and gone with the request.
+"""Temporary files of requests: in a folder of the replica, bounded, and removed with the request.
 
 Files are made here and only opened elsewhere. So a process that works on after its request has ended, because nobody can stop it, finds
 no file to write into, or one without a name that goes with the process. The folder is locked (flock) while the replica lives, however it

@@ -1,4 +1,4 @@
-"""TensorBoard on a run, with the rule of the server: it asks nobody for a token, so a page of another site must not get at it."""
+"""TensorBoard with the server's rule against pages of other sites."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A measured value with its interval and its null, and the rank correlation and p-values that all analyses use. Pure numpy."""
+"""A measured value with its interval and its null distribution; rank correlation and p-values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which feature of an experiment a study reads, and its values, extracted first where the store lacks them."""
+"""The feature that a study reads, extracted first where the store lacks it."""
 
 from __future__ import annotations
 

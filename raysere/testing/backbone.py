@@ -1,4 +1,4 @@
-"""Conformance of a backbone: what the extraction, the store and the methods rely on. Ships with the package, for others' backbones too."""
+"""Check that a backbone keeps its contract."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Conformance suite for corpus adapters: run it on an adapter and a folder that holds (a part of) its corpus.
+"""Check that a corpus adapter keeps its contract, on a folder with a part of its corpus.
 
 In a test of one's own::
 

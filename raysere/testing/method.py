@@ -1,4 +1,4 @@
-"""Conformance suite of a method: what the loop, the search and the ensemble rely on. Other packages run it on theirs.
+"""Check that a method keeps its contract.
 
 from raysere.testing.method import check_method
 check_method(MyMethod())

@@ -1,4 +1,4 @@
-"""Audio files with broken headers and bodies, and JSON of the wrong shape, for whatever takes uploads."""
+"""Damaged audio files and wrong JSON, for tests of everything that takes uploads."""
 
 from __future__ import annotations
 

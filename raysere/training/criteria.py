@@ -1,4 +1,4 @@
-"""How good a model may be on a target domain, told without any label of it (docs/methods.md 4.4). Pure functions on numpy arrays.
+"""Criteria for a model on a target domain that read no target label (docs/methods.md 4.4).
 
 Posteriors p are (n, C) of target items; features are of the trained model. Which direction is better stands in :data:`BETTER`.
 """

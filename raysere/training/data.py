@@ -1,4 +1,4 @@
-"""From a manifest and its splits to what a trial trains on: labels joined by utterance id, folds as row numbers."""
+"""From a manifest and splits to the data of a trial: labels joined by utterance id, folds as row numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One fold of a trial: its rows, inputs, model and random choices, and its best weights so far."""
+"""One fold of a trial: rows, inputs, model, random choices, and the best weights so far."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Features of a trial on the device: one normalised matrix a fold where it fits, index batches, no DataLoader.
+"""Features of a trial on the device: one normalised matrix for each fold, indexed by batches.
 
 At utterance granularity the asked layers stand side by side in one matrix (n, W). It is normalised once per fold where
 memory allows, once for all folds where the statistics do not depend on the fold, and else batch by batch; normalised

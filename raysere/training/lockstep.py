@@ -1,4 +1,4 @@
-"""Steps of one fold, or of several folds at once as one stacked module; the one place where weights are trained and used.
+"""Training steps of one fold, or of several folds as one stacked module.
 
 Folds that are stacked share each forward and backward pass, and nothing else: the loss is a sum over folds of functions of
 disjoint parameters, gradients are clipped fold by fold, and every random choice comes from the generators that the fold would

@@ -1,4 +1,4 @@
-"""The one training loop: all folds of a trial in lockstep, one epoch at a time, one choice of epoch for all of them.
+"""The training loop: all folds of a trial together, one epoch at a time, one best epoch for all.
 
 Whole data on the device where it fits, index batches, no DataLoader. The same seed, machine and number of threads give the
 same predictions: every random choice of a fold (initial weights, order, dropout, mixup) follows from the trial's seed and

@@ -1,4 +1,4 @@
-"""The contract of a method: how emotion is learned. One file each in ``raysere/methods``; no method imports Ray."""
+"""The contract of a method: how emotion is learned."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores and their intervals: the one implementation that training, search, ensemble and report share. Pure numpy.
+"""Metrics and their intervals, shared by training, search, ensemble and report.
 
 Every statistic here is a function of sums over items: a confusion matrix (C, C), or six moment sums of two variables.
 Sums over items are sums over speakers, so a bootstrap over speakers re-weighs per-speaker sums and never touches an item

@@ -1,4 +1,4 @@
-"""Trained folds from their saved tensors: predictions of new utterances without Ray, without training, without pickle."""
+"""Predict new utterances with the saved tensors of trained folds, without Ray."""
 
 from __future__ import annotations
 

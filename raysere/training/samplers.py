@@ -1,4 +1,4 @@
-"""Which training rows an epoch sees, in which order: natural, balanced, or natural first and balanced from epoch 4."""
+"""Order of training rows in an epoch: natural, balanced, or balanced from epoch 4 on."""
 
 from __future__ import annotations
 

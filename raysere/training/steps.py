@@ -1,4 +1,4 @@
-"""The small parts of a training step: learning-rate schedule, gradient clipping, seeds, and what to do without memory."""
+"""Small parts of a training step: learning-rate schedule, gradient clipping, seeds, lack of memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contract of a corpus adapter: it names the utterances, the base class does everything that all corpora share."""
+"""The contract of a corpus adapter: it lists utterances, and the base class does the rest."""
 
 from __future__ import annotations
 

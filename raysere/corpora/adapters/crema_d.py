@@ -1,4 +1,4 @@
-"""CREMA-D: 91 actors, twelve English sentences, six emotions, and what 2,443 raters heard in them.
+"""CREMA-D: 91 actors, twelve English sentences, six emotions, perceived labels of 2,443 raters.
 
 Cao, Cooper, Keutmann, Gur, Nenkova, Verma, "CREMA-D: Crowd-Sourced Emotional Multimodal Actors Dataset", IEEE Trans. Affective Computing
 5(4), 2014.

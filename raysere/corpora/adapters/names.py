@@ -1,4 +1,4 @@
-"""Corpora whose file names say everything: find the files, take the names apart, and say what was left out."""
+"""Corpora whose file names hold all labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading tables that people wrote: CSV and TSV as text, parquet with its types, errors with the line."""
+"""Read tables: CSV and TSV as text, parquet with its types; errors name the line."""
 
 from __future__ import annotations
 

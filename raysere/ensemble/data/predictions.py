@@ -1,4 +1,4 @@
-"""Members and their stacked predictions, and the one kind of rows that anything may be fitted on.
+"""Members, their stacked predictions, and the rows that may be used for fitting.
 
 :class:`StackedPredictions` never hold a label. :class:`FitRows` adds labels, and refuses predictions of test rows: a function
 that takes a FitRows cannot see test rows.

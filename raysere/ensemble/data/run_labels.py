@@ -1,4 +1,4 @@
-"""What the ensembler reads of a run folder: its task, splits, speakers and labels. Only files, never a live search."""
+"""What the ensemble reads of a run folder: task, splits, speakers and labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Controls of the procedure: what each of its parts is worth, and what it finds where there is nothing to find (docs/methods.md 3.13)."""
+"""Ablations: the value of each part of the procedure, and a control with shuffled labels (docs/methods.md 3.13)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may be said of an evaluation, and no more (docs/methods.md 3.13)."""
+"""The sentence that says what an evaluation supports (docs/methods.md 3.13)."""
 
 from __future__ import annotations
 

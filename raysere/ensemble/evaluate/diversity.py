@@ -1,4 +1,4 @@
-"""How different the members of an ensemble are, and what that is worth (docs/methods.md 3.12): a description of selection rows, no choice.
+"""Diversity of the members of an ensemble (docs/methods.md 3.12).
 
 Everywhere ``right`` is bool (M, N): whether each member answers each item rightly.
 """

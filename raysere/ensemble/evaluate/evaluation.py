@@ -1,4 +1,4 @@
-"""``evaluation.json``: how good the ensemble is on held-out speakers, against what everybody does, with 95 % intervals.
+"""``evaluation.json``: scores on held-out speakers beside baselines, with 95 % intervals.
 
 Intervals are over what the splits are by: speakers, or dialogues or sentences (``interval.unit``).
 

@@ -1,4 +1,4 @@
-"""``held_out.parquet``: what each system answered to each held-out utterance, so that anybody can score it anew or pair it with others."""
+"""``held_out.parquet``: the answer of each system to each held-out utterance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From run folders to predictions of held-out rows, by protocol: what is fitted, on which rows, and what it answers elsewhere.
+"""Fit on development rows and answer held-out rows, by protocol.
 
 No label of a test row passes through here: test rows come as Predictions, which hold none.
 """

@@ -1,4 +1,4 @@
-"""How good each member is by itself."""
+"""Scores of each member by itself."""
 
 from __future__ import annotations
 

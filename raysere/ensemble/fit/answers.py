@@ -1,4 +1,4 @@
-"""What a fit over all outer splits gives: the final parts, and answers for rows that were held out."""
+"""The result of a fit over all outer splits: final parts and held-out answers."""
 
 from __future__ import annotations
 

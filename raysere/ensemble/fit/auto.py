@@ -1,4 +1,4 @@
-"""Which family, which pool, which offsets: inner folds by speaker and the rule of the first near the best (docs/methods.md 3.8 to 3.10).
+"""Choose family, pool and offsets on inner folds of speakers (docs/methods.md 3.8 to 3.10).
 
 Members are calibrated once for each inner fold and shared by all families and pools. Offsets are fitted on held-out predictions,
 never on those that the weights were fitted on, and scored by the folds again; the penalty of the stack is the one with the least

@@ -1,4 +1,4 @@
-"""Answers of every candidate's sum with a running sum, exactly, looking only at classes that can still win.
+"""Exact answers of many candidate sums, computed only for classes that can still win.
 
 Contributions are whole numbers of a unit of about 2^-21 of the largest, so sums are exact and do not depend on their order. The
 low bits of a sum hold its class, the first class highest: the largest of the sums of an item is then the answer and names it, with

@@ -1,4 +1,4 @@
-"""What the ensembler maximises, as functions of confusion counts, so that thousands of candidates cost one array operation.
+"""The objective of the ensemble as a function of confusion counts.
 
 ``counts[..., j, k]`` is the weight of items of class j that are answered k. Classes without items are left out of means:
 a bootstrap draw or a small fold may lack one.

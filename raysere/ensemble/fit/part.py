@@ -1,4 +1,4 @@
-"""The procedure: calibrate, choose, weigh, match. Everything in this file takes a FitRows, which cannot hold test rows.
+"""Fit one outer split: calibrate, choose, weight, match. Test rows cannot enter.
 
 A fitted ensemble is a mixture of *parts* with equal shares: one part for a holdout or out-of-fold run, one for each outer
 fold of a nested run.

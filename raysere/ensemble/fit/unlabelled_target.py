@@ -1,4 +1,4 @@
-"""Choosing a trial for a target whose labels nobody reads (docs/methods.md 4.4)."""
+"""Choose trials for a target without reading its labels (docs/methods.md 4.4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``card.md`` of a saved ensemble: what it is, on what it was trained and tested, how well it does, and what binds its users."""
+"""``card.md`` of a saved ensemble: training data, scores, limits and licences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files of a saved ensemble, held against the hashes in its ``ensemble.yaml``. Needs nothing of what fitting needs.
+"""Check the files of a saved ensemble against the hashes in ``ensemble.yaml``.
 
 The last line of ``ensemble.yaml`` is a comment with the hash of all that stands above it; without that line it is not checked itself.
 """

@@ -1,4 +1,4 @@
-"""Who contributed what to one answer: pure arithmetic on a fitted pool."""
+"""The contribution of each member to an answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A saved ensemble answers files and texts, in this process and without Ray."""
+"""Predict files and texts with a saved ensemble, without Ray."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The saved ensemble: ``ensemble.yaml``, ``card.md`` and ``members/*.safetensors``. No pickle; hashes checked; the folder appears whole.
+"""Save and load an ensemble: ``ensemble.yaml``, ``card.md`` and ``members/*.safetensors``.
 
 Everything that prediction needs is in the folder, backbones excepted: those are named, with the hash of their weights and
 code, in the feature specs.

@@ -1,4 +1,4 @@
-"""What ``ensemble.yaml`` says: members, weights, calibrations, priors, feature specs, licences and figures."""
+"""The content of ``ensemble.yaml``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embedded default backbone: what a phonetician would measure, with nothing to download.
+"""The built-in backbone: pitch, energy, spectrum and voice quality; nothing to download.
 
 Three layers of meaning: ``frames`` (a row each 10 ms), ``modulation`` and ``functionals`` (a row an utterance). Only columns named
 ``level_db`` depend on the gain of the recording.

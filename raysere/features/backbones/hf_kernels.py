@@ -1,4 +1,4 @@
-"""The costly parts of a transformers speech encoder, computed another way: the same numbers in less time.
+"""Faster computation of the costly parts of a transformers speech encoder; the numbers are the same.
 
 What the profile of a WavLM-base on a CPU said, and what stands here instead:
 

@@ -1,4 +1,4 @@
-"""Vectors that the user already has: ``table:FILE`` with a parquet, csv, tsv or npz file, one row or many an utterance."""
+"""Vectors of the user's own: ``table:FILE`` with a parquet, csv, tsv or npz file."""
 
 from __future__ import annotations
 

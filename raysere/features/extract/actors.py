@@ -1,4 +1,4 @@
-"""Extraction by Ray actors: tasks handed out longest first, workers replaced when they die, killers of workers found by halving."""
+"""Extraction by Ray actors: longest tasks first; dead workers are replaced; a file that kills workers is found by halving."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What features will cost before anything runs: bytes per granularity from durations alone, seconds from a short measurement."""
+"""The cost of features before anything runs: bytes from durations, seconds from a short measurement."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The work of one extraction process: read, encode in batches of like length, pool_frames, write shards.
+"""The work of one extraction process: read, encode in batches of similar length, pool, write shards.
 
 No Ray in here: :mod:`raysere.features.extract.run` runs it in actors or in the calling process.
 """

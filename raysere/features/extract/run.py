@@ -1,4 +1,4 @@
-"""Extraction: every content once, ever. Ray actors (one a core or GPU), or the calling process for small work.
+"""Extract features: each content once, by Ray actors or, for small work, in this process.
 
 Whatever is killed, at most the shards in flight are lost: shards appear by rename, and a second start sees what stands.
 """

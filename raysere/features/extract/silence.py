@@ -1,4 +1,4 @@
-"""Which frames of a clip are speech, by their level: pauses and the edges of a recording carry no emotion, only its room."""
+"""Which frames of a clip are speech, by their level."""
 
 from __future__ import annotations
 

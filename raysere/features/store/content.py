@@ -1,4 +1,4 @@
-"""Which bytes an utterance stands for: content hashes, so that a grown corpus extracts only what is new.
+"""Content hashes of utterances, so that a corpus that grew extracts only what is new.
 
 Audio is named by its file's bytes and the segment (and the channel, where one is named), text by its words and language,
 a row of a ready table by the utterance id. File hashes are cached by path, size and time of change.

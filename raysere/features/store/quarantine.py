@@ -1,4 +1,4 @@
-"""What could not be turned into features, remembered by content: tried again only when the content changes."""
+"""Utterances that gave no features, by content: tried again only when the content changes."""
 
 from __future__ import annotations
 

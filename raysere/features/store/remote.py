@@ -1,4 +1,4 @@
-"""Features resident on a node: fetched once from a shared path or object storage, checked, and warm in the page cache.
+"""Features on a node: fetched once from a shared path or object storage, and checked.
 
 The store may lie at ``s3://``, ``gs://``, ``hdfs://`` or ``file://`` (anything that ``pyarrow.fs.FileSystem.from_uri``
 knows), or in a folder. A plain folder is its own residence unless a local one is named.

@@ -1,4 +1,4 @@
-"""Shards: immutable folders of features that appear by rename. They are the truth; the index at the top is a cache of theirs.
+"""Shards: immutable folders of features that appear by rename. The index at the top is only a cache.
 
 ``shard-NNNNN/`` holds ``layer-XX.npy`` (rows, width) for each layer, ``index.parquet`` (content, first, rows) and
 ``meta.json`` (format, counts, size and SHA-256 of every file).

@@ -1,4 +1,4 @@
-"""The feature store: one folder a key, shared by all runs and trials.
+"""The feature store: a folder for each key, shared by all runs and trials.
 
 <store>/hashes.parquet                          cache: file hashes by path, size and time of change
 <store>/<key>/spec.json                         what the rows are (raysere.features/1)

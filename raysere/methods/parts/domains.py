@@ -1,4 +1,4 @@
-"""What methods between a labelled source and an unlabelled target share (docs/methods.md 4): params, trunk, class loss, predictions.
+"""Parts shared by methods for a labelled source and an unlabelled target (docs/methods.md 4).
 
     streams -> one vector h (B, D) -> f = dropout(ReLU(LN(W1 h))) (B, H) -> logits = W2 f (B, C)
 

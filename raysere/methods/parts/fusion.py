@@ -1,4 +1,4 @@
-"""What the fusion members share: two or more feature streams, each with its own mask, and what happens where one is missing.
+"""Parts shared by fusion methods: several streams with masks, and missing streams.
 
 **A missing stream.** An utterance is used where at least one of its streams has features. A stream that is not there is one
 learned row in its place, zeros at the start, which the others attend to like to any other row. Training utterances that lack

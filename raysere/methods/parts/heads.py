@@ -1,4 +1,4 @@
-"""What methods share behind their features: a trunk, a linear head a task, and every loss option of docs/methods.md 2.3.
+"""Parts shared behind the features: a trunk, a linear head for each task, and the losses (docs/methods.md 2.3).
 
     vector (B, W) -> [Linear (LayerNorm) ReLU dropout] x depth -> hidden (B, H) -> C logits | A attributes | 2 for gender
 

@@ -1,4 +1,4 @@
-"""What methods share in front: which layers of a feature stream are read, how they become one, and how rows become a vector."""
+"""Parts shared in front of the trunk: layers of a stream and their pooling."""
 
 from __future__ import annotations
 

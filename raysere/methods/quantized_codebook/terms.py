@@ -1,4 +1,4 @@
-"""What one step of ``quantized_codebook`` loses and learns: both domains with their codes, believed posteriors and running tables."""
+"""Loss terms of one step of ``quantized_codebook``, for both domains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hold a search space against its method's ``Params`` and against the features, before anything runs.
+"""Check a search space against its method and the features, before anything runs.
 
 Everything that is wrong is said in one message. What merely does not apply to these features (attentive pooling where there
 are no frames) is left out of the space, and said in its ``notes``.

@@ -1,4 +1,4 @@
-"""Search spaces: what a method may be, written as a short YAML file, as a tree of dimensions that Optuna samples.
+"""Search spaces: a short YAML file as a tree of dimensions.
 
 A space names a method and, per parameter of its ``Params``, a distribution or a fixed value::
 

@@ -1,4 +1,4 @@
-"""A TensorBoard event file, written record by record with TensorBoard's own record writer: no queue and no thread a file."""
+"""A TensorBoard event file, written record by record without a queue or a thread."""
 
 from __future__ import annotations
 

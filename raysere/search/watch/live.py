@@ -1,4 +1,4 @@
-"""Curves of a trial under way, for trials that last: the worker's own event file, which that of the finished trial replaces for readers."""
+"""TensorBoard curves of a running trial."""
 
 from __future__ import annotations
 

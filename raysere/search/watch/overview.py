@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a search as a whole: the columns of the HParams page, charts side by side, and how the search goes on.
+"""TensorBoard view of a whole search: HParams columns, charts side by side, progress.
 
 ``search/`` itself (TensorBoard's run ``.``) holds the HParams experiment and the layout of Custom Scalars, written once a start, and
 how many trials a minute come to an end; ``search/STUDY`` (the run of that name) the best score of the study so far.

@@ -1,4 +1,4 @@
-"""TensorBoard events of finished trials: scalars by epoch, hparams, resources, weights of layers, the confusion matrix of the best epoch.
+"""TensorBoard events of finished trials: scalars, hparams, resources, layer weights, confusion matrix.
 
 Written by the driver (no torch). ``raysere tensorboard RUN`` shows one run a trial; :mod:`raysere.search.watch.overview` writes what is
 about the search as a whole.

@@ -1,4 +1,4 @@
-"""Linear centred kernel alignment, debiased and biased, and what is made of it: maps over layers and their second-order similarity.
+"""Linear centred kernel alignment, debiased and biased, and maps over layers.
 
 Kornblith et al. 2019 (linear CKA), Song et al. 2012 (the unbiased statistic), in the form of docs/methods.md 7.4. CKA compares
 **rows**: both sides have the same ones. Utterances of two languages have no such correspondence, so between languages it is defined for

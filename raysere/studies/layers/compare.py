@@ -1,4 +1,4 @@
-"""``analyze layers``: which layers are alike across two corpora, and which tell emotions, without any label of the target.
+"""Compare layers across two corpora: similarity and relevance, without target labels.
 
 :func:`describe` looks at one corpus, :func:`compare` at an ordered pair. Neither takes a label of the target; what does is in
 :mod:`raysere.studies.layers.oracle`.

@@ -1,4 +1,4 @@
-"""ORACLE: what reads emotion labels of the target. It tells whether the label-free measures foretold transfer, and may choose nothing."""
+"""ORACLE: analyses that read target labels. They choose nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a units study may be told."""
+"""Settings of the study of units."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Controls without quantization: Fréchet distance and MMD of the same vowels, from a bounded sample of frames."""
+"""Controls without quantization: Fréchet distance and MMD of the same vowels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The questions of the units study that need phones: shared vowels, emotions, movements with emotion, anchors (section 2.4)."""
+"""Questions of the study that need phones: shared vowels, emotion, anchors (docs/methods.md 6.4)."""
 
 from __future__ import annotations
 

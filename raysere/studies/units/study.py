@@ -1,4 +1,4 @@
-"""The units study: universal discrete units of emotional speech, and what languages, vowels and emotions share of them.
+"""The study of discrete units across languages (docs/methods.md 6).
 
 Idea of the paper: discrete units by vector quantization of speech representations, whose distributions quantify what phones of different
 languages and emotions have in common, and which vowels may serve as anchors for adaptation. Layer, K, distance, statistics and

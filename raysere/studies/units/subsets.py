@@ -1,4 +1,4 @@
-"""Which utterances a units study hears: one sex, or the same sentences in every emotion (formants differ by sex, units by text)."""
+"""Which utterances a study uses: one sex, or the same sentences in every emotion."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ORACLE: whether similar vowels transfer emotion better (V5 of docs/units.md). It reads the target's emotions and feeds nothing.
+"""ORACLE: do similar vowels transfer emotion better (V5 of docs/units.md)? It reads target labels.
 
 Per vowel, a classifier of emotion is trained on the frames of that vowel in one language (one vector an utterance: their mean) and tested
 on those of the same vowel in another language.

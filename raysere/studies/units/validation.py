@@ -1,4 +1,4 @@
-"""Whether the similarity of distributions over units measures what it should: V1 to V4 and V6 of section 2.5."""
+"""Validation of the similarity of vowels (docs/methods.md 6.5)."""
 
 from __future__ import annotations
 

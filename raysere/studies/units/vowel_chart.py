@@ -1,4 +1,4 @@
-"""Vowels by F2 and F1, drawn as phoneticians do: front vowels left, close vowels above."""
+"""Vowel chart by F2 and F1: front vowels left, close vowels above."""
 
 from __future__ import annotations
 
