@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ELSEWHERE = re.compile(
-    r"\bpapers[ _](\d|crosslingual|systems)|\bdesign \d|\[(OURS|SRC|ABS|TXT|PAPER|CHECKED)\b|\bsection \d\.\d|(facts|house|anchors|papers)\.md"
+    r"\bpapers[ _](\d|crosslingual|systems)|\b(design|section) \d|\[(OURS|SRC|ABS|TXT|PAPER|CHECKED)\b|(facts|house|anchors|papers)\.md"
 )
 
 

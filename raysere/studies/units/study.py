@@ -82,7 +82,7 @@ def study_units(
     progress: Progress | None = None,
     formants: pl.DataFrame | None = None,
 ) -> UnitsResult:
-    """Learn universal units and answer the questions of section 2.4.
+    """Learn universal units and answer the questions of docs/methods.md 6.4.
 
     Args:
         view: frames (granularity frame).
