@@ -1,4 +1,7 @@
-"""Run all benchmarks, or those that are named: ``python -m benchmarks [NAME ...]``; ``--page`` only draws ``docs/performance.md`` again."""
+"""Run all benchmarks, or those that are named:
+
+``python -m benchmarks [NAME ...]``; ``--page`` only draws ``docs/performance.md`` again.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,8 @@ def main() -> int:
     failed = []
     for name in wanted:
         print(f"{name} ...", flush=True)
-        # one thread unless a benchmark says otherwise: a ratio should be of work and not of scheduling
+        # one thread unless a benchmark says otherwise: a ratio should be of work and not of
+        # scheduling
         environment = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **os.environ, "PYTHONPATH": str(HERE.parent)}
         try:
             code = subprocess.run(

@@ -1,8 +1,9 @@
 """How every benchmark measures and what it returns.
 
-Both sides of a comparison run in the same process, or in like processes, one after the other, in rounds; every round gives one ratio,
-and a row is the median of the rounds with the smallest and the largest beside it. The order within a round alternates, so that
-a machine that slows down does not favour a side.
+Both sides of a comparison run in the same process, or in like processes, one after the other, in
+rounds; every round gives one ratio, and a row is the median of the rounds with the smallest and the
+largest beside it. The order within a round alternates, so that a machine that slows down does not
+favour a side.
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ class Row:
         what: what was measured. against: the named alternative, or the limit.
         values: one figure a round: a ratio against the alternative, or a share of the limit.
         unit: what a figure is: ``times as fast``, ``of the limit``, ``copies`` ...
-        goal: the target, in the same unit; None where there is none. higher: whether more is better.
-        checked: how it was made sure that both sides did the same work, with the figure of the agreement.
+        goal: the target, in the same unit; None where there is none. higher: whether more is
+            better.
+        checked: how it was made sure that both sides did the same work, with the figure of the
+            agreement.
         detail: medians behind the ratio (seconds, items a second, bytes), as plain JSON.
         not_measured: why there is no figure, for example that it needs a GPU.
     """
@@ -54,14 +57,18 @@ class Row:
 
 
 def result(rows: Sequence[Row], limits: str, **more: Any) -> dict[str, Any]:
-    """What ``run()`` of a benchmark returns: its rows, and two or three sentences on what limits them now."""
+    """What ``run()`` of a benchmark returns: its rows, and two or three sentences on what limits
+    them now.
+    """
     return {"rows": [row.plain() for row in rows], "limits": " ".join(limits.split()), **more}
 
 
 def alternate(
     ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int = ROUNDS, *, warm: bool = True
 ) -> tuple[list[float], list[float]]:
-    """Wall seconds of each side in every round; each runs once before, uncounted, unless ``warm`` is False."""
+    """Wall seconds of each side in every round; each runs once before, uncounted, unless ``warm``
+    is False.
+    """
     sides = (ours, theirs)
     if warm:
         for call in sides:
@@ -77,7 +84,9 @@ def alternate(
 
 
 def speed(what: str, against: str, seconds: tuple[list[float], list[float]], **named: Any) -> Row:
-    """A row of how many times as fast ours was, from :func:`alternate`; ``named`` goes to :class:`Row`."""
+    """A row of how many times as fast ours was, from :func:`alternate`; ``named`` goes to
+    :class:`Row`.
+    """
     mine, other = seconds
     detail = {
         "seconds": _short(statistics.median(mine)),
@@ -92,7 +101,8 @@ def _short(value: float) -> float:
 
 
 def kept_folder() -> Path:
-    """Where benchmarks keep what a second start need not do again: RAYSERE_BENCH_CACHE, or a folder in the user's cache.
+    """Where benchmarks keep what a second start need not do again: RAYSERE_BENCH_CACHE, or a folder
+    in the user's cache.
 
     Not among the temporary files: there another user could have made it, with files of their own.
     """

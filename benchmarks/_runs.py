@@ -1,4 +1,6 @@
-"""Synthetic run directories for the benchmarks of the search: real manifest, splits, labels and feature store, no audio."""
+"""Synthetic run directories for the benchmarks of the search: real manifest, splits, labels and
+feature store, no audio.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ class Data:
 
 
 def make_data(utterances: int, width: int, seed: int = 0) -> Data:
-    """Gaussian classes, unequal in size, hard enough that configurations differ; the last speakers are the development set."""
+    """Gaussian classes, unequal in size, hard enough that configurations differ; the last speakers
+    are the development set.
+    """
     rng = np.random.default_rng(seed)
     y = rng.choice(len(CLASSES), utterances, p=[0.15, 0.2, 0.45, 0.2])
     centres = rng.standard_normal((len(CLASSES), width)).astype(np.float32) * 0.09

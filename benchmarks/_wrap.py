@@ -1,4 +1,6 @@
-"""Prose of a Markdown page in lines of at most 100 columns; tables, code, headings and links that are too long stay as they are."""
+"""Prose of a Markdown page in lines of at most 100 columns; tables, code, headings and links that
+are too long stay as they are.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ _WHOLE = re.compile(r"^(\||#|    |\t|>|!\[|<)")  # lines that are not prose
 
 
 def wrapped(text: str) -> str:
-    """``text`` with every paragraph and list item filled anew; what is wrapped already stays the same."""
+    """``text`` with every paragraph and list item filled anew; what is wrapped already stays the
+    same.
+    """
     lines: list[str] = []
     paragraph: list[str] = []
     fenced = False

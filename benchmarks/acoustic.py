@@ -1,4 +1,5 @@
-"""Throughput of the ``acoustic`` backbone, one thread each, against openSMILE and against torchaudio, both clip by clip.
+"""Throughput of the ``acoustic`` backbone, one thread each, against openSMILE and against
+torchaudio, both clip by clip.
 
 All see the same waves, and must give finite rows for every clip.
 """
@@ -67,7 +68,9 @@ def run() -> dict[str, Any]:
 
 
 def _torchaudio(clips: list[np.ndarray], backbone: Any, acoustic: Callable[[], None]) -> Row:
-    """Against the same features with torchaudio; what it has nothing for is left out, which is in favour of the alternative."""
+    """Against the same features with torchaudio; what it has nothing for is left out, which is in
+    favour of the alternative.
+    """
     import torch
 
     from raysere.features.backbone import Item
@@ -85,7 +88,9 @@ def _torchaudio(clips: list[np.ndarray], backbone: Any, acoustic: Callable[[], N
     parts = [(hertz >= low) & (hertz < high) for low, high in ((0, 500), (500, 1000), (1000, 2000), (2000, 4000), (4000, 8001))]
 
     def shape(power: Any) -> Any:
-        """Spectral shape of (513, frames), in torch: torchaudio has the centroid alone, at the price of one more spectrum."""
+        """Spectral shape of (513, frames), in torch: torchaudio has the centroid alone, at the
+        price of one more spectrum.
+        """
         power = power + 1e-10
         total = power.sum(0)
         share, logs = power / total, power.log()

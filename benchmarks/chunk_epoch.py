@@ -1,8 +1,10 @@
-"""An epoch of ``pooled`` on chunk features against the same module in a plain PyTorch loop with a ``DataLoader``, one thread each.
+"""An epoch of ``pooled`` on chunk features against the same module in a plain PyTorch loop with a
+``DataLoader``, one thread each.
 
-The alternative: a ``Dataset`` of one tensor an utterance, already normalised, a ``DataLoader`` that shuffles and pads to the longest of
-the batch, with the better of 0 and 2 workers, ``AdamW`` as torch gives it, and torch's own gradient clipping. Steps, batch size,
-learning rate and clipping are the same. Its pooling is written down as the formula stands, over the padded batch. Each side has a
+The alternative: a ``Dataset`` of one tensor an utterance, already normalised, a ``DataLoader`` that
+shuffles and pads to the longest of the batch, with the better of 0 and 2 workers, ``AdamW`` as
+torch gives it, and torch's own gradient clipping. Steps, batch size, learning rate and clipping are
+the same. Its pooling is written down as the formula stands, over the padded batch. Each side has a
 process of its own, ours set up as a worker of a search is.
 """
 
@@ -22,7 +24,9 @@ AGREE = 1e-4  # largest relative difference of a loss between the two sides
 
 
 def trial(seed: int = 0) -> Any:
-    """3,000 utterances of 4 to 24 chunks, each [mean; std] of 512 values; one fold of 2,400 training rows."""
+    """3,000 utterances of 4 to 24 chunks, each [mean; std] of 512 values; one fold of 2,400
+    training rows.
+    """
     from raysere.features.spec import FeatureSpec, LayerSpec
     from raysere.features.views import FeatureView
     from raysere.training.task import Fold, Labels, Task, TrialData
@@ -148,7 +152,10 @@ class Plain:
 
 
 def agreement(data: Any, params: Any) -> str:
-    """Two epochs without dropout from the same weights on the same batches. AssertionError where the losses differ."""
+    """Two epochs without dropout from the same weights on the same batches.
+
+    AssertionError where the losses differ.
+    """
     from raysere.training.samplers import fold_generator
 
     still = params.model_copy(update={"dropout": 0.0})
@@ -177,7 +184,9 @@ def options(pooling: str) -> Any:
 
 
 def side(pooling: str, workers: int | None, pipe: Any) -> None:
-    """A process that trains an epoch whenever it is told to; ``workers`` of the DataLoader, None: ours."""
+    """A process that trains an epoch whenever it is told to; ``workers`` of the DataLoader, None:
+    ours.
+    """
     import torch
 
     from raysere.base.memory import keep_memory

@@ -1,7 +1,9 @@
-"""Mean and standard deviation of chunks for a new random alignment: prefix sums against slicing and pooling the frames.
+"""Mean and standard deviation of chunks for a new random alignment: prefix sums against slicing and
+pooling the frames.
 
-10,000 utterances of 50 to 600 frames (1 to 12 s), eleven chunks of one second in each, as the papers on chunked attention draw them.
-Both sides get the frames in memory; the prefix sums are made once, and every alignment after that uses them again.
+10,000 utterances of 50 to 600 frames (1 to 12 s), eleven chunks of one second in each, as the
+papers on chunked attention draw them. Both sides get the frames in memory; the prefix sums are made
+once, and every alignment after that uses them again.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ def sliced(frames: list[Tensor], starts: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def bagged(values: Tensor, squares: Tensor, first: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
-    """Without a loop: all frames of all chunks averaged by one fused gather, and their squares by another."""
+    """Without a loop: all frames of all chunks averaged by one fused gather, and their squares by
+    another.
+    """
     index = ((first[:, None] + starts)[..., None] + torch.arange(WINDOW)).view(-1, WINDOW)
     mean, power = (embedding_bag(index, table, mode="mean") for table in (values, squares))
     std = torch.addcmul(power, mean, mean, value=-1).clamp_(min=0).sqrt_()

@@ -1,8 +1,10 @@
-"""Bagged greedy selection and a whole ensemble fit at the size of a challenge: 200 members, 25,000 utterances, 8 classes.
+"""Bagged greedy selection and a whole ensemble fit at the size of a challenge: 200 members, 25,000
+utterances, 8 classes.
 
-The alternative is the published algorithm of AutoGluon and auto-sklearn (greedy selection with replacement) written plainly in numpy: at
-each step the averaged prediction with every candidate is formed and scored. Both get the same members, the same bootstrap rows, the same
-metric, the same start, stop and rules for ties.
+The alternative is the published algorithm of AutoGluon and auto-sklearn (greedy selection with
+replacement) written plainly in numpy: at each step the averaged prediction with every candidate is
+formed and scored. Both get the same members, the same bootstrap rows, the same metric, the same
+start, stop and rules for ties.
 """
 
 from __future__ import annotations
@@ -20,10 +22,11 @@ MEMBERS, ITEMS, CLASSES, SPEAKERS = 200, 25_000, 8, 500
 
 
 def library(members: int = MEMBERS, items: int = ITEMS, classes: int = CLASSES) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Log-probabilities float32 (M, N, K), labels and speakers (N,) of made-up members whose errors are correlated.
+    """Log-probabilities float32 (M, N, K), labels and speakers (N,) of made-up members whose errors
+    are correlated.
 
-    Utterances are hard for everybody or for nobody, four families of members err alike, and classes are of unequal size; the UAR of
-    single members is .25 to .4, as in naturalistic speech.
+    Utterances are hard for everybody or for nobody, four families of members err alike, and classes
+    are of unequal size; the UAR of single members is .25 to .4, as in naturalistic speech.
     """
     generator = np.random.default_rng(0)
     share = np.arange(1, classes + 1) ** -0.8
@@ -41,10 +44,12 @@ def library(members: int = MEMBERS, items: int = ITEMS, classes: int = CLASSES) 
 
 
 def plain_path(predictions: np.ndarray, label: np.ndarray, params, metric, weights: np.ndarray) -> tuple[list[int], int]:
-    """The published algorithm: predictions (M, N, K) float64 and ``label`` (N,) of the rows of a bag.
+    """The published algorithm: predictions (M, N, K) float64 and ``label`` (N,) of the rows of a
+    bag.
 
-    The first ``params.start`` are those with the best scores of their own; equal scores are parted by the likelihood under item
-    ``weights``, then by the number of the member; it stops after ``params.patience`` steps without a gain.
+    The first ``params.start`` are those with the best scores of their own; equal scores are parted
+    by the likelihood under item ``weights``, then by the number of the member; it stops after
+    ``params.patience`` steps without a gain.
 
     Returns:
         the members in the order chosen, and the length of the best prefix.
@@ -82,7 +87,9 @@ def plain_path(predictions: np.ndarray, label: np.ndarray, params, metric, weigh
 
 
 def plain_weights(library, objective, params, bags: int) -> tuple[np.ndarray, list[list[int]]]:
-    """Weights (M,) and the members in the order chosen, of each bag, by the published algorithm over the same bags."""
+    """Weights (M,) and the members in the order chosen, of each bag, by the published algorithm
+    over the same bags.
+    """
     from raysere.ensemble.fit.greedy import draw_bag, prune
 
     members, items = library.scores.shape[1:]

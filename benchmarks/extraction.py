@@ -1,8 +1,10 @@
-"""Extraction with a WavLM of random weights: what a user would write with transformers against ``raysere.features.extract.run``.
+"""Extraction with a WavLM of random weights: what a user would write with transformers against
+``raysere.features.extract.run``.
 
-A corpus of noise clips whose lengths are those of speech corpora (log-normal, 0.5 to 15 s). All sides read the files, compute every hidden
-state and reduce each to its mean and standard deviation over time; ours writes them to a store as well. The alternatives run in this
-process with all cores; ours with an actor a core and one thread each, Ray running already.
+A corpus of noise clips whose lengths are those of speech corpora (log-normal, 0.5 to 15 s). All
+sides read the files, compute every hidden state and reduce each to its mean and standard deviation
+over time; ours writes them to a store as well. The alternatives run in this process with all cores;
+ours with an actor a core and one thread each, Ray running already.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ LARGE = {
 
 @dataclasses.dataclass
 class Setting:
-    """One comparison: where, with which model, and the goals against the loop and against the pipeline."""
+    """One comparison: where, with which model, and the goals against the loop and against the
+    pipeline.
+    """
 
     device: str
     folder: Path
@@ -195,8 +199,10 @@ def _loop(at: Setting) -> Callable[[list[Path], bool], list[np.ndarray]]:
 
 
 def _pipeline(at: Setting, files: list[Path]) -> tuple[Callable[[list[Path], int], list[np.ndarray]], int]:
-    """The pipeline (files, batch size) and its best batch size. Transformers' own for feature extraction takes text only: this is its class
-    with a speech model, clips sorted by length so that a batch holds little padding."""
+    """The pipeline (files, batch size) and its best batch size. Transformers' own for feature
+    extraction takes text only: this is its class with a speech model, clips sorted by length so
+    that a batch holds little padding.
+    """
     import soundfile
     from transformers import AutoFeatureExtractor, AutoModel, Pipeline
 
@@ -242,7 +248,9 @@ def _pooled(states: Any) -> np.ndarray:
 
 
 def _errors(at: Setting, precision: str) -> tuple[float, float]:
-    """Relative and largest absolute error of all hidden states of one clip against transformers in float32 on the same device."""
+    """Relative and largest absolute error of all hidden states of one clip against transformers in
+    float32 on the same device.
+    """
     import torch
     from transformers import AutoFeatureExtractor, AutoModel
 
@@ -265,7 +273,9 @@ def _relative(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 def _rates(at: Setting, precision: str, named: str, steady: list[float]) -> list[Row]:
-    """Operations and copied bytes a second against what large products and copies reach here, with every worker's core in use alone."""
+    """Operations and copied bytes a second against what large products and copies reach here, with
+    every worker's core in use alone.
+    """
     import torch
     from transformers import AutoConfig
 
@@ -321,7 +331,9 @@ def _best(call: Callable[[], Any], device: str, times: int = 10) -> float:
 
 
 def _shapes(config: Any, samples: int) -> tuple[list[tuple[int, int, int, int]], int]:
-    """(steps, inputs, outputs, kernel) of each convolution of the extractor, and the frames behind them."""
+    """(steps, inputs, outputs, kernel) of each convolution of the extractor, and the frames behind
+    them.
+    """
     shapes, steps, inputs = [], samples, 1
     for outputs, kernel, stride in zip(config.conv_dim, config.conv_kernel, config.conv_stride, strict=True):
         steps = (steps - kernel) // stride + 1

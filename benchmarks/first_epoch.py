@@ -1,7 +1,9 @@
-"""From the command to the first trained epoch, with cached features: ``raysere tune`` against a plain Tune script.
+"""From the command to the first trained epoch, with cached features: ``raysere tune`` against a
+plain Tune script.
 
-Both are commands in a process of their own and end when the first result is there: of ours the first finished trial (all of its
-epochs, recorded with weights, predictions and curves), of the script the first ``tune.report`` of one epoch.
+Both are commands in a process of their own and end when the first result is there: of ours the
+first finished trial (all of its epochs, recorded with weights, predictions and curves), of the
+script the first ``tune.report`` of one epoch.
 """
 
 from __future__ import annotations
@@ -84,7 +86,9 @@ tune.Tuner(
 
 
 def until(command: list[str], done: Callable[[], bool], environment: dict[str, str]) -> float:
-    """Seconds from the start of the command until ``done``; the command is then ended with all that it started."""
+    """Seconds from the start of the command until ``done``; the command is then ended with all that
+    it started.
+    """
     start = time.perf_counter()
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
     try:

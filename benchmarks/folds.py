@@ -1,7 +1,9 @@
-"""Five speaker-independent folds of one configuration: one stacked pass against five trainings one after the other, one thread.
+"""Five speaker-independent folds of one configuration: one stacked pass against five trainings one
+after the other, one thread.
 
-Both sides are this package's :class:`Trainer` on the same data with the same seed; the alternative gets one fold at a time, as
-a loop over folds would. Construction, epochs, development scores, and predictions of development and test rows are in the time.
+Both sides are this package's :class:`Trainer` on the same data with the same seed; the alternative
+gets one fold at a time, as a loop over folds would. Construction, epochs, development scores, and
+predictions of development and test rows are in the time.
 """
 
 from __future__ import annotations
@@ -74,7 +76,10 @@ def train(data: Any, params: Any, device: str, stacked: bool | None) -> Any:
 
 
 def agreement(data: Any, params: Any, device: str) -> str:
-    """Largest difference of a predicted probability, and whether every fold alone reaches the same. AssertionError where not."""
+    """Largest difference of a predicted probability, and whether every fold alone reaches the same.
+
+    AssertionError where not.
+    """
     import polars as pl
 
     together = train(data, params, device, True)

@@ -1,4 +1,6 @@
-"""How cost grows with utterances and with trials: at 1, 4 and 16 times the size, against growing in proportion."""
+"""How cost grows with utterances and with trials: at 1, 4 and 16 times the size, against growing in
+proportion.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ for number in range(16):
 
 
 def growing(what: str, calls: list[Callable[[], Any]], checked: str, **detail: Any) -> Row:
-    """A row of what 16 times the size costs, over 16 times the cost of the smallest; ``calls`` are in the order of :data:`TIMES`."""
+    """A row of what 16 times the size costs, over 16 times the cost of the smallest; ``calls`` are
+    in the order of :data:`TIMES`.
+    """
     for call in calls:
         call()
     seconds = np.array([[_seconds(call) for call in calls] for _ in range(ROUNDS)])
@@ -91,7 +95,9 @@ def greedy(items: int) -> Callable[[], Any]:
 
 
 def job(folder: str | Path, number: int) -> dict[str, Any]:
-    """What a worker is given for a trial of the run at ``folder``; configurations differ with the number."""
+    """What a worker is given for a trial of the run at ``folder``; configurations differ with the
+    number.
+    """
     from raysere.search.study import read_study
 
     study = read_study(Path(folder), "bench")

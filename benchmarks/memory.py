@@ -1,8 +1,10 @@
-"""Memory that cached features take on a node: 1, 2, 4 and 8 Ray workers that each read all of them, against one copy.
+"""Memory that cached features take on a node: 1, 2, 4 and 8 Ray workers that each read all of them,
+against one copy.
 
-Utterance vectors of six layers and the frames of one layer lie in many shards, as an extraction leaves them. Every worker opens the
-views as a trial does and reads every row. Then two things are added up over the workers: the proportional set size of the mapped
-store files, and all that their other memory grew by reading, in which a hidden copy would stand.
+Utterance vectors of six layers and the frames of one layer lie in many shards, as an extraction
+leaves them. Every worker opens the views as a trial does and reads every row. Then two things are
+added up over the workers: the proportional set size of the mapped store files, and all that their
+other memory grew by reading, in which a hidden copy would stand.
 """
 
 from __future__ import annotations
@@ -45,7 +47,9 @@ def spec_of(granularity: str) -> Any:
 
 
 def fill(folder: Path) -> dict[str, int]:
-    """A manifest and a store of both granularities; the checksum of each layer in the order of the manifest."""
+    """A manifest and a store of both granularities; the checksum of each layer in the order of the
+    manifest.
+    """
     from raysere.corpora.manifest import Manifest
     from raysere.features.store.content import text_contents
     from raysere.features.store.shards import rebuild_index, write_shard
@@ -97,7 +101,9 @@ class Reader:
         self.before = self.memory()["growth"]
 
     def read(self) -> dict[str, int]:
-        """Read every row of every layer as trials do (whole matrices, batches of frames); the checksum of each layer."""
+        """Read every row of every layer as trials do (whole matrices, batches of frames); the
+        checksum of each layer.
+        """
         sums = {}
         for number in range(KINDS["utterance"][1]):
             sums[f"utterance {number}"] = zlib.crc32(self.views["utterance"].matrix(number))
@@ -109,7 +115,9 @@ class Reader:
         return sums
 
     def memory(self) -> dict[str, int]:
-        """Bytes: proportional share of the mapped store files, and growth of all other memory of its own since the views were opened."""
+        """Bytes: proportional share of the mapped store files, and growth of all other memory of
+        its own since the views were opened.
+        """
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)  # freed buffers back to the kernel: what is left is held
         share = anonymous = 0
@@ -128,7 +136,9 @@ class Reader:
 
 
 def one_round(folder: Path, expected: dict[str, int]) -> dict[int, tuple[int, int]]:
-    """By number of workers, over all of them: bytes of the mapped files, and growth of other memory."""
+    """By number of workers, over all of them: bytes of the mapped files, and growth of other
+    memory.
+    """
     import ray
 
     workers = [ray.remote(Reader).options(num_cpus=0).remote(str(folder)) for _ in range(max(WORKERS))]
@@ -146,7 +156,9 @@ def one_round(folder: Path, expected: dict[str, int]) -> dict[int, tuple[int, in
 
 
 def batches_row(folder: Path) -> Row:
-    """What it costs that nobody holds a copy: batches out of the mapped shards against batches out of a tensor of the process."""
+    """What it costs that nobody holds a copy: batches out of the mapped shards against batches out
+    of a tensor of the process.
+    """
     import torch
 
     torch.set_num_threads(1)

@@ -116,7 +116,9 @@ def _distribution(entry: dict[str, Any]) -> Any:
 
 
 def _alone(records: list[Any], seed: int = 0) -> tuple[Any, Any]:
-    """An Optuna study that holds the same trials, and the space as a define-by-run function of plain suggest calls."""
+    """An Optuna study that holds the same trials, and the space as a define-by-run function of
+    plain suggest calls.
+    """
     import optuna
 
     alone = optuna.create_study(direction="maximize", sampler=_sampler(seed))

@@ -1,6 +1,8 @@
-"""What a command costs before it does anything: help, the leaderboard and the status of a run of 1,000 finished trials.
+"""What a command costs before it does anything: help, the leaderboard and the status of a run of
+1,000 finished trials.
 
-Every command is a process of its own, as a user starts it; the alternative is a process that only imports torch.
+Every command is a process of its own, as a user starts it; the alternative is a process that only
+imports torch.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ TRIALS = 1000
 
 
 def fill(folder: Path, trials: int = TRIALS) -> float:
-    """A run of finished trials under ``folder``, recorded by the ledger itself; returns its highest score."""
+    """A run of finished trials under ``folder``, recorded by the ledger itself; returns its highest
+    score.
+    """
     from raysere.base.files import atomic_folder, write_yaml
     from raysere.corpora.manifest import Manifest
     from raysere.pipeline.prepare import RUN_FORMAT

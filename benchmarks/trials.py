@@ -1,7 +1,9 @@
-"""Short trials on cached features: trials a minute against a plain Tune function trainable, and the share of time that is training.
+"""Short trials on cached features: trials a minute against a plain Tune function trainable, and the
+share of time that is training.
 
-8,000 utterances x 1,024, a head 1024-256-4, 5 epochs of batches of 64, two workers of one thread. Both sides sample the same space with
-Optuna's TPE and train with AdamW, warm-up and cosine, clipping, class weights, and a development score every epoch.
+8,000 utterances x 1,024, a head 1024-256-4, 5 epochs of batches of 64, two workers of one thread.
+Both sides sample the same space with Optuna's TPE and train with AdamW, warm-up and cosine,
+clipping, class weights, and a development score every epoch.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ UTTERANCES, WIDTH, TRIALS, MANY, PARITY = 8000, 1024, 24, 200, 12
 
 
 def plain_training(config: dict[str, float], data: dict[str, np.ndarray], report: Any) -> float:
-    """What a careful user writes: index batches, no DataLoader; calls ``report(score)`` each epoch and returns the best score."""
+    """What a careful user writes: index batches, no DataLoader; calls ``report(score)`` each epoch
+    and returns the best score.
+    """
     import torch
     from torch import nn
 
@@ -95,7 +99,9 @@ def plain_tune(path: Path, trials: int, storage: Path) -> None:
 
 
 def search(root: Path, trials: int, **more: Any) -> tuple[float, float, int]:
-    """Wall seconds of a search from nothing, seconds its workers spent training, and how many workers there were."""
+    """Wall seconds of a search from nothing, seconds its workers spent training, and how many
+    workers there were.
+    """
     from raysere.search.ledger import Ledger
     from raysere.search.tuner import capacity, run_search
 
@@ -109,7 +115,9 @@ def search(root: Path, trials: int, **more: Any) -> tuple[float, float, int]:
 
 
 def parity(root: Path, data: Data) -> list[float]:
-    """Best development score of ours minus the plain training's, for the first configurations of the last search."""
+    """Best development score of ours minus the plain training's, for the first configurations of
+    the last search.
+    """
     from raysere.search.ledger import Ledger
 
     arrays = {"x": data.x, "y": data.y, "train": data.train, "dev": data.dev}

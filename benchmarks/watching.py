@@ -1,4 +1,6 @@
-"""TensorBoard on a run of 1,000 finished trials: bytes of events a trial, and seconds from the command until every trial is listed."""
+"""TensorBoard on a run of 1,000 finished trials: bytes of events a trial, and seconds from the
+command until every trial is listed.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ LIMIT_S, LIMIT_BYTES, EPOCHS, LAYERS = 10.0, 20_000, 20, 25
 
 
 def opened(folder: Path) -> float:
-    """Seconds from ``raysere tensorboard`` until it lists all runs, and all sessions of the HParams page."""
+    """Seconds from ``raysere tensorboard`` until it lists all runs, and all sessions of the HParams
+    page.
+    """
     start = time.perf_counter()
     command = [sys.executable, "-m", "raysere", "tensorboard", str(folder), "--port", "0"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)

@@ -1,9 +1,11 @@
-"""The window of Whisper: 30 s whatever the clip holds, as published, or the clip and half a second (``window=clip``).
+"""The window of Whisper: 30 s whatever the clip holds, as published, or the clip and half a second
+(``window=clip``).
 
-Its features are not those of the published window, so there are two questions: how much faster, and what it costs in the recognition
-of emotion. The second is answered on four corpora with a probe of each layer, speakers of the test unseen in training. The corpora and the
-model are folders named by the environment variables RAYSERE_CORPORA and RAYSERE_MODELS; features are kept in a folder (RAYSERE_BENCH_CACHE,
-default: in the user's cache), so that a second run has only the probes to do.
+Its features are not those of the published window, so there are two questions: how much faster, and
+what it costs in the recognition of emotion. The second is answered on four corpora with a probe of
+each layer, speakers of the test unseen in training. The corpora and the model are folders named by
+the environment variables RAYSERE_CORPORA and RAYSERE_MODELS; features are kept in a folder
+(RAYSERE_BENCH_CACHE, default: in the user's cache), so that a second run has only the probes to do.
 """
 
 from __future__ import annotations
@@ -116,7 +118,9 @@ def _cosine(mine: list[Any], theirs: list[Any], layer: int) -> float:
 
 
 def _subset(name: str, folder: Path) -> Any:
-    """At most CAP clips of a corpus, as many of each speaker and emotion as can be, the same ones every time."""
+    """At most CAP clips of a corpus, as many of each speaker and emotion as can be, the same ones
+    every time.
+    """
     import polars as pl
 
     from raysere.corpora.adapters import load_corpus
@@ -154,7 +158,9 @@ def _extract(manifests: dict[str, Any], model: str) -> dict[str, tuple[Any, Any]
 
 
 def _probe(name: str, manifest: Any, clip: Any, full: Any) -> Row:
-    """UAR of a linear probe on mean and standard deviation of each layer, and the interval of the difference over speakers."""
+    """UAR of a linear probe on mean and standard deviation of each layer, and the interval of the
+    difference over speakers.
+    """
     from sklearn.model_selection import GroupKFold
 
     from raysere.training.metrics import bootstrap_difference, group_confusions, statistic_of

@@ -1,6 +1,7 @@
 """``python docs/generate.py [--check]``: write the pages that come from the code.
 
-- the tree in ``ARCHITECTURE.md``: every package of raysere with the first sentence of its docstring;
+- the tree in ``ARCHITECTURE.md``: every package of raysere with the first sentence of its
+  docstring;
 - ``docs/modules.md``: every module with the first line of its docstring;
 - ``docs/experiment.md``: every key of an experiment, from the pydantic models.
 
@@ -29,7 +30,10 @@ ORDER = (
 
 
 def summary(path: Path) -> str:
-    """The first paragraph of a module's docstring, as one line without its full stop. Raises SystemExit where there is none."""
+    """The first paragraph of a module's docstring, as one line without its full stop.
+
+    Raises SystemExit where there is none.
+    """
     told = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
     if not told:
         raise SystemExit(f"{path.relative_to(ROOT)} has no docstring")
@@ -127,7 +131,9 @@ def _models(annotation: Any) -> list[Any]:
 
 
 def _step(annotation: Any) -> str:
-    """What stands between a key and the keys of the models in it: a number in a list, a name in a mapping."""
+    """What stands between a key and the keys of the models in it: a number in a list, a name in a
+    mapping.
+    """
     return {list: "[ ]", dict: ".NAME"}.get(typing.get_origin(annotation), "")
 
 

@@ -1,4 +1,5 @@
-"""raysere: from a corpus folder to a searched, fused and honestly evaluated speech emotion recogniser.
+"""raysere: from a corpus folder to a searched, fused and honestly evaluated speech emotion
+recogniser.
 
 The same verbs as the command line, importable without loading torch or Ray:
 

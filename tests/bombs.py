@@ -1,4 +1,6 @@
-"""Opens a hostile file in a process of its own that may take 1 GB more than it has, and 10 s, and tells what became of it."""
+"""Opens a hostile file in a process of its own that may take 1 GB more than it has, and 10 s, and
+tells what became of it.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,9 @@ os._exit(0)
 
 
 def opened(imports: str, call: str, path: Path) -> tuple[str, str]:
-    """(class of the error, its message), or ("opened", the value). ``call`` is an expression of ``path``. Raises AssertionError where the
-    process died, by a signal, memory or time."""
+    """(class of the error, its message), or ("opened", the value). ``call`` is an expression of
+    ``path``. Raises AssertionError where the process died, by a signal, memory or time.
+    """
     done = subprocess.run(
         [sys.executable, "-c", _CHILD, imports, call, str(path), str(BYTES), str(SECONDS)], capture_output=True, text=True, timeout=120
     )

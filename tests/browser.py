@@ -1,4 +1,6 @@
-"""Headless Chromium over its DevTools protocol: enough to open a page, give it a file, press a button and read what it says."""
+"""Headless Chromium over its DevTools protocol: enough to open a page, give it a file, press a
+button and read what it says.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ class Tab:
         await self.call("DOM.setFileInputFiles", nodeId=node["nodeId"], files=[str(path)])
 
     async def enter(self, selector: str, text: str) -> None:
-        """Type ``text`` into a field, then the key Enter, as a user does: by events that the browser trusts."""
+        """Type ``text`` into a field, then the key Enter, as a user does: by events that the
+        browser trusts.
+        """
         await self.value(f"(field => {{ field.value = ''; field.focus() }})(document.querySelector({json.dumps(selector)}))")
         await self.call("Input.insertText", text=text)
         for kind in ("keyDown", "keyUp"):

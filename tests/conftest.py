@@ -1,4 +1,6 @@
-"""Fixtures shared by all tests: where real corpora and models are, and one local Ray for the tests that need it."""
+"""Fixtures shared by all tests: where real corpora and models are, and one local Ray for the tests
+that need it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A small real run: 40 made-up clips of 10 speakers, three trained trials, one saved ensemble of audio and text."""
+"""A small real run:
+
+40 made-up clips of 10 speakers, three trained trials, one saved ensemble of audio and text.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,10 @@ def _tone(path, pitch, seed):
 
 
 def make_run(root: Path) -> dict[str, Any]:
-    """Out of fold, with test rows: ``folder`` of the run, ``audio`` folder of the clips, ``result`` of the evaluation."""
+    """Out of fold, with test rows:
+
+    ``folder`` of the run, ``audio`` folder of the clips, ``result`` of the evaluation.
+    """
     from safetensors.torch import save_file
 
     from raysere.features.extract.run import extract_local

@@ -1,4 +1,6 @@
-"""A small disk of a test's own (a tmpfs), which it fills to the last page; and limits and rights that a process gives up for a while."""
+"""A small disk of a test's own (a tmpfs), which it fills to the last page; and limits and rights
+that a process gives up for a while.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ class Disk:
         }
 
     def hidden(self) -> set[str]:
-        """The files among them whose name, or that of a folder above, begins with a dot: what writers have not finished."""
+        """The files among them whose name, or that of a folder above, begins with a dot: what
+        writers have not finished.
+        """
         return {name for name in self.files() if any(part.startswith(".") for part in Path(name).parts)}
 
 
@@ -69,8 +73,9 @@ def small_disk(folder: Path, options: str = "size=8m") -> Iterator[Disk]:
 def fails_until_there_is_room(disk: Disk, write: Callable[[], object], whole: dict[str, bytes] | None = None) -> int:
     """Call ``write`` with ever more pages free until it succeeds; returns how often it failed.
 
-    Each time it must say that the disk is full, leave nothing hidden, and no file that differs from that of an undisturbed writer,
-    ``whole`` (by path; None: no comparison). In the end all of ``whole`` must be there.
+    Each time it must say that the disk is full, leave nothing hidden, and no file that differs from
+    that of an undisturbed writer, ``whole`` (by path; None: no comparison). In the end all of
+    ``whole`` must be there.
     """
     hidden = disk.hidden()
     for failures, pages in enumerate(LEVELS):

@@ -1,4 +1,6 @@
-"""The study of the ensembler: what is searched, what is kept between starts, how pieces become figures and a page."""
+"""The study of the ensembler: what is searched, what is kept between starts, how pieces become
+figures and a page.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The study on MELD: folds by dialogue, voices that are shuffled or missing, what a baseline of words is trained on, the page."""
+"""The study on MELD: folds by dialogue, voices that are shuffled or missing, what a baseline of
+words is trained on, the page.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The accuracy study's own machinery: what a baseline may see, how it normalises, how scores become probabilities."""
+"""The accuracy study's own machinery: what a baseline may see, how it normalises, how scores become
+probabilities.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from benchmarks.accuracy.page import draw
 
 @pytest.fixture
 def data() -> Any:
-    """Six speakers of eight clips, three classes; two outer folds of three speakers, three inner ones."""
+    """Six speakers of eight clips, three classes; two outer folds of three speakers, three inner
+    ones.
+    """
     speaker = np.repeat(np.arange(6), 8)
     label = np.tile(np.array([0, 1, 2, 0, 1, 2, 0, 1]), 6)
     outer = (speaker >= 3).astype(int)

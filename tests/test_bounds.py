@@ -1,6 +1,8 @@
-"""YAML, JSON, labels, archives, arrays and tables that somebody made to do harm: each is refused in one message, none takes the process.
+"""YAML, JSON, labels, archives, arrays and tables that somebody made to do harm: each is refused in
+one message, none takes the process.
 
-Every file here is opened by the function that opens it in a run, in a process with a limit of memory and time.
+Every file here is opened by the function that opens it in a run, in a process with a limit of
+memory and time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""What the code cites is in the tree: no document that users do not have, and no section that the page on methods lacks."""
+"""What the code cites is in the tree: no document that users do not have, and no section that the
+page on methods lacks.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""cluster.yaml, Dockerfile and k8s/: they parse, fit the schemas there are, agree on versions, and nothing listens without a token."""
+"""cluster.yaml, Dockerfile and k8s/: they parse, fit the schemas there are, agree on versions, and
+nothing listens without a token.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,10 @@ def loopback(host: str) -> bool:
 
 
 def raysere_command(line: str) -> list[str]:
-    """Words of a ``raysere`` line, after the parser of its command has taken them. Raises click's errors for what it does not know."""
+    """Words of a ``raysere`` line, after the parser of its command has taken them.
+
+    Raises click's errors for what it does not know.
+    """
     name, *rest = shlex.split(line)[1:]
     command = cli.commands[name]
     command.make_context(name, list(rest))

@@ -1,4 +1,6 @@
-"""A machine that lacks disk, memory, open files or rights: told as such, nothing half written or recorded, and a later try is whole."""
+"""A machine that lacks disk, memory, open files or rights: told as such, nothing half written or
+recorded, and a later try is whole.
+"""
 
 from __future__ import annotations
 
@@ -204,7 +206,9 @@ def job(study, number: int = 0, **params) -> dict:
 
 
 def searched(folder: Path, toy: Path) -> tuple[Board, dict]:
-    """A run in ``folder`` with a board, one proposal of which a worker has trained; nothing is recorded yet."""
+    """A run in ``folder`` with a board, one proposal of which a worker has trained; nothing is
+    recorded yet.
+    """
     shutil.copytree(toy, folder, dirs_exist_ok=True)
     study = toy_study(trials=1)
     save_study(folder, study)

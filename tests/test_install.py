@@ -23,7 +23,9 @@ echo "$(basename "$0") $*" >> log
 
 @pytest.fixture
 def make(tmp_path):
-    """`make` in a bare checkout, with a Python that notes what it is called with; gives what a target installed and ran."""
+    """`make` in a bare checkout, with a Python that notes what it is called with; gives what a
+    target installed and ran.
+    """
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "python3").write_text(PYTHON)

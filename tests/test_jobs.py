@@ -1,4 +1,6 @@
-"""``raysere submit`` against a real Ray head with a dashboard and a token: the line, the exit code, a job that is stopped and resumed."""
+"""``raysere submit`` against a real Ray head with a dashboard and a token: the line, the exit code,
+a job that is stopped and resumed.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ TRIALS = 8
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A folder as a user has it: an experiment with relative folders, a corpus, output of earlier runs."""
+    """A folder as a user has it: an experiment with relative folders, a corpus, output of earlier
+    runs.
+    """
     monkeypatch.delenv("RAYSERE_STORAGE", raising=False)
     monkeypatch.chdir(tmp_path)
     make_corpus(tmp_path / "corpus", speakers=2, takes=1)
@@ -374,7 +378,9 @@ def test_a_local_ray_asks_for_a_token_of_its_own_and_a_cluster_keeps_its_authent
 
 @pytest.fixture(scope="module")
 def cluster():
-    """A head of its own with a dashboard and a token; gives its URL and the environment of a client."""
+    """A head of its own with a dashboard and a token; gives its URL and the environment of a
+    client.
+    """
     folder = Path(tempfile.mkdtemp(prefix="rj", dir="/tmp"))  # short: Ray's sockets have long names
     (folder / "token").write_text(secrets.token_hex(32))
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "RAYSERE_"))} | {
@@ -415,7 +421,9 @@ def cluster():
 
 @pytest.fixture(scope="module")
 def sent(tmp_path_factory):
-    """A project with relative folders and a corpus with one broken file, and the storage that the cluster has."""
+    """A project with relative folders and a corpus with one broken file, and the storage that the
+    cluster has.
+    """
     folder = tmp_path_factory.mktemp("project")
     table = make_corpus(folder / "corpus", speakers=3, takes=2, text=False)
     (folder / "corpus/s0_anger_0.wav").write_bytes(b"not audio")

@@ -1,4 +1,6 @@
-"""Files that lock a folder, where somebody else may have put a link: it is refused, and the file that it names stays as it is."""
+"""Files that lock a folder, where somebody else may have put a link: it is refused, and the file
+that it names stays as it is.
+"""
 
 from __future__ import annotations
 
@@ -84,7 +86,9 @@ def test_what_is_no_plain_file_is_refused_and_not_waited_for(make: Callable[[Pat
 
 @pytest.mark.parametrize("name", ["driver", "extraction", "residence"])
 def test_a_lock_changes_no_file_that_has_a_second_name(name: str, tmp_path: Path) -> None:
-    """A hard link cannot be told from the file that it is a name of, so it is taken for the lock; but nothing is written into it."""
+    """A hard link cannot be told from the file that it is a name of, so it is taken for the lock;
+    but nothing is written into it.
+    """
     place, lock = LOCKS[name]
     folder, victim = tmp_path / "shared" / SPEC.key, tmp_path / "victim"
     folder.mkdir(parents=True)

@@ -1,4 +1,6 @@
-"""What a run costs on a cluster: the model in closed form, where another node stops paying, and the command."""
+"""What a run costs on a cluster: the model in closed form, where another node stops paying, and the
+command.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""``python -m benchmarks.accuracy [--only baselines|raysere|page] [--corpus NAME ...] [--workers N]``: do what is missing, draw the page.
+"""``python -m benchmarks.accuracy [--only baselines|raysere|page] [--corpus NAME ...] [--workers
+N]``: do what is missing, draw the page.
 
-Needs RAYSERE_CORPORA and RAYSERE_MODELS, and scikit-learn and opensmile. RAYSERE_BENCH_CACHE names the folder of what is kept between
-starts. It may be stopped at any time; a finished piece is not done again.
+Needs RAYSERE_CORPORA and RAYSERE_MODELS, and scikit-learn and opensmile. RAYSERE_BENCH_CACHE names
+the folder of what is kept between starts. It may be stopped at any time; a finished piece is not
+done again.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""The baselines, in scikit-learn: every choice by inner speaker folds, one refit on the pool, one look at the test speakers.
+"""The baselines, in scikit-learn: every choice by inner speaker folds, one refit on the pool, one
+look at the test speakers.
 
-A family gives scores (rows, classes) for each point of its grid; :func:`nested` chooses the point with the highest UAR (or other
-metric) over the inner folds of each outer fold. Normalisation reads no label: ``none`` takes mean and standard deviation of the
-training rows, ``speaker`` those of each speaker's own rows (so a prediction depends on the speaker's other clips).
+A family gives scores (rows, classes) for each point of its grid; :func:`nested` chooses the point
+with the highest UAR (or other metric) over the inner folds of each outer fold. Normalisation reads
+no label: ``none`` takes mean and standard deviation of the training rows, ``speaker`` those of each
+speaker's own rows (so a prediction depends on the speaker's other clips).
 """
 
 from __future__ import annotations
@@ -24,13 +26,17 @@ Point = tuple[Any, ...]
 
 class Family(Protocol):
     def scores(self, train: np.ndarray, test: np.ndarray, only: Point | None = None) -> Iterator[tuple[Point, np.ndarray]]:
-        """Scores (test rows, classes) of every point of the grid, or of ``only`` one, fitted on ``train`` rows."""
+        """Scores (test rows, classes) of every point of the grid, or of ``only`` one, fitted on
+        ``train`` rows.
+        """
         ...
 
 
 @dataclass
 class Svm:
-    """A support vector machine on z-normed columns, classes weighed equally; ``gammas`` None is the linear kernel."""
+    """A support vector machine on z-normed columns, classes weighed equally; ``gammas`` None is the
+    linear kernel.
+    """
 
     data: Data
     x: np.ndarray
@@ -57,7 +63,9 @@ class Svm:
 
 @dataclass
 class Probe:
-    """Logistic regression on one pooled layer, classes weighed equally; layer, pooling and C are the grid."""
+    """Logistic regression on one pooled layer, classes weighed equally; layer, pooling and C are
+    the grid.
+    """
 
     data: Data
     layers: dict[int, np.ndarray]
@@ -72,7 +80,8 @@ class Probe:
                     continue
                 x = table[:, : table.shape[1] // 2] if pooling == "mean" else table
                 z = normed(x, self.data.speaker, train, self.normalise)
-                # the optimum lies in the span of the training rows: a rotation into it changes no prediction
+                # the optimum lies in the span of the training rows: a rotation into it changes no
+                # prediction
                 basis = np.linalg.svd(z[train], full_matrices=False)[2].T if z.shape[1] > len(train) else np.eye(z.shape[1])
                 inside = z @ basis
                 probe = LogisticRegression(class_weight="balanced", max_iter=500, tol=1e-3, warm_start=True)
@@ -84,7 +93,9 @@ class Probe:
 
 
 def normed(x: np.ndarray, speaker: np.ndarray, train: np.ndarray, kind: str) -> np.ndarray:
-    """Columns to mean 0 and standard deviation 1, over the training rows or within each speaker; a constant column becomes 0."""
+    """Columns to mean 0 and standard deviation 1, over the training rows or within each speaker; a
+    constant column becomes 0.
+    """
     if kind == "none":
         return standard(x, x[train])
     z = np.empty_like(x)
@@ -100,7 +111,10 @@ def standard(x: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
 
 def whole(scores: np.ndarray, present: np.ndarray, classes: int) -> np.ndarray:
-    """Scores (n, classes); a class without training rows is never chosen. Two classes come as one column."""
+    """Scores (n, classes); a class without training rows is never chosen.
+
+    Two classes come as one column.
+    """
     if scores.ndim == 1:
         scores = np.stack([-scores, scores], axis=1)
     result = np.full((len(scores), classes), -1e3)
@@ -110,7 +124,8 @@ def whole(scores: np.ndarray, present: np.ndarray, classes: int) -> np.ndarray:
 
 @dataclass
 class Scored:
-    """Scores of every row while it is tested (N, C); ``inner`` (O, N, C) those over the inner folds, NaN for test rows.
+    """Scores of every row while it is tested (N, C); ``inner`` (O, N, C) those over the inner
+    folds, NaN for test rows.
 
     ``chosen``: the point of each outer fold, and the UAR over the inner folds that chose it.
     """
@@ -147,7 +162,9 @@ def nested(family: Family, data: Data, outers: Iterable[int] | None = None, metr
 
 
 def average(data: Data, parts: Sequence[Scored]) -> Scored:
-    """Mean of the probabilities of several systems, each with a temperature fitted to its scores over the inner folds."""
+    """Mean of the probabilities of several systems, each with a temperature fitted to its scores
+    over the inner folds.
+    """
     test = np.zeros_like(parts[0].test)
     inner = np.zeros_like(parts[0].inner)
     chosen: list[Any] = []

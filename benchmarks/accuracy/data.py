@@ -1,4 +1,6 @@
-"""Corpora, classes and folds of the study: those that raysere's own ``nested`` protocol makes, so that all systems share them."""
+"""Corpora, classes and folds of the study: those that raysere's own ``nested`` protocol makes, so
+that all systems share them.
+"""
 
 from __future__ import annotations
 
@@ -40,8 +42,10 @@ class Data:
 
     Attributes:
         manifest: raysere's manifest of them, in this order. classes: names.
-        label: int64 (N,). speaker: str (N,). outer: int64 (N,), the outer fold in which a row is tested.
-        inner: int64 (O, N), the inner fold of a row while outer fold o is tested; -1 for the test rows.
+        label: int64 (N,). speaker: str (N,). outer: int64 (N,), the outer fold in which a row is
+            tested.
+        inner: int64 (O, N), the inner fold of a row while outer fold o is tested; -1 for the test
+            rows.
     """
 
     name: str
@@ -65,7 +69,9 @@ def folder(name: str) -> Path:
 
 
 def encoder(window: str) -> dict[str, Any]:
-    """The pretrained encoder as the features of an experiment; ``window`` is ``clip`` or ``full`` (as published)."""
+    """The pretrained encoder as the features of an experiment; ``window`` is ``clip`` or ``full``
+    (as published).
+    """
     return {"backbone": f"hf:{Path(os.environ['RAYSERE_MODELS']) / 'whisper-base-encoder'}", "options": {"window": window}}
 
 

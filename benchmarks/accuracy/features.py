@@ -1,4 +1,6 @@
-"""What the baselines hear: openSMILE's functionals, and the layers of the pretrained encoder from raysere's own feature store."""
+"""What the baselines hear: openSMILE's functionals, and the layers of the pretrained encoder from
+raysere's own feature store.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,10 @@ SMILE = {"egemaps": "eGeMAPSv02", "compare": "ComParE_2016"}
 
 
 def smile(data: Data, which: str) -> np.ndarray:
-    """float64 (N, D) functionals of openSMILE's own configuration; computed once. Columns that do not vary are left out."""
+    """float64 (N, D) functionals of openSMILE's own configuration; computed once.
+
+    Columns that do not vary are left out.
+    """
     path = folder("smile") / f"{data.name}-{which}-{data.manifest.fingerprint[:12]}.npy"
     if not path.is_file():
         import opensmile

@@ -1,8 +1,10 @@
-"""``python -m benchmarks.accuracy.library [--only library|shuffled|ablation|gain|page] [--corpus NAME ...] [--workers N]``: the ensembler.
+"""``python -m benchmarks.accuracy.library [--only library|shuffled|ablation|gain|page] [--corpus
+NAME ...] [--workers N]``: the ensembler.
 
-Four studies on real speech: a library of 64 members against what people do with one, labels shuffled, what each part is worth and
-costs, and searching for the ensemble instead of for single members. What is done is kept under RAYSERE_BENCH_CACHE; a second start
-goes on. Needs RAYSERE_CORPORA, RAYSERE_MODELS and scikit-learn. Draws ``docs/accuracy_library.md``.
+Four studies on real speech: a library of 64 members against what people do with one, labels
+shuffled, what each part is worth and costs, and searching for the ensemble instead of for single
+members. What is done is kept under RAYSERE_BENCH_CACHE; a second start goes on. Needs
+RAYSERE_CORPORA, RAYSERE_MODELS and scikit-learn. Draws ``docs/accuracy_library.md``.
 """
 
 from __future__ import annotations
@@ -59,7 +61,9 @@ def main() -> int:
 
 
 def library(corpus: str, workers: int) -> None:
-    """Search and evaluate a library; everything that is compared runs on the same members and is chosen on the same rows."""
+    """Search and evaluate a library; everything that is compared runs on the same members and is
+    chosen on the same rows.
+    """
     from benchmarks.accuracy import library_runs
     from raysere.base.files import read_json
     from raysere.ensemble.data.predictions import usable_trials
@@ -101,7 +105,9 @@ def _mean_of(tables: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def shuffled(corpus: str, workers: int) -> None:
-    """The procedure on shuffled labels: outer folds take turns, every shuffle has a seed of its own."""
+    """The procedure on shuffled labels: outer folds take turns, every shuffle has a seed of its
+    own.
+    """
     from benchmarks.accuracy import library_runs
     from raysere.ensemble.data.predictions import load_fit_rows
     from raysere.ensemble.data.run_labels import Run
@@ -121,7 +127,9 @@ def shuffled(corpus: str, workers: int) -> None:
 
 
 def ablation(corpus: str, workers: int) -> None:
-    """What is lost without each part of the procedure, and with fewer or less different members; with processor seconds."""
+    """What is lost without each part of the procedure, and with fewer or less different members;
+    with processor seconds.
+    """
     from benchmarks.accuracy import library_runs
     from raysere.ensemble.data.run_labels import Run
     from raysere.ensemble.evaluate.ablation import VARIANTS, ablate
@@ -176,7 +184,9 @@ def _keep(name: str, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _once(name: str, inputs: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What is kept under ``name``; made anew where it is of other trials, settings or an older procedure (``inputs``)."""
+    """What is kept under ``name``; made anew where it is of other trials, settings or an older
+    procedure (``inputs``).
+    """
     kept = _read(name)
     return kept if kept is not None and kept["inputs"] == inputs else _keep(name, {"inputs": inputs, **make()})
 

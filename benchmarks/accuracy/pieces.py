@@ -1,4 +1,6 @@
-"""The pieces of the study (a corpus, a baseline, a kind of normalisation, an outer fold), each in a file of its own once it is done."""
+"""The pieces of the study (a corpus, a baseline, a kind of normalisation, an outer fold), each in a
+file of its own once it is done.
+"""
 
 from __future__ import annotations
 
@@ -100,7 +102,9 @@ def read(corpus: str, system: str, normalise: str) -> baselines.Scored:
 
 
 def fused(corpus: str, normalise: str) -> tuple[baselines.Scored, list[str]]:
-    """The average of the better SVM on eGeMAPS (by inner folds, in each outer fold) and the probe; with which SVM that was."""
+    """The average of the better SVM on eGeMAPS (by inner folds, in each outer fold) and the probe;
+    with which SVM that was.
+    """
     data = load(corpus)
     linear, rbf, probe = (read(corpus, system, normalise) for system in ("egemaps-linear", "egemaps-rbf", "probe"))
     better, names = baselines.Scored(linear.test.copy(), linear.inner.copy(), []), []

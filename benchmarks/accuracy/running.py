@@ -1,4 +1,6 @@
-"""What the commands of the studies share: the folders that must be there, and running an experiment or going on with it."""
+"""What the commands of the studies share: the folders that must be there, and running an experiment
+or going on with it.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ from typing import Any
 
 
 def need_folders(*names: str, inside: str = "") -> None:
-    """Leave with exit code 3 unless each environment variable names a folder (that holds the folder ``inside``)."""
+    """Leave with exit code 3 unless each environment variable names a folder (that holds the folder
+    ``inside``).
+    """
     missing = [name for name in names if not (Path(os.environ.get(name) or "-") / inside).is_dir()]
     if missing:
         print(f"Error: {' and '.join(missing)} must name a folder{f' that holds {inside}/' if inside else ''}", file=sys.stderr)

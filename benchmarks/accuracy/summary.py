@@ -1,4 +1,7 @@
-"""From answers to figures: UAR with intervals over speakers, paired differences, error reduction."""
+"""From answers to figures:
+
+UAR with intervals over speakers, paired differences, error reduction.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +21,16 @@ RIVALS = {"acoustic": WITHOUT_ENCODER, "speech": (*SYSTEMS, *FUSED)}  # what eac
 
 
 def own_path(corpus: str, row: str, normalise: str) -> Any:
-    """Where the answers of a row of raysere are kept, one class number an utterance in the order of the corpus."""
+    """Where the answers of a row of raysere are kept, one class number an utterance in the order of
+    the corpus.
+    """
     return folder("answers") / f"{corpus}-{row}-{normalise}.npy"
 
 
 def answered(corpus: str) -> dict[tuple[str, str], tuple[np.ndarray, Any]]:
-    """(system, normalisation) to the answers of all utterances and what was chosen, of all systems that are done."""
+    """(system, normalisation) to the answers of all utterances and what was chosen, of all systems
+    that are done.
+    """
     data = load(corpus)
     found: dict[tuple[str, str], tuple[np.ndarray, Any]] = {}
     for normalise in NORMALISED:
@@ -41,7 +48,9 @@ def answered(corpus: str) -> dict[tuple[str, str], tuple[np.ndarray, Any]]:
 
 
 def summarise(corpus: str) -> dict[str, Any]:
-    """All rows of a corpus: value and interval, and for raysere's the paired difference to the best rival."""
+    """All rows of a corpus: value and interval, and for raysere's the paired difference to the best
+    rival.
+    """
     data, found = load(corpus), answered(corpus)
     rows = [_row(data, system, normalise, *found[system, normalise]) for system, normalise in found]
     values = {(row["system"], row["normalise"]): row["value"] for row in rows}

@@ -1,4 +1,6 @@
-"""raysere's own rows: an experiment of search and ensemble for each corpus, on the same folds, as ``raysere run`` would do it."""
+"""raysere's own rows: an experiment of search and ensemble for each corpus, on the same folds, as
+``raysere run`` would do it.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """Which ports each command opens, and whether a stranger can run a task in its Ray.
 
-A command is started as a user starts it. All listening sockets of its process tree are collected until it ends, and as soon as its Ray is
-up the command is stopped (SIGSTOP) while other processes try to run a task there: without a token, with a wrong one, and with the right
-one, which shows that a task would have run.
+A command is started as a user starts it. All listening sockets of its process tree are collected
+until it ends, and as soon as its Ray is up the command is stopped (SIGSTOP) while other processes
+try to run a task there: without a token, with a wrong one, and with the right one, which shows that
+a task would have run.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class Watched:
 
     Attributes:
         code: its exit code. output: what it printed.
-        open: every listening socket that was seen, once for each name that its process had (a worker takes that of its task).
+        open: every listening socket that was seen, once for each name that its process had (a
+            worker takes that of its task).
         ran: who ran a task in its Ray: "without a token", "with a wrong token", "with the token".
     """
 
@@ -59,7 +61,8 @@ def watch(
     """Run ``command`` in ``folder`` and collect what it opens.
 
     Args:
-        until: of a server: whether what it has printed says that it is ready; it is then sent SIGTERM, after the tries.
+        until: of a server: whether what it has printed says that it is ready; it is then sent
+            SIGTERM, after the tries.
         limit_s: seconds after which it is killed.
     """
     seen: set[Listener] = set()
@@ -101,7 +104,8 @@ def _try_tasks(gcs: Listener, environment: dict[str, str], tree: set[int]) -> li
             tries[name] = stack.enter_context(
                 subprocess.Popen(
                     [sys.executable, "-c", _TASK, f"127.0.0.1:{gcs.port}"],
-                    # Ray takes the machine's own address for the loopback one, unless it is told that there are no clusters
+                    # Ray takes the machine's own address for the loopback one, unless it is told
+                    # that there are no clusters
                     env={**plain, **more, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1" if gcs.beyond else "0"},
                     cwd=tempfile.gettempdir(),
                     stdout=subprocess.PIPE,

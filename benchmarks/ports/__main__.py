@@ -1,4 +1,5 @@
-"""Table of the ports that each command opens: ``python -m benchmarks.ports [--code CHECKOUT]``; about three minutes on two cores.
+"""Table of the ports that each command opens: ``python -m benchmarks.ports [--code CHECKOUT]``;
+about three minutes on two cores.
 
 ``--code`` watches the commands of another checkout, such as one of an earlier version.
 """

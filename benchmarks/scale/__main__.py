@@ -1,7 +1,9 @@
-"""``python -m benchmarks.scale [--only runs|far|page] [--rounds N]``: a cluster's price against real runs, and past this machine.
+"""``python -m benchmarks.scale [--only runs|far|page] [--rounds N]``: a cluster's price against
+real runs, and past this machine.
 
-Predicted before the first run (constants of raysere/pipeline/cluster_cost.py as they stood): wall times of one, two and three nodes
-within 20 % of the model, and three nodes at least 2.2 times as fast as one in each stage, less what starts and ends once.
+Predicted before the first run (constants of raysere/pipeline/cluster_cost.py as they stood): wall
+times of one, two and three nodes within 20 % of the model, and three nodes at least 2.2 times as
+fast as one in each stage, less what starts and ends once.
 """
 
 from __future__ import annotations

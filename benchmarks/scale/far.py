@@ -1,4 +1,7 @@
-"""Past this machine: MSP-Podcast (324 h) and 10,000 h with all 25 layers of WavLM-large, priced from measured constants."""
+"""Past this machine:
+
+MSP-Podcast (324 h) and 10,000 h with all 25 layers of WavLM-large, priced from measured constants.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,9 @@ CLUSTERS = {"h100": Cluster(64, "h100", 1, 16), "a100": Cluster(64, "a100", 1, 1
 
 
 def measure(seconds: float = 60.0) -> dict[str, float]:
-    """Seconds of speech a second that one core encodes and reads, its rate of products, and seconds of a trial for each row and epoch."""
+    """Seconds of speech a second that one core encodes and reads, its rate of products, and seconds
+    of a trial for each row and epoch.
+    """
     from benchmarks.extraction import LARGE, _corpus, _model
     from raysere.features.extract.cost import measure, measure_reading, spread, works_of
     from raysere.features.spec import resolve
@@ -45,7 +50,9 @@ def _bytes(spec: Any) -> float:
 
 
 def _row_epoch() -> float:
-    """Of ``pooled`` with its published head on a learned mix of 25 layers of mean and deviation, one core, one fold."""
+    """Of ``pooled`` with its published head on a learned mix of 25 layers of mean and deviation,
+    one core, one fold.
+    """
     from benchmarks.folds import train, trial
     from raysere.methods.pooled import Pooled
 
@@ -59,7 +66,9 @@ def _row_epoch() -> float:
 
 
 def extrapolated(constants: dict[str, float]) -> list[dict[str, Any]]:
-    """Prices by corpus and kind of node: extraction of everything, then the search, on the official splits (one fold)."""
+    """Prices by corpus and kind of node: extraction of everything, then the search, on the official
+    splits (one fold).
+    """
     result = []
     for corpus, hours in SIZES.items():
         items = round(hours * 3600 / CLIP_S)

@@ -1,4 +1,6 @@
-"""Real runs on one, two and three Ray nodes on this machine, and what the model of :mod:`raysere.pipeline.cluster_cost` says of them."""
+"""Real runs on one, two and three Ray nodes on this machine, and what the model of
+:mod:`raysere.pipeline.cluster_cost` says of them.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +30,11 @@ SPACE = {
 
 
 def measure(folder: Path, rounds: int) -> list[dict[str, Any]]:
-    """Rows of nodes, stage, measured and predicted seconds; every round starts from empty stores on a new cluster.
+    """Rows of nodes, stage, measured and predicted seconds; every round starts from empty stores on
+    a new cluster.
 
-    The mean trial is told by the run on one node, as ``raysere plan`` would take it from finished trials.
+    The mean trial is told by the run on one node, as ``raysere plan`` would take it from finished
+    trials.
     """
     from raysere.pipeline.verbs import write_demo
 
@@ -82,7 +86,10 @@ def _environment(**more: str) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _cluster(place: Path, nodes: int) -> Iterator[str]:
-    """A head without cores and nodes of one core, each with a disk of its own for what it fetches. Yields the address."""
+    """A head without cores and nodes of one core, each with a disk of its own for what it fetches.
+
+    Yields the address.
+    """
     from ray.cluster_utils import Cluster as Nodes
 
     before = dict(os.environ)

@@ -1,13 +1,16 @@
-"""``python -m benchmarks.serving ENSEMBLE --clips FOLDER [--only load|overload|kill|soak|fuzz|siege ...]``: the server under load.
+"""``python -m benchmarks.serving ENSEMBLE --clips FOLDER [--only load|overload|kill|soak|fuzz|siege
+...]``: the server under load.
 
-All of it is on loopback. Beside ``raysere serve`` stands the same ensemble behind a plain FastAPI application, in the same run, with the
-same clips: as it comes, with one thread of torch for each request, and with requests that take turns at the model; ratios are against the
-fastest. Every part is bounded. Writes ``benchmarks/results/serving.json``, and its tables into ``docs/serving.md``.
+All of it is on loopback. Beside ``raysere serve`` stands the same ensemble behind a plain FastAPI
+application, in the same run, with the same clips: as it comes, with one thread of torch for each
+request, and with requests that take turns at the model; ratios are against the fastest. Every part
+is bounded. Writes ``benchmarks/results/serving.json``, and its tables into ``docs/serving.md``.
 
-Predicted before the first run (two cores, demo ensemble of 27 members): a batch of 16 takes a third of the time of 16 calls, so three times
-the plain application's requests a second at 16 clients, less what Serve's proxy costs on the same two cores; no gain at 1 client. Before
-the first run in turn: as many a second at any number of clients as at one, so that the gain at 16 clients falls from 4.5 to 2.3 times, and
-everybody of 64 waits for six seconds.
+Predicted before the first run (two cores, demo ensemble of 27 members): a batch of 16 takes a third
+of the time of 16 calls, so three times the plain application's requests a second at 16 clients,
+less what Serve's proxy costs on the same two cores; no gain at 1 client. Before the first run in
+turn: as many a second at any number of clients as at one, so that the gain at 16 clients falls from
+4.5 to 2.3 times, and everybody of 64 waits for six seconds.
 """
 
 from __future__ import annotations
@@ -104,7 +107,9 @@ def _codes(tally: dict[str, Any]) -> str:
 
 
 def _draw(begin: str, rows: list[str]) -> None:
-    """Put a table, and the paragraph below it where it has one, into the page in place of the one that is there, or at its end."""
+    """Put a table, and the paragraph below it where it has one, into the page in place of the one
+    that is there, or at its end.
+    """
     page = PAGE.read_text(encoding="utf-8")
     before, found, rest = page.partition(begin)
     if not found:
@@ -116,7 +121,9 @@ def _draw(begin: str, rows: list[str]) -> None:
 
 @contextlib.contextmanager
 def _server(command: list[str], **environment: str) -> Iterator[subprocess.Popen[str]]:
-    """A server process that prints a line when it is ready; ended by its own signal, and by force where it does not heed it."""
+    """A server process that prints a line when it is ready; ended by its own signal, and by force
+    where it does not heed it.
+    """
     kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**kept, **environment})
     try:
@@ -196,7 +203,9 @@ def _load(asked: argparse.Namespace, clips: list[bytes]) -> dict[str, Any]:
 
 
 def _overload(asked: argparse.Namespace, clips: list[bytes]) -> dict[str, Any]:
-    """Twice what it can answer: refusals are quick and say when to come back, accepted requests keep their p99."""
+    """Twice what it can answer: refusals are quick and say when to come back, accepted requests
+    keep their p99.
+    """
     seconds = asked.seconds or 15
     with _ours(asked.ensemble, *asked.option) as (url, _process):
         _measured(url, clips, 16, 3)
@@ -220,7 +229,9 @@ def _overload(asked: argparse.Namespace, clips: list[bytes]) -> dict[str, Any]:
 
 
 def _replicas(process: subprocess.Popen[str]) -> list[int]:
-    """Processes of Serve replicas that belong to this server's Ray: those with its session in their environment's folder."""
+    """Processes of Serve replicas that belong to this server's Ray: those with its session in their
+    environment's folder.
+    """
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -300,7 +311,9 @@ def _held(process: subprocess.Popen[str]) -> dict[str, float]:
 
 
 def _soak(asked: argparse.Namespace, clips: list[bytes]) -> dict[str, Any]:
-    """As many requests as two hours bring at about three a second, as fast as they are answered: memory and descriptors over time."""
+    """As many requests as two hours bring at about three a second, as fast as they are answered:
+    memory and descriptors over time.
+    """
     rows = []
     with _ours(asked.ensemble, *asked.option) as (url, process):
         done, statuses, began = 0, {}, time.perf_counter()
@@ -328,7 +341,9 @@ def _fuzz(asked: argparse.Namespace, clips: list[bytes]) -> dict[str, Any]:
         began = time.perf_counter()
 
         def sent(name: str, count: int, one: Callable[[Any, Tally], Coroutine[Any, Any, None]]) -> dict[str, int]:
-            """Status codes of ``count`` requests by eight clients, a thousand at a time, as long as there is time."""
+            """Status codes of ``count`` requests by eight clients, a thousand at a time, as long as
+            there is time.
+            """
             statuses: dict[str, int] = {}
             for done in range(0, count, 1000):
                 if time.perf_counter() - began > 3000:
@@ -370,7 +385,9 @@ async def _by_eight(one: Callable[[Any, Tally], Coroutine[Any, Any, None]], coun
 
 
 def _siege(asked: argparse.Namespace, clips: list[bytes]) -> dict[str, Any]:
-    """Hang-ups while audio is decoded, floods of JSON and half-sent headers: memory, disk, descriptors flat, and health answered."""
+    """Hang-ups while audio is decoded, floods of JSON and half-sent headers: memory, disk,
+    descriptors flat, and health answered.
+    """
     with (
         tempfile.TemporaryDirectory(prefix="raysere-siege-") as folder,
         _ours(asked.ensemble, *asked.option, TMPDIR=folder, RAY_TMPDIR=tempfile.gettempdir()) as (url, process),

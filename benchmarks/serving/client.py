@@ -1,4 +1,6 @@
-"""Clients of a server, in one process: closed loops (each waits for its answer) and open ones (requests come whatever happens)."""
+"""Clients of a server, in one process: closed loops (each waits for its answer) and open ones
+(requests come whatever happens).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ import numpy as np
 
 @dataclass
 class Tally:
-    """Of every request: when it was sent (s since the start), its seconds, its status (0: no answer), and ``Retry-After``."""
+    """Of every request: when it was sent (s since the start), its seconds, its status (0: no
+    answer), and ``Retry-After``.
+    """
 
     sent: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
@@ -66,7 +70,9 @@ def new_session() -> aiohttp.ClientSession:
 
 
 async def closed(url: str, clips: Sequence[bytes], clients: int, seconds: float) -> tuple[Tally, float]:
-    """``clients`` loops for ``seconds``; each sends its next clip when the last was answered. (tally, wall seconds)"""
+    """``clients`` loops for ``seconds``; each sends its next clip when the last was answered.
+    (tally, wall seconds)
+    """
     tally, start = Tally(), time.perf_counter()
 
     async def loop(session: aiohttp.ClientSession, number: int) -> None:
@@ -81,7 +87,9 @@ async def closed(url: str, clips: Sequence[bytes], clients: int, seconds: float)
 
 
 async def opened(url: str, clips: Sequence[bytes], rate: float, seconds: float, seed: int = 0) -> tuple[Tally, float]:
-    """Requests at random times, ``rate`` a second, whether earlier ones were answered or not. (tally, wall seconds)"""
+    """Requests at random times, ``rate`` a second, whether earlier ones were answered or not.
+    (tally, wall seconds)
+    """
     tally, generator = Tally(), np.random.default_rng(seed)
     times = np.cumsum(generator.exponential(1 / rate, int(rate * seconds)))
     start = time.perf_counter()

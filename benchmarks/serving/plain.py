@@ -1,7 +1,8 @@
-"""What one would write without raysere's server: the same ensemble behind a plain FastAPI route, each request in a thread of its own.
+"""What one would write without raysere's server: the same ensemble behind a plain FastAPI route,
+each request in a thread of its own.
 
-``python -m benchmarks.serving.plain ENSEMBLE PORT [--in-turn]``; with ``--in-turn`` they take turns at the model, which keeps threads that
-wait for the processor from slowing each other.
+``python -m benchmarks.serving.plain ENSEMBLE PORT [--in-turn]``; with ``--in-turn`` they take turns
+at the model, which keeps threads that wait for the processor from slowing each other.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Clients that mean harm, for a bounded time and on loopback alone, beside one that means well, a prober of health, and a sampler."""
+"""Clients that mean harm, for a bounded time and on loopback alone, beside one that means well, a
+prober of health, and a sampler.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ _SAMPLE_S, _CALM_S = 2.0, 10.0  # between samples; from the end of the siege to 
 
 
 async def besiege(url: str, clips: list[bytes], seconds: float, processes: Callable[[], list[int]], folder: Path) -> dict[str, Any]:
-    """Everything at once for ``seconds``; what the server held before, at most, and some seconds after.
+    """Everything at once for ``seconds``; what the server held before, at most, and some seconds
+    after.
 
     Args:
         url: of a server on this machine.
@@ -95,7 +98,10 @@ async def besiege(url: str, clips: list[bytes], seconds: float, processes: Calla
 
 
 def held(processes: list[int], folder: Path) -> dict[str, float]:
-    """Memory (shared parts divided among who shares them: PSS; and RSS), disk, and descriptors of all processes together."""
+    """Memory (shared parts divided among who shares them:
+
+    PSS; and RSS), disk, and descriptors of all processes together.
+    """
     rss = pss = descriptors = 0
     disk = {(one.st_dev, one.st_ino): one.st_blocks for one in _status(folder.rglob("*"))}
     for number in processes:
@@ -133,7 +139,10 @@ def _target(descriptor: Path) -> str:
 
 
 def packed() -> bytes:
-    """A flac of a tone and two minutes of silence in eight channels: 88 KB that are 184 MB once they are decoded."""
+    """A flac of a tone and two minutes of silence in eight channels:
+
+    88 KB that are 184 MB once they are decoded.
+    """
     wave = np.zeros((48_000 * 120, 8), np.float32)
     wave[:9600] = 0.3 * np.sin(np.arange(9600) / 9)[:, None]
     buffer = io.BytesIO()
@@ -142,7 +151,10 @@ def packed() -> bytes:
 
 
 async def _probe(url: str, lasting: Callable[[], bool], tally: Tally, start: float) -> None:
-    """Ask ``/healthz`` on a new connection each time, as an orchestrator does. No answer counts with the time that it was waited for."""
+    """Ask ``/healthz`` on a new connection each time, as an orchestrator does.
+
+    No answer counts with the time that it was waited for.
+    """
     while lasting():
         began, status = time.perf_counter(), 0
         with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):

@@ -1,1 +1,3 @@
-"""Emotion from one language to another: methods and baselines in one frame, on five corpora of real speech."""
+"""Emotion from one language to another: methods and baselines in one frame, on five corpora of real
+speech.
+"""

@@ -1,9 +1,11 @@
-"""``python -m benchmarks.transfer [--feature speech|acoustic ...] [--pair emodb-emovo ...] [--trials N] [--only search|again|speed|page]``.
+"""``python -m benchmarks.transfer [--feature speech|acoustic ...] [--pair emodb-emovo ...]
+[--trials N] [--only search|again|speed|page]``.
 
-Every row of every ordered pair of corpora: search without target labels, choice without target labels, answers for target speakers that no
-adaptation has heard; then the chosen configurations with three seeds, transductively, and with one part taken out. Needs
-RAYSERE_CORPORA and RAYSERE_MODELS; RAYSERE_BENCH_CACHE names the folder of what is kept. It may be stopped at any time: what is finished is
-not done again. Draws ``docs/transfer.md``.
+Every row of every ordered pair of corpora: search without target labels, choice without target
+labels, answers for target speakers that no adaptation has heard; then the chosen configurations
+with three seeds, transductively, and with one part taken out. Needs RAYSERE_CORPORA and
+RAYSERE_MODELS; RAYSERE_BENCH_CACHE names the folder of what is kept. It may be stopped at any time:
+what is finished is not done again. Draws ``docs/transfer.md``.
 """
 
 from __future__ import annotations

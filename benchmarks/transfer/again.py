@@ -1,7 +1,9 @@
-"""The chosen configurations once more: other seeds, the transductive protocol, and with one thing taken out.
+"""The chosen configurations once more: other seeds, the transductive protocol, and with one thing
+taken out.
 
-Each training is one line of ``again/PAIR-FEATURE.jsonl`` in the benchmark's folder; what is there is not trained again. No line is read
-before a configuration has been chosen, and the choice reads no target label.
+Each training is one line of ``again/PAIR-FEATURE.jsonl`` in the benchmark's folder; what is there
+is not trained again. No line is read before a configuration has been chosen, and the choice reads
+no target label.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ Change = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def _codeless(params: dict[str, Any], codebook: str) -> dict[str, Any]:
-    """Without common codes their use is not compared: what aligned by codes aligns by means and centroids."""
+    """Without common codes their use is not compared: what aligned by codes aligns by means and
+    centroids.
+    """
     other = {"alignment": "mmd", "classes": "centroid"}
     return {"codebook": codebook, **{name: value for name, value in other.items() if params[name] == "code_js"}}
 
@@ -125,7 +129,9 @@ def run_again(run_folder: Path, kept: Path, rows: list[str] | None = None, worke
 
 
 def read(kept: Path) -> dict[tuple[str, str], dict[str, Any]]:
-    """Finished trainings by key and variant, as a change may change nothing; a line that was cut off is none."""
+    """Finished trainings by key and variant, as a change may change nothing; a line that was cut
+    off is none.
+    """
     found = {}
     for line in kept.read_text(encoding="utf-8").splitlines() if kept.is_file() else []:
         try:

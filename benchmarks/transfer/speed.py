@@ -1,6 +1,8 @@
-"""Whole searches over codebook sizes and anchor layers as Tune trials, on features that all of them share, beside ``pooled``.
+"""Whole searches over codebook sizes and anchor layers as Tune trials, on features that all of them
+share, beside ``pooled``.
 
-Per space: trials a minute of the search, its start included, and the greatest memory of a worker, in alternating rounds.
+Per space: trials a minute of the search, its start included, and the greatest memory of a worker,
+in alternating rounds.
 """
 
 from __future__ import annotations
@@ -20,7 +22,11 @@ TRIALS, ROUNDS = 24, 3
 
 
 def measure(trials: int = TRIALS, rounds: int = ROUNDS) -> dict[str, Any]:
-    """By space: ``per_minute`` and ``worker_mb``, one value a round; Ray must be there, and the features are extracted first."""
+    """By space:
+
+    ``per_minute`` and ``worker_mb``, one value a round; Ray must be there, and the features are
+    extracted first.
+    """
     from benchmarks.accuracy.running import run
 
     found: dict[str, dict[str, list[float]]] = {name: {"per_minute": [], "worker_mb": []} for name in SPACES}
@@ -47,7 +53,9 @@ def median(values: dict[str, list[float]]) -> dict[str, float]:
 
 
 class Peak:
-    """The greatest resident memory of any trial's worker while it is open, looked at ten times a second."""
+    """The greatest resident memory of any trial's worker while it is open, looked at ten times a
+    second.
+    """
 
     def __enter__(self) -> Peak:
         self.bytes, self._stop = 0, threading.Event()

@@ -1,4 +1,6 @@
-"""From finished runs to figures: what each row chose without a target label, and how right it was on target speakers."""
+"""From finished runs to figures: what each row chose without a target label, and how right it was
+on target speakers.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ NEAR = "mean of those near the best"  # on source speakers: an ensemble, beside 
 
 
 def read_pair(run_folder: Path) -> dict[str, Any]:
-    """Answers by row and rule, truth and speakers of the target, and for each trial its criteria and its target score."""
+    """Answers by row and rule, truth and speakers of the target, and for each trial its criteria
+    and its target score.
+    """
     from raysere.ensemble.data.predictions import load_fit_rows, load_predictions
     from raysere.ensemble.data.run_labels import Run, test_truth
     from raysere.ensemble.fit.unlabelled_target import RULE, choose_member, criteria_of_members, near_members
@@ -71,7 +75,9 @@ def read_pair(run_folder: Path) -> dict[str, Any]:
 
 
 def add_again(pair: dict[str, Any], lines: Iterable[dict[str, Any]]) -> None:
-    """Put the answers of :mod:`benchmarks.transfer.again` beside those of the search: by (row, variant, transductive), one array a seed."""
+    """Put the answers of :mod:`benchmarks.transfer.again` beside those of the search: by (row,
+    variant, transductive), one array a seed.
+    """
     found: dict[tuple[str, str, bool], dict[int, dict[int, np.ndarray]]] = {}
     for line in lines:
         order = pair["by_id"][line["outer"]]
@@ -86,7 +92,9 @@ def add_again(pair: dict[str, Any], lines: Iterable[dict[str, Any]]) -> None:
 
 
 def figures(pair: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """UAR of each row under each rule, with its interval over target speakers for raysere's rule, and its trials an outer fold."""
+    """UAR of each row under each rule, with its interval over target speakers for raysere's rule,
+    and its trials an outer fold.
+    """
     from raysere.training.metrics import bootstrap, uar
 
     result: dict[str, dict[str, Any]] = {}
@@ -103,14 +111,18 @@ def figures(pair: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def complete(pair: dict[str, Any], feature: str) -> bool:
-    """Whether all rows of a pair have been searched; a quarter of a row's trials may have been infeasible."""
+    """Whether all rows of a pair have been searched; a quarter of a row's trials may have been
+    infeasible.
+    """
     counts = {row: entry["trials"] for row, entry in figures(pair).items()}
     enough = min(counts.values()) >= 0.75 * max(counts.values())
     return enough and set(counts) == set(rows_of(feature))
 
 
 def agreement(trials: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Mean Spearman correlation of each criterion with the target's score, over the trials of a row and outer fold; no choice reads it."""
+    """Mean Spearman correlation of each criterion with the target's score, over the trials of a row
+    and outer fold; no choice reads it.
+    """
     from scipy.stats import spearmanr
 
     from raysere.training.criteria import BETTER
@@ -128,7 +140,9 @@ def agreement(trials: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def paired(pairs: Sequence[dict[str, Any]], row: str, rival: str, rule: str = "raysere") -> dict[str, float]:
-    """Mean over pairs of corpora of UAR(row) - UAR(rival), its 95 % interval by a bootstrap of target speakers within each pair."""
+    """Mean over pairs of corpora of UAR(row) - UAR(rival), its 95 % interval by a bootstrap of
+    target speakers within each pair.
+    """
     return _difference(pairs, *[[[pair["answers"][name, rule]] for pair in pairs] for name in (row, rival)])
 
 
@@ -138,7 +152,9 @@ def paired_again(pairs: Sequence[dict[str, Any]], one: tuple[str, str, bool], ot
 
 
 def mean_again(pairs: Sequence[dict[str, Any]], name: tuple[str, str, bool]) -> dict[str, float]:
-    """Mean UAR over pairs and seeds, its 95 % interval by a bootstrap of target speakers, and the mean standard deviation over seeds."""
+    """Mean UAR over pairs and seeds, its 95 % interval by a bootstrap of target speakers, and the
+    mean standard deviation over seeds.
+    """
     result = _difference(pairs, [pair["again"][name] for pair in pairs], [()] * len(pairs))
     from raysere.training.metrics import uar
 
@@ -147,7 +163,9 @@ def mean_again(pairs: Sequence[dict[str, Any]], name: tuple[str, str, bool]) -> 
 
 
 def _difference(pairs: Sequence[dict[str, Any]], ones: Any, others: Any) -> dict[str, float]:
-    """Mean over pairs of the mean UAR of ``ones`` less that of ``others`` (0 where there are none), lists of answers by pair."""
+    """Mean over pairs of the mean UAR of ``ones`` less that of ``others`` (0 where there are none),
+    lists of answers by pair.
+    """
     from raysere.training.metrics import group_confusions, statistic_of
 
     random, uar = np.random.default_rng(0), statistic_of("uar")
@@ -165,9 +183,11 @@ def _difference(pairs: Sequence[dict[str, Any]], ones: Any, others: Any) -> dict
 
 
 def whole(done: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """All that a page shows of one feature: ``done`` is what :func:`read_pair` and :func:`add_again` gave, by pair.
+    """All that a page shows of one feature: ``done`` is what :func:`read_pair` and
+    :func:`add_again` gave, by pair.
 
-    Rows, differences and ablations are means over the pairs in which all of them were trained again: ``seen`` without URDU, and ``urdu``.
+    Rows, differences and ablations are means over the pairs in which all of them were trained
+    again: ``seen`` without URDU, and ``urdu``.
     """
     rows = [row for row in ROWS if all((row, "raysere") in pair["answers"] for pair in done.values())]
     again = {name: pair for name, pair in done.items() if all((row, "chosen", False) in pair["again"] for row in rows)}

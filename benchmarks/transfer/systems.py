@@ -19,7 +19,8 @@ _CRITICS = ("dann", "cdan", "cdan_e")
 _KINDS = ("coral_closed", "coral_deep", *_CRITICS, "mcc", "entropy", "infomax")
 EPOCHS = 12  # of every row, so that a pair takes minutes
 _CRITIC = 256  # of 1024, for less work; what the wider one would give is not measured
-#: Row to space and what is held. Those above the methods are the baselines; all have the same budget.
+#: Row to space and what is held. Those above the methods are the baselines; all have the same
+#: budget.
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "source only": ("adaptation", {"kind": "source_only", "normalise": "corpus"}),
     "per domain": ("adaptation", {"kind": "source_only", "normalise": "domain"}),
@@ -36,7 +37,9 @@ BY_SPEAKER = tuple(name for name, (_, fixed) in ROWS.items() if fixed["normalise
 
 
 def rows_of(feature: str) -> list[str]:
-    """The rows that a feature has; acoustic functionals are groups of different width, not layers: they have no anchors."""
+    """The rows that a feature has; acoustic functionals are groups of different width, not layers:
+    they have no anchors.
+    """
     return [row for row, (space, _) in ROWS.items() if feature != "acoustic" or space != "layer_anchoring"]
 
 
@@ -46,7 +49,9 @@ def study(row: str) -> str:
 
 
 def experiment(source: str, target: str, feature: str, trials: int, rows: list[str] | None = None) -> dict[str, Any]:
-    """All rows of a pair on one feature: inductive, four shared classes; the store is shared by all pairs."""
+    """All rows of a pair on one feature: inductive, four shared classes; the store is shared by all
+    pairs.
+    """
     corpora = Path(os.environ["RAYSERE_CORPORA"])
     features: dict[str, Any] = {"acoustic": {"backbone": "acoustic"}} if feature == "acoustic" else {"speech": encoder("clip")}
     searches = []

@@ -1,12 +1,14 @@
-"""``python -m benchmarks.unchanged OLD [--new CHECKOUT] [--only CASE ...]``: do two checkouts give the same results, bit for bit?
+"""``python -m benchmarks.unchanged OLD [--new CHECKOUT] [--only CASE ...]``: do two checkouts give
+the same results, bit for bit?
 
-Both run the same small experiments (``cases.py``) through the command line, side by side on this machine, each with one trial and one
-thread at a time; what they leave is compared: leaderboards, predictions, weights of models and ensembles, answers of ``predict``, feature
-keys and features, tables of the studies. Nothing of it is kept, since bits change with the processor.
+Both run the same small experiments (``cases.py``) through the command line, side by side on this
+machine, each with one trial and one thread at a time; what they leave is compared: leaderboards,
+predictions, weights of models and ensembles, answers of ``predict``, feature keys and features,
+tables of the studies. Nothing of it is kept, since bits change with the processor.
 
-An earlier version as a checkout: ``git worktree add --detach ../old REVISION``. The script is that of this checkout in both cases. It
-needs ``RAYSERE_CORPORA`` (EmoDB and EMOVO), and ``RAYSERE_MODELS`` for the case with a pretrained encoder. Exit code 1 where something
-differs.
+An earlier version as a checkout: ``git worktree add --detach ../old REVISION``. The script is that
+of this checkout in both cases. It needs ``RAYSERE_CORPORA`` (EmoDB and EMOVO), and
+``RAYSERE_MODELS`` for the case with a pretrained encoder. Exit code 1 where something differs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The small experiments that both checkouts run, and the speech that they run on.
 
-Everything is fixed: seeds, clips, the number of trials, one trial and one thread at a time. The experiments are written for the code as
-users call it (the command line and the YAML file), so that modules may move between the two checkouts.
+Everything is fixed: seeds, clips, the number of trials, one trial and one thread at a time. The
+experiments are written for the code as users call it (the command line and the YAML file), so that
+modules may move between the two checkouts.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ CENTRES = {"anger": (6.0, 2.0), "happiness": (5.5, 6.0), "neutral": (3.5, 4.0), 
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison: ``commands`` are the arguments of ``raysere``, run in order in a folder that ``prepare`` has filled.
+    """One comparison: ``commands`` are the arguments of ``raysere``, run in order in a folder that
+    ``prepare`` has filled.
 
-    ``outputs`` are the folders and files that are compared. The standard output of a command that has ``--json`` is compared, too.
+    ``outputs`` are the folders and files that are compared. The standard output of a command that
+    has ``--json`` is compared, too.
     """
 
     name: str
@@ -138,7 +141,9 @@ def transfer(folder: Path) -> None:
 
 
 def dimensional(folder: Path) -> None:
-    """Arousal and valence are made up from the emotion and the clip's number: what matters here is that they are fixed."""
+    """Arousal and valence are made up from the emotion and the clip's number: what matters here is
+    that they are fixed.
+    """
     copy_emodb(folder)
     letters = {"W": "anger", "F": "happiness", "N": "neutral", "T": "sadness"}
     random = np.random.default_rng(0)
@@ -160,7 +165,9 @@ def dimensional(folder: Path) -> None:
 
 
 def fusion(folder: Path) -> None:
-    """Audio and text of the demo corpus, whose words tell something; ``raysere demo`` has written it."""
+    """Audio and text of the demo corpus, whose words tell something; ``raysere demo`` has written
+    it.
+    """
     small = {"epochs": 3, "batch": 32}
     write(
         folder,

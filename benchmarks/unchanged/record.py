@@ -1,7 +1,8 @@
 """What commands left in a folder, as plain values; and the differences between two such records.
 
-A record maps ``file: key`` to a number, a text or an array. What must differ between two runs is left out: times, memory, process ids,
-versions, and hashes of files that hold such values. Paths of the folder itself are written as ``FOLDER``.
+A record maps ``file: key`` to a number, a text or an array. What must differ between two runs is
+left out: times, memory, process ids, versions, and hashes of files that hold such values. Paths of
+the folder itself are written as ``FOLDER``.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ Record = dict[str, Any]
 VOLATILE = frozenset(
     {"seconds", "memory", "sha256", "files", "started", "created", "made", "versions", "raysere", "host", "pid", "fingerprint_time"}
 )
-#: Files that only say how far a run is, hold event streams with times in them, are pages drawn from the others, or are indexes of the
-#: feature store, which name shards.
+#: Files that only say how far a run is, hold event streams with times in them, are pages drawn from
+#: the others, or are indexes of the feature store, which name shards.
 SKIPPED_FOLDERS = frozenset({"_tune"})
 SKIPPED_SUFFIXES = frozenset({".html", ".lock", ".trial", ".search", ".overview"})
 SKIPPED_FILES = frozenset({"progress.json", ".driver.lock", "lock", "index.parquet", "hashes.parquet", "utterances.parquet"})
@@ -45,7 +46,9 @@ def record(folder: Path, inside: str, root: Path) -> Record:
 
 
 def features(folder: Path) -> Record:
-    """The rows of each layer of stored features, by the content that they belong to: which shard holds it depends on the time it took."""
+    """The rows of each layer of stored features, by the content that they belong to: which shard
+    holds it depends on the time it took.
+    """
     found: Record = {}
     for shard in sorted(folder.glob("shard-*")):
         index = pl.read_parquet(shard / "index.parquet")
@@ -113,7 +116,9 @@ def flat(value: Any, root: Path, key: str = "") -> Record:
 
 
 def differences(old: Record, new: Record) -> list[str]:
-    """One line for each value that differs or that one side lacks; an empty list where all are equal, bit for bit."""
+    """One line for each value that differs or that one side lacks; an empty list where all are
+    equal, bit for bit.
+    """
     lines = [f"- only in the old: {key}" for key in old if key not in new]
     lines += [f"+ only in the new: {key}" for key in new if key not in old]
     for key, before in old.items():

@@ -1,7 +1,8 @@
 """Bounds on files that others wrote: the declared sizes are checked before anything is allocated.
 
-A few bytes can stand for petabytes (an array's header, a compressed table, a YAML alias) or for a depth that ends the process. Every
-kind of file has one bound here and one message. With them no such file takes more than 1 GB of memory or 10 s.
+A few bytes can stand for petabytes (an array's header, a compressed table, a YAML alias) or for a
+depth that ends the process. Every kind of file has one bound here and one message. With them no
+such file takes more than 1 GB of memory or 10 s.
 """
 
 from __future__ import annotations
@@ -45,7 +46,10 @@ _NPY = re.compile(rb"\{'descr': '([<>|=][a-zA-Z]\d*)', 'fortran_order': (True|Fa
 def refusal(
     what: str, found: float | str, most: float | str, *, where: object, remedy: str | None = None, error: type[RaysereError] = DataError
 ) -> RaysereError:
-    """The one message for a bound: ``what`` (such as "bytes of this table"), how many there are, how many are the most."""
+    """The one message for a bound:
+
+    ``what`` (such as "bytes of this table"), how many there are, how many are the most.
+    """
     shown = [f"{value:,}" if isinstance(value, int | float) else value for value in (found, most)]
     return error(
         f"This file asks for more than raysere gives to one file: {shown[0]} {what}, where {shown[1]} are the most",
@@ -55,7 +59,8 @@ def refusal(
 
 
 def read_bytes(path: str | os.PathLike[str], most: int, *, error: type[RaysereError] = DataError, remedy: str | None = None) -> bytes:
-    """All of a regular file of at most ``most`` bytes; a pipe or a device, which may have no end, is not opened.
+    """All of a regular file of at most ``most`` bytes; a pipe or a device, which may have no end,
+    is not opened.
 
     Raises MissingFileError, or ``error`` for a file that is larger or none.
     """
@@ -79,7 +84,10 @@ def read_bytes(path: str | os.PathLike[str], most: int, *, error: type[RaysereEr
 
 
 def parse_json(text: str | bytes, *, where: object) -> Any:
-    """Plain values of JSON text. Raises ConfigError: no JSON, a number of thousands of digits, too deep."""
+    """Plain values of JSON text.
+
+    Raises ConfigError: no JSON, a number of thousands of digits, too deep.
+    """
     try:
         value = json.loads(text)
         if len(text) > DEPTH and _is_deep(value):
@@ -92,7 +100,10 @@ def parse_json(text: str | bytes, *, where: object) -> Any:
 
 
 def parse_yaml(text: str, *, where: object) -> Any:
-    """Plain values of YAML text. Raises ConfigError with line and column: no YAML, too deep, too many values (aliases unfolded)."""
+    """Plain values of YAML text.
+
+    Raises ConfigError with line and column: no YAML, too deep, too many values (aliases unfolded).
+    """
     try:
         if len(text) > _SMALL or "*" in text:
             _check_yaml(text, where)
@@ -205,12 +216,14 @@ def open_zip(path: Path, entries: int) -> zipfile.ZipFile:
     return archive
 
 
-#: What reading a damaged or an unusual archive raises (encrypted, another compression, a broken stream).
+#: What reading a damaged or an unusual archive raises (encrypted, another compression, a broken
+#: stream).
 ZIP_ERRORS = (OSError, zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError, EOFError, struct.error, zlib.error)
 
 
 def npy_header(file: IO[bytes]) -> tuple[np.dtype, tuple[int, ...], bool, int]:
-    """(dtype, shape, whether by columns, bytes of the header) at the start of an ``.npy`` file; nothing in it is evaluated.
+    """(dtype, shape, whether by columns, bytes of the header) at the start of an ``.npy`` file;
+    nothing in it is evaluated.
 
     Raises ValueError: no such header, objects or records, a header of more than 64 KB.
     """
@@ -239,7 +252,9 @@ def npy_header(file: IO[bytes]) -> tuple[np.dtype, tuple[int, ...], bool, int]:
 
 
 def check_tensors(path: str | os.PathLike[str]) -> None:
-    """Raises DataError where the header of a safetensors file is larger than :data:`HEADER_BYTES`; whether it is one, its reader tells."""
+    """Raises DataError where the header of a safetensors file is larger than :data:`HEADER_BYTES`;
+    whether it is one, its reader tells.
+    """
     with open(path, "rb") as file:
         size, start = os.fstat(file.fileno()).st_size, file.read(8)
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
@@ -253,7 +268,8 @@ def check_tensors(path: str | os.PathLike[str]) -> None:
 def read_parquet(path: str | os.PathLike[str], *, remedy: str | None = None) -> pl.DataFrame:
     """A parquet file whose rows are counted before they are unpacked.
 
-    Raises MissingFileError; DataError (with the ``remedy``, where there is one): no parquet, or it unfolds to too much.
+    Raises MissingFileError; DataError (with the ``remedy``, where there is one): no parquet, or it
+    unfolds to too much.
     """
     import polars as pl
 
@@ -313,7 +329,9 @@ def _nested_bytes(path: Path) -> int:
 
 
 def check_text_table(path: Path, separator: str = ",", *, most: int = TABLE_BYTES, cells: int = TABLE_CELLS) -> None:
-    """Raises DataError for a table as text with too many bytes or cells (short lines are filled up to the columns of the first)."""
+    """Raises DataError for a table as text with too many bytes or cells (short lines are filled up
+    to the columns of the first).
+    """
     remedy = "If you trust it, save it as parquet."
     if not path.is_file():
         raise MissingFileError(f"There is no table {path.name!r}", where=path.parent)

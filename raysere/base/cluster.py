@@ -31,11 +31,13 @@ _SWITCHES = {
 _UNPACKED = "runtime_resources"
 PRELOADED = "RAY_preload_python_modules"
 _LOCAL_SWITCHES = {
-    # idle workers import what trials need while the driver reads its files, and are kept until there is a trial for them
+    # idle workers import what trials need while the driver reads its files, and are kept until
+    # there is a trial for them
     PRELOADED: "raysere.search.preload",
     "RAY_idle_worker_killing_time_threshold_ms": "600000",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # for Tune's actors, which must share the environment of the idle workers
-    # Serve's proxies answer for an application that is not there (yet, or any more) with plain text otherwise
+    # Serve's proxies answer for an application that is not there (yet, or any more) with plain text
+    # otherwise
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "raysere.serving.proxy:middlewares",
 }
 
@@ -44,14 +46,16 @@ _LOOPBACK = "127.0.0.1"
 
 
 def start_ray(cpus: int | None = None, object_store_gb: float = 1.0, *, debug: bool | None = None) -> bool:
-    """Connect to the cluster of ``RAY_ADDRESS``, or start Ray on this machine. Does nothing when this process is connected already.
+    """Connect to the cluster of ``RAY_ADDRESS``, or start Ray on this machine. Does nothing when
+    this process is connected already.
 
-    A Ray that is started here listens on loopback alone and asks for a token that only this user can read; a cluster keeps its own
-    authentication.
+    A Ray that is started here listens on loopback alone and asks for a token that only this user
+    can read; a cluster keeps its own authentication.
 
     Args:
         cpus: cores that a local Ray may use; default: all that this process may run on.
-        object_store_gb: size of a local object store. Features are mapped files, so little goes through it.
+        object_store_gb: size of a local object store. Features are mapped files, so little goes
+            through it.
         debug: show what workers print; default: environment variable RAYSERE_DEBUG.
 
     Returns:
@@ -119,16 +123,20 @@ def start_ray(cpus: int | None = None, object_store_gb: float = 1.0, *, debug: b
 
 
 def cluster_address() -> str | None:
-    """The cluster that RAY_ADDRESS names; None where Ray is to be started on this machine (not set, empty, or ``local``)."""
+    """The cluster that RAY_ADDRESS names; None where Ray is to be started on this machine (not set,
+    empty, or ``local``).
+    """
     address = os.environ.get("RAY_ADDRESS", "").strip()
     return None if address in ("", "local") else address
 
 
 def check_shared(folder: Path) -> None:
-    """Whether every node of a cluster sees and can write ``folder``: told before hours of work and not after.
+    """Whether every node of a cluster sees and can write ``folder``: told before hours of work and
+    not after.
 
-    A file is written there and looked for on each node with cores or GPUs; nodes that do not answer within a minute are left out, as are
-    those that join later. Does nothing without a cluster (RAY_ADDRESS).
+    A file is written there and looked for on each node with cores or GPUs; nodes that do not answer
+    within a minute are left out, as are those that join later. Does nothing without a cluster
+    (RAY_ADDRESS).
 
     Raises:
         EnvironmentFault: names the node and the folder.
@@ -167,7 +175,9 @@ def check_shared(folder: Path) -> None:
 
 
 def _cannot_share(probe: str) -> str | None:
-    """What is wrong with the folder of ``probe`` on the node that this runs on; None where all is well."""
+    """What is wrong with the folder of ``probe`` on the node that this runs on; None where all is
+    well.
+    """
     seen = Path(probe)
     if not seen.is_file():
         return "does not see this folder as the driver does"
@@ -181,7 +191,10 @@ def _cannot_share(probe: str) -> str | None:
 
 
 def _end_on_sigterm() -> None:
-    """SIGTERM (`ray job stop`, a scheduler, a container that ends) is as Ctrl-C: Ray's own handler prints a trace and no word."""
+    """SIGTERM (`ray job stop`, a scheduler, a container that ends) is as Ctrl-C:
+
+    Ray's own handler prints a trace and no word.
+    """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)
 
@@ -201,10 +214,12 @@ def stop_ray() -> None:
 
 
 class _Privacy:
-    """What makes a local Ray private, for as long as it runs: a token of this process, and loopback as the address of the node.
+    """What makes a local Ray private, for as long as it runs: a token of this process, and loopback
+    as the address of the node.
 
-    Ray reads both from the environment when it starts its processes, and its C++ part keeps what it has read: hence the resets.
-    Afterwards the environment is as before, so that a cluster to which this process connects next sees its own token.
+    Ray reads both from the environment when it starts its processes, and its C++ part keeps what it
+    has read: hence the resets. Afterwards the environment is as before, so that a cluster to which
+    this process connects next sees its own token.
     """
 
     def __init__(self) -> None:
@@ -255,7 +270,8 @@ _PRIVACY = _Privacy()
 
 
 def tell_open_ports(known: Iterable[Listener] = (), *, wanted: int | None = None) -> None:
-    """Say on the console which ports of the local Ray other machines reach: none, unless this version of Ray cannot be bound.
+    """Say on the console which ports of the local Ray other machines reach: none, unless this
+    version of Ray cannot be bound.
 
     Args:
         known: what was open before Ray was started, which is not of Ray.
@@ -277,14 +293,17 @@ def in_job() -> bool:
 def lasts(folder: Path) -> bool:
     """Whether what a job writes in ``folder`` is there when the job has ended.
 
-    A job's working directory is a copy that the node unpacked below ``runtime_resources`` and removes again; of a relative folder nobody
-    can say where it is. Outside of jobs every folder lasts.
+    A job's working directory is a copy that the node unpacked below ``runtime_resources`` and
+    removes again; of a relative folder nobody can say where it is. Outside of jobs every folder
+    lasts.
     """
     return not in_job() or (folder.is_absolute() and _UNPACKED not in folder.resolve().parts)
 
 
 def available_cores() -> int:
-    """Cores that this process may run on (a container or `taskset` may allow fewer than the machine has)."""
+    """Cores that this process may run on (a container or `taskset` may allow fewer than the machine
+    has).
+    """
     try:
         return max(1, len(os.sched_getaffinity(0)))
     except AttributeError:  # macOS

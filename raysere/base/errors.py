@@ -1,7 +1,8 @@
 """Errors that a user can act on: what is wrong, where, and what to do about it.
 
-Every error has the standard exception that it is as a second base, so that callers who do not know raysere can still
-catch ``ValueError``, ``KeyError`` or ``OSError``. ``exit_code`` is what the command line ends with.
+Every error has the standard exception that it is as a second base, so that callers who do not know
+raysere can still catch ``ValueError``, ``KeyError`` or ``OSError``. ``exit_code`` is what the
+command line ends with.
 """
 
 from __future__ import annotations
@@ -92,7 +93,9 @@ class EnvironmentFault(RaysereError, OSError):
 
 
 class InfeasibleTrial(RaysereError, RuntimeError):
-    """A configuration that cannot run on these features or this machine: recorded as such, never an error of the run."""
+    """A configuration that cannot run on these features or this machine: recorded as such, never an
+    error of the run.
+    """
 
 
 _DISK = "Free space there or name another folder"
@@ -101,7 +104,8 @@ _STORAGE = "Look at the disk or the network mount (`dmesg`, `mount`)"
 _OPEN = "Raise the limit of open files (`ulimit -n`), or run fewer trials at once (`trial.concurrent`)"
 _MEMORY = "Run fewer trials at once (`trial.concurrent`) or end other programs"
 _THREADS = -1  # no error of the system: what Python says in words
-#: What an error number says of the machine, and what helps. Numbers that are not here may be anybody's fault.
+#: What an error number says of the machine, and what helps. Numbers that are not here may be
+#: anybody's fault.
 _MACHINE = {
     errno.ENOSPC: ("The disk is full", _DISK),
     errno.EDQUOT: ("The disk quota is used up", _DISK),
@@ -125,7 +129,8 @@ for _name, _what in (("EREMOTEIO", "The network mount fails (remote input/output
 _FILE = re.compile(r"\[Errno \d+\] [^:\n]+: '([^'\n]+)'")
 _NUMBER = re.compile(r"(?:\[Errno |\[errno |os error )(\d+)")
 MEMORY_IS_LOW = "node running low on memory"  # with these words Ray's memory monitor ends a worker
-#: Texts of libraries that keep the number to themselves: numpy, SQLite, Ray (its disk, its object store, its memory monitor).
+#: Texts of libraries that keep the number to themselves: numpy, SQLite, Ray (its disk, its object
+#: store, its memory monitor).
 _TEXTS = {
     errno.ENOSPC: re.compile(r"\d+ requested and \d+ written|database or disk is full|OutOfDiskError|[Ll]ocal disk is full"),
     errno.ENOMEM: re.compile(rf"ObjectStoreFullError|{MEMORY_IS_LOW}"),
@@ -138,19 +143,24 @@ _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory"
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on the card or off it: of Python and numpy (MemoryError) or of torch (RuntimeError)."""
+    """Whether an allocation failed, on the card or off it: of Python and numpy (MemoryError) or of
+    torch (RuntimeError).
+    """
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None)
 
 
 def machine_fault(error: BaseException | str, where: object = None) -> EnvironmentFault | None:
-    """The one place that decides whether disk, memory or permission is at fault, and not the data or a configuration.
+    """The one place that decides whether disk, memory or permission is at fault, and not the data
+    or a configuration.
 
     Args:
-        error: what was raised, by Python or by a library that tells the system's error in its text; or such a text.
+        error: what was raised, by Python or by a library that tells the system's error in its text;
+            or such a text.
         where: file or folder; default: :func:`named_file`.
 
     Returns:
-        The error to raise instead; None where ``error`` tells of something else. A RaysereError is what it says it is.
+        The error to raise instead; None where ``error`` tells of something else. A RaysereError is
+        what it says it is.
 
     Examples:
         >>> machine_fault(RuntimeError("I/O error: No space left on device (os error 28)"), "runs/emodb").what
@@ -167,7 +177,9 @@ def machine_fault(error: BaseException | str, where: object = None) -> Environme
 
 
 def named_file(error: BaseException | str) -> str | None:
-    """The file that an error of the system names, in its attribute or in its text; None where it names none."""
+    """The file that an error of the system names, in its attribute or in its text; None where it
+    names none.
+    """
     found = _FILE.search(str(error))
     return getattr(error, "filename", None) or (found[1] if found else None)
 

@@ -25,7 +25,9 @@ _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 @contextlib.contextmanager
 def explain_write_errors(path: Path) -> Iterator[None]:
-    """Turn what is the machine's fault (:func:`raysere.base.errors.machine_fault`) into an error that says so; other errors pass."""
+    """Turn what is the machine's fault (:func:`raysere.base.errors.machine_fault`) into an error
+    that says so; other errors pass.
+    """
     try:
         yield
     except Exception as error:
@@ -51,7 +53,9 @@ def _free_bytes(path: Path) -> int:
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success it is flushed to disk and renamed over ``path``, on failure removed."""
+    """Yield a temporary path beside ``path``; on success it is flushed to disk and renamed over
+    ``path``, on failure removed.
+    """
     path = Path(path)
     with explain_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,9 +70,11 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: str | os.PathLike[str], *, flush: bool = True) -> Iterator[Path]:
-    """Yield a temporary folder; on success it is renamed to ``path`` (which must not exist), on failure removed.
+    """Yield a temporary folder; on success it is renamed to ``path`` (which must not exist), on
+    failure removed.
 
-    Its files are on the disk before it appears, unless ``flush`` is False (:func:`flush_folder` does that later).
+    Its files are on the disk before it appears, unless ``flush`` is False (:func:`flush_folder`
+    does that later).
     """
     path = Path(path)
     with explain_write_errors(path):
@@ -102,15 +108,18 @@ def _sync(path: Path) -> None:
 def open_lock(path: str | os.PathLike[str], *, make: bool = True) -> io.FileIO:
     """Open the file of a lock for ``fcntl.flock``, without a change to what stands in it.
 
-    The folder may be shared, and somebody else may have put a link to a file of ours at this place: it is refused, not followed. Folders
-    above may be links. A second name of a file (a hard link) cannot be told from the file: write into a lock only where it has one name.
+    The folder may be shared, and somebody else may have put a link to a file of ours at this place:
+    it is refused, not followed. Folders above may be links. A second name of a file (a hard link)
+    cannot be told from the file: write into a lock only where it has one name.
 
     Args:
         path: of the file; its folder must be there.
-        make: make it where it is missing, and open it for writing. False takes it as it is, to be read.
+        make: make it where it is missing, and open it for writing. False takes it as it is, to be
+            read.
 
     Raises:
-        EnvironmentFault: it is a link, a folder, or otherwise not a plain file. FileNotFoundError: it is missing and not to be made.
+        EnvironmentFault: it is a link, a folder, or otherwise not a plain file. FileNotFoundError:
+            it is missing and not to be made.
     """
     flags = os.O_RDWR | os.O_CREAT if make else os.O_RDONLY
     kind = "not a plain file"
@@ -141,7 +150,9 @@ def canonical_json(value: Any) -> str:
 
 
 def digest(value: Any, length: int = 16) -> str:
-    """Hex SHA-256 of bytes, of a text, or of the canonical JSON of anything else, cut to ``length`` characters."""
+    """Hex SHA-256 of bytes, of a text, or of the canonical JSON of anything else, cut to ``length``
+    characters.
+    """
     if isinstance(value, str):
         value = value.encode()
     elif not isinstance(value, (bytes, bytearray, memoryview)):
@@ -161,7 +172,11 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """Read JSON. Raises MissingFileError; ConfigError for what is no JSON, and beyond the bounds of :mod:`raysere.base.bounds`."""
+    """Read JSON.
+
+    Raises MissingFileError; ConfigError for what is no JSON, and beyond the bounds of
+    :mod:`raysere.base.bounds`.
+    """
     return parse_json(read_bytes(path, JSON_BYTES, error=ConfigError), where=path)
 
 
@@ -176,7 +191,9 @@ def to_yaml(value: Any) -> str:
 
 
 def as_yaml(text: str) -> str:
-    """``text`` so that YAML reads it back as it is, also as one of ``[a, b]``: bare where that is the same, else quoted."""
+    """``text`` so that YAML reads it back as it is, also as one of ``[a, b]``: bare where that is
+    the same, else quoted.
+    """
     with contextlib.suppress(yaml.YAMLError, ValueError):
         if text.isprintable() and yaml.safe_load(text) == text and yaml.safe_load(f"[{text}]") == [text]:
             return text
@@ -184,7 +201,9 @@ def as_yaml(text: str) -> str:
 
 
 def read_yaml(path: str | os.PathLike[str]) -> Any:
-    """Read YAML safely; a syntax error becomes a :class:`ConfigError` with line and column, as does what is too deep or too much."""
+    """Read YAML safely; a syntax error becomes a :class:`ConfigError` with line and column, as does
+    what is too deep or too much.
+    """
     path = Path(path)
     if not path.is_file():
         raise MissingFileError(f"There is no file {path.name!r}", where=path.parent.resolve())

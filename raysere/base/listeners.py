@@ -21,7 +21,8 @@ class Listener:
 
     Attributes:
         process: what runs there, such as ``gcs_server`` or ``ray::ServeReplica``.
-        address: IPv4 or IPv6 address that it is bound to; ``0.0.0.0`` and ``::`` are all addresses of the machine.
+        address: IPv4 or IPv6 address that it is bound to; ``0.0.0.0`` and ``::`` are all addresses
+            of the machine.
         port: TCP port.
         pid: process id.
     """
@@ -38,7 +39,8 @@ class Listener:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether only this machine reaches an IP address; an IPv4 address in the form of IPv6 counts as what it is.
+    """Whether only this machine reaches an IP address; an IPv4 address in the form of IPv6 counts
+    as what it is.
 
     Examples:
         >>> is_loopback("127.0.0.1"), is_loopback("::ffff:127.0.0.1"), is_loopback("0.0.0.0")
@@ -61,7 +63,9 @@ def process_tree(root: int) -> set[int]:
 
 
 def listeners(pids: Iterable[int]) -> list[Listener]:
-    """The listening TCP sockets of processes, sorted; those that this user may not look into are left out."""
+    """The listening TCP sockets of processes, sorted; those that this user may not look into are
+    left out.
+    """
     found = set()
     sockets = _sockets()
     for pid in pids:

@@ -1,6 +1,7 @@
 """Progress of all stages: bars on a terminal, plain lines elsewhere, and a file for other shells.
 
-:meth:`Progress.keep_in` names a run folder: from then on ``progress.json`` there says which stage is under way and how far it is.
+:meth:`Progress.keep_in` names a run folder: from then on ``progress.json`` there says which stage
+is under way and how far it is.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class Stage:
     Attributes:
         total, done: items. at_once: of them under way side by side.
         started: wall clock in seconds. elapsed: seconds since then.
-        first, since: items done, and seconds elapsed, when the first item came to its end: models and data are loaded then.
+        first, since: items done, and seconds elapsed, when the first item came to its end: models
+            and data are loaded then.
     """
 
     name: str
@@ -143,7 +145,9 @@ class Progress:
             self._rich = None
 
     def keep_in(self, folder: Path) -> None:
-        """Keep ``progress.json`` in that run folder from now on, for ``raysere status`` in another shell."""
+        """Keep ``progress.json`` in that run folder from now on, for ``raysere status`` in another
+        shell.
+        """
         self._file = folder / FILE
 
     def start(self, stage: str, total: int, done: int = 0, at_once: int = 1) -> None:
@@ -176,7 +180,9 @@ class Progress:
             self.say(state.line())
 
     def say(self, line: str, *, stage: str | None = None) -> None:
-        """Print one line to standard error without breaking the bars; ``stage`` names one that has begun and has no count."""
+        """Print one line to standard error without breaking the bars; ``stage`` names one that has
+        begun and has no count.
+        """
         if stage is not None:
             self._keep(Stage(stage, 0, 0, 0, 1, time.time()), always=True)
         if self.quiet:
@@ -200,7 +206,9 @@ class Progress:
 
 
 def read_stage(folder: Path) -> Stage | None:
-    """The stage that ``progress.json`` of a run folder names, with the time since it began; None without a readable file."""
+    """The stage that ``progress.json`` of a run folder names, with the time since it began; None
+    without a readable file.
+    """
     try:
         kept = json.loads((folder / FILE).read_text(encoding="utf-8"))
         if kept.pop("format") != FORMAT:

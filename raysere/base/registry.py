@@ -1,6 +1,8 @@
-"""Registries of plug-ins (methods, corpora, backbones): built-ins by name, other packages by entry point.
+"""Registries of plug-ins (methods, corpora, backbones): built-ins by name, other packages by entry
+point.
 
-Built-ins are named by ``module:attribute`` and imported on first use, so that listing them costs nothing.
+Built-ins are named by ``module:attribute`` and imported on first use, so that listing them costs
+nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +30,10 @@ class Registry:
         self._scanned = False
 
     def register(self, name: str, value: Any) -> Any:
-        """Add an object by hand (tests, notebooks). Raises ConfigError when the name is taken by another one."""
+        """Add an object by hand (tests, notebooks).
+
+        Raises ConfigError when the name is taken by another one.
+        """
         if name in self.names() and self._objects.get(name) is not value:
             raise ConfigError(f"The {self.kind} {name!r} is registered already")
         self._objects[name] = value

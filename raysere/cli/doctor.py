@@ -26,7 +26,8 @@ EXTRAS = {
     "video": "av",
     "notebooks": "nbclient",
 }
-# Parts that come with an extra and whose licences ask more than raysere's of whoever passes them on, or earns with them.
+# Parts that come with an extra and whose licences ask more than raysere's of whoever passes them
+# on, or earns with them.
 LICENCES = {
     "espeakng-loader": ("espeak-ng", "GPL-3"),
     "opensmile": ("openSMILE", "free for private, research and educational use, not for commercial use"),
@@ -36,7 +37,10 @@ LICENCES = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the doctor: ``ok``, ``note`` (worth knowing), ``fault`` (something will not work)."""
+    """One line of the doctor:
+
+    ``ok``, ``note`` (worth knowing), ``fault`` (something will not work).
+    """
 
     level: Literal["ok", "note", "fault"]
     subject: str
@@ -111,7 +115,9 @@ def _machine() -> list[Finding]:
 
 
 def _cluster() -> list[Finding]:
-    """The cluster that commands would connect to, and Ray's doors on this machine that others can reach: whoever does can run code."""
+    """The cluster that commands would connect to, and Ray's doors on this machine that others can
+    reach: whoever does can run code.
+    """
     lines = []
     remedy = (
         "Set RAY_AUTH_MODE=token on every node and here (`ray get-auth-token --generate` makes the token), or listen on 127.0.0.1 alone."
@@ -129,7 +135,9 @@ def _cluster() -> list[Finding]:
 
 
 def _has_token(environment: Mapping[str, str]) -> bool:
-    """Whether a Ray with this environment asks for, or sends, a token: where nothing is said, Ray does as soon as it finds one."""
+    """Whether a Ray with this environment asks for, or sends, a token: where nothing is said, Ray
+    does as soon as it finds one.
+    """
     if mode := environment.get("RAY_AUTH_MODE"):
         return mode.lower() == "token"
     named = environment.get("RAY_AUTH_TOKEN") or environment.get("RAY_AUTH_TOKEN_PATH")
@@ -143,7 +151,9 @@ _DOORS = {  # the end of a word of its command line, and the option that says wh
 
 
 def _doors(processes: Path = Path("/proc")) -> list[tuple[str, str, dict[str, str]]]:
-    """Each Ray dashboard and head on this machine, its address and its environment, as far as this user may see them (Linux)."""
+    """Each Ray dashboard and head on this machine, its address and its environment, as far as this
+    user may see them (Linux).
+    """
     found = []
     for line in processes.glob("[0-9]*/cmdline"):
         try:

@@ -1,7 +1,7 @@
 """The command line: arguments, messages and exit codes.
 
-Exit codes: 0 done, 1 done but some inputs were rejected (they are listed), 2 wrong usage or configuration, 3 environment
-(disk, memory, device, network), 130 interrupted.
+Exit codes: 0 done, 1 done but some inputs were rejected (they are listed), 2 wrong usage or
+configuration, 3 environment (disk, memory, device, network), 130 interrupted.
 """
 
 from __future__ import annotations

@@ -22,5 +22,8 @@ QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress display.")
 
 
 def echo(value: object, *, err: bool = False) -> None:
-    """Print to standard output (or error). The one place where commands print: names in it cannot steer the terminal."""
+    """Print to standard output (or error).
+
+    The one place where commands print: names in it cannot steer the terminal.
+    """
     click.echo(printable(str(value)), err=err)

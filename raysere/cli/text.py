@@ -47,8 +47,9 @@ def interval(entry: dict[str, Any]) -> str:
 
 
 def evaluation_text(evaluation: dict[str, Any]) -> str:
-    """The table a reviewer checks: each system, its interval (over speakers, or what else the splits are by), and the differences of the
-    ensemble to them."""
+    """The table a reviewer checks: each system, its interval (over speakers, or what else the
+    splits are by), and the differences of the ensemble to them.
+    """
     metric = evaluation["metric"]
     where = {"test": "the test split", "out_of_fold": "held-out folds (cross-fitted)", "nested": "outer test folds (nested)"}.get(
         evaluation["split"], evaluation["split"]
@@ -180,7 +181,9 @@ def plan_text(plan: dict[str, Any]) -> str:
 
 
 def _cluster_lines(price: dict[str, Any]) -> list[str]:
-    """Of the price on a cluster: what a node is, what each number of nodes costs, and what it rests on."""
+    """Of the price on a cluster: what a node is, what each number of nodes costs, and what it rests
+    on.
+    """
     cluster = price["cluster"]
     cards = f" and {cluster['gpus']} x {cluster['gpu']}" if cluster["gpu"] != "none" else ""
     rates = f"{cluster['link'] * 8 / 1e9:g} Gbit/s to a storage of {cluster['storage'] * 8 / 1e9:g} Gbit/s"
@@ -282,7 +285,9 @@ def prediction_text(rows: list[dict[str, Any]]) -> str:
 
 
 def layers_text(found: dict[str, Any]) -> str:
-    """The tables of :func:`raysere.studies.analyze_layers`: one a pair, with what read labels of the target in columns of their own."""
+    """The tables of :func:`raysere.studies.analyze_layers`: one a pair, with what read labels of
+    the target in columns of their own.
+    """
     names = [f"{layer['number']} {layer['name']}" for layer in found["feature"]["layers"]]
     blocks = []
     for pair in found["pairs"]:

@@ -30,11 +30,13 @@ class AudioInfo:
 
 
 def probe(path: str | os.PathLike[str]) -> AudioInfo:
-    """Length, rate and channels of an audio file that libsndfile reads (wav, flac, ogg, mp3, aiff, ...).
+    """Length, rate and channels of an audio file that libsndfile reads (wav, flac, ogg, mp3, aiff,
+    ...).
 
     Raises:
-        DataError: its ``what`` is the reason: ``missing file``, ``empty file``, ``not audio``, ``truncated`` (the header says more than the
-            file holds: wav and aiff by their chunk sizes, flac by reading its last sample), ``unknown length``, ``no samples`` or
+        DataError: its ``what`` is the reason: ``missing file``, ``empty file``, ``not audio``,
+            ``truncated`` (the header says more than the file holds: wav and aiff by their chunk
+            sizes, flac by reading its last sample), ``unknown length``, ``no samples`` or
                 ``unreadable``.
         EnvironmentFault: the disk fails, or too many files are open.
     """
@@ -58,7 +60,9 @@ def probe(path: str | os.PathLike[str]) -> AudioInfo:
 
 
 def unreadable(path: Path, error: OSError) -> RaysereError:
-    """The DataError of a file that this user may not read, or that is none; any other fault of the machine says nothing of the file."""
+    """The DataError of a file that this user may not read, or that is none; any other fault of the
+    machine says nothing of the file.
+    """
     fault = None if isinstance(error, PermissionError) else machine_fault(error, path)
     return fault or DataError(f"unreadable ({error.strerror or error})", where=path)
 
@@ -82,7 +86,10 @@ def _open(file: BinaryIO, magic: bytes, path: Path) -> AudioInfo:
 
 
 def _check_last_sample(sound: soundfile.SoundFile, info: AudioInfo, path: Path) -> None:
-    """FLAC tells its length in the first bytes; only the last sample shows that the rest is there. A seek decodes one block."""
+    """FLAC tells its length in the first bytes; only the last sample shows that the rest is there.
+
+    A seek decodes one block.
+    """
     try:
         sound.seek(info.frames - 1)
         complete = len(sound.read(1, dtype="int16")) == 1
@@ -93,7 +100,8 @@ def _check_last_sample(sound: soundfile.SoundFile, info: AudioInfo, path: Path) 
 
 
 def _check_chunks(file: BinaryIO, magic: bytes, size: int, path: Path) -> None:
-    """Walk the chunks of a RIFF or AIFF file; DataError where the audio chunk claims more bytes than follow.
+    """Walk the chunks of a RIFF or AIFF file; DataError where the audio chunk claims more bytes
+    than follow.
 
     libsndfile itself shortens such a file without a word.
     """

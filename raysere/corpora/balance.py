@@ -1,4 +1,6 @@
-"""Divide groups into parts so that each part has its share of each class: a greedy start and a local search."""
+"""Divide groups into parts so that each part has its share of each class: a greedy start and a
+local search.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,15 @@ def assign(counts: np.ndarray, shares: np.ndarray, training: np.ndarray, rng: np
     Args:
         counts: int (G, C), items of each class in each group; every class has items.
         shares: float (K,), the wanted share of each part; sums to 1.
-        training: 0/1 (R, K): row r names the parts that are trained on together. Each such union should hold every class.
+        training: 0/1 (R, K): row r names the parts that are trained on together. Each such union
+            should hold every class.
         rng: source of all random choices; the same state gives the same answer.
-        carriers: how many groups of each class a training union should hold at least (2 where it is divided again).
+        carriers: how many groups of each class a training union should hold at least (2 where it is
+            divided again).
 
     Returns:
-        int64 (G,), the part of each group. No part is empty where G >= K. Requirements that cannot be met are left broken: check the
-        result.
+        int64 (G,), the part of each group. No part is empty where G >= K. Requirements that cannot
+        be met are left broken: check the result.
     """
     problem = _Problem(counts, shares, training, carriers)
     best, lowest = None, np.inf
@@ -40,13 +44,16 @@ class _Problem:
     def __init__(self, counts: np.ndarray, shares: np.ndarray, training: np.ndarray, carriers: int) -> None:
         self.groups, self.parts, self.training, self.carriers = len(counts), len(shares), training.astype(np.float64), carriers
         size = counts.sum(1, keepdims=True)
-        # one more column weighs a group by its size, so that parts are equally long whatever the classes
+        # one more column weighs a group by its size, so that parts are equally long whatever the
+        # classes
         self.weights = np.concatenate([counts / counts.sum(0), size / size.sum()], 1)
         self.presence = np.concatenate([counts > 0, np.ones((self.groups, 1), bool)], 1).astype(np.float64)
         self.target = shares[:, None] * np.ones(self.weights.shape[1])
 
     def start(self, rng: np.random.Generator) -> np.ndarray:
-        """Heaviest groups first (with some noise, so that seeds differ), each to the part that lacks most of what it has."""
+        """Heaviest groups first (with some noise, so that seeds differ), each to the part that
+        lacks most of what it has.
+        """
         parts = np.zeros(self.groups, np.int64)
         lacking = self.target.copy()
         preference = rng.permutation(self.parts)
@@ -62,7 +69,9 @@ class _Problem:
         return chosen @ self.weights, chosen @ self.presence
 
     def cost(self, weights: np.ndarray, presence: np.ndarray) -> np.ndarray:
-        """Cost of (..., K, C + 1) states: squared distance to the target, and the requirements that are broken."""
+        """Cost of (..., K, C + 1) states: squared distance to the target, and the requirements that
+        are broken.
+        """
         distance = np.square(weights - self.target).sum((-2, -1))
         empty = (presence[..., -1] < 0.5).sum(-1)
         short = np.clip(self.carriers - self.training @ presence[..., :-1], 0, None).sum((-2, -1))
@@ -105,7 +114,9 @@ class _Problem:
         second: np.ndarray | None,
         back: np.ndarray | None,
     ) -> np.ndarray:
-        """Costs of moving group ``first[i]`` to part ``to[i]`` (and ``second[i]`` to ``back[i]``), each change alone."""
+        """Costs of moving group ``first[i]`` to part ``to[i]`` (and ``second[i]`` to ``back[i]``),
+        each change alone.
+        """
         index = np.arange(len(first))
         states = []
         for now, values in ((weights, self.weights), (presence, self.presence)):

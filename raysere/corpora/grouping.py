@@ -15,7 +15,9 @@ COLUMNS = {"sentence": "transcript"}
 
 
 def group_key(value: object, by: str) -> str:
-    """The group that a value of the unit's column names; sentences are compared without regard to case and spaces."""
+    """The group that a value of the unit's column names; sentences are compared without regard to
+    case and spaces.
+    """
     return " ".join(str(value).casefold().split()) if by == "sentence" else str(value)
 
 
@@ -73,7 +75,9 @@ class Grouped:
         return np.flatnonzero(mask)
 
     def counts(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Groups among the rows (numbers), and their class counts (groups, classes); classes without rows are left out."""
+        """Groups among the rows (numbers), and their class counts (groups, classes); classes
+        without rows are left out.
+        """
         groups, place = np.unique(self.group[rows], return_inverse=True)
         counts = np.zeros((len(groups), len(self.classes)), np.int64)
         np.add.at(counts, (place, self.label[rows]), 1)

@@ -1,7 +1,8 @@
 """Phone labels of corpora as IPA; tone, stress, length and voice are kept apart.
 
-Three ways of writing are known. ``arpabet`` (``AH0``: forced aligners of English), ``lablaut`` (SAMPA-like, EmoDB) and ``ipa`` (with
-the ASCII habits of espeak). Diphthongs are phones of their own; of a label only what distinguishes quality stays.
+Three ways of writing are known. ``arpabet`` (``AH0``: forced aligners of English), ``lablaut``
+(SAMPA-like, EmoDB) and ``ipa`` (with the ASCII habits of espeak). Diphthongs are phones of their
+own; of a label only what distinguishes quality stays.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import polars as pl
 
 Kind = Literal["vowel", "diphthong", "consonant"]
 
-# height 0 close .. 6 open, backness 0 front .. 4 back, rounded: the IPA chart in steps (IPA Handbook, 1999)
+# height 0 close .. 6 open, backness 0 front .. 4 back, rounded: the IPA chart in steps (IPA
+# Handbook, 1999)
 _CHART = (
     "i000 y001 ɨ020 ʉ021 ɯ040 u041 ɪ110 ʏ111 ʊ131 e200 ø201 ɘ220 ɵ221 ɤ240 o241 ə320 ɚ320 ɛ400 œ401 ɜ420 ɝ420 ɞ421 ʌ440 ɔ441 "
     "æ500 ɐ520 a600 ɶ601 ɑ640 ɒ641 ɿ020 ʅ020"  # the last two: the apical vowels of Mandarin after alveolar and retroflex fricatives
@@ -33,10 +35,12 @@ def _pairs(text: str) -> dict[str, str]:
     return dict(zip(words[::2], words[1::2], strict=True))
 
 
-# espeak's ASCII habits (Mandarin, Russian); its Mandarin "onɡ" is one rime, whose nasal cannot be cut off
+# espeak's ASCII habits (Mandarin, Russian); its Mandarin "onɡ" is one rime, whose nasal cannot be
+# cut off
 _ESPEAK = _pairs('s. ʂ ts. tʂ ts.h tʂʰ tsh tsʰ tɕh tɕʰ ph pʰ th tʰ kh kʰ i̪ ɿ i. ʅ o- ɤ u" ʉ ər ɚ əl l yæ yɛ ɪ^ ɪ onɡ ʊŋ')
 _BY_LANGUAGE = {"ru": {"y": "ɨ"}}  # espeak writes y for the Russian ы, and the language has no front rounded vowel
-# German SAMPA with the finer letters of EmoDB's labellers; R-like sounds as their contexts in the ten sentences show
+# German SAMPA with the finer letters of EmoDB's labellers; R-like sounds as their contexts in the
+# ten sentences show
 _LABLAUT = {letter: letter for letter in "aeiouyptkbdmnlfvszjhx"} | _pairs(
     "I ɪ Y ʏ U ʊ E ɛ 9 œ O ɔ @ ə 6 ɐ A ɑ 8 ɵ 2 ø g ɡ ? ʔ N ŋ S ʃ Z ʒ C ç X χ 4 ʁ R ʀ B β D ð G ɣ V ʋ H ɦ L l J ʝ"
 )
@@ -50,7 +54,10 @@ SCHEMES = ("arpabet", "lablaut", "ipa")
 
 @dataclass(frozen=True)
 class Phone:
-    """A phone: ``ipa`` without tone, stress and length, what was taken off (``marks``), and its kind."""
+    """A phone:
+
+    ``ipa`` without tone, stress and length, what was taken off (``marks``), and its kind.
+    """
 
     ipa: str
     marks: str
@@ -96,10 +103,12 @@ def scheme_of(labels: Iterable[str] | Mapping[str, int]) -> str:
 def ipa_phones(table: pl.DataFrame) -> pl.DataFrame:
     """The phones of a manifest table in IPA, one row each, in order of utterance and time.
 
-    The way of writing is found for each corpus and language. A palatalisation that stands alone belongs to the consonant before it.
+    The way of writing is found for each corpus and language. A palatalisation that stands alone
+    belongs to the consonant before it.
 
     Returns:
-        columns utterance, start_s, end_s (f64), label (the corpus's own), ipa (null: silence, noise or not known), marks, kind.
+        columns utterance, start_s, end_s (f64), label (the corpus's own), ipa (null: silence, noise
+        or not known), marks, kind.
     """
     schema = {"utterance": pl.String, "start_s": pl.Float64, "end_s": pl.Float64, "label": pl.String}
     schema |= {"ipa": pl.String, "marks": pl.String, "kind": pl.String}
@@ -124,7 +133,8 @@ def ipa_phones(table: pl.DataFrame) -> pl.DataFrame:
 
 
 def vowel_distance(one: str, other: str) -> float:
-    """Articulatory distance of two monophthongs in [0, 1]: mean of the differences of height, backness and rounding, each of its range.
+    """Articulatory distance of two monophthongs in [0, 1]: mean of the differences of height,
+    backness and rounding, each of its range.
 
     The graded form of a Hamming distance over articulatory features.
     """

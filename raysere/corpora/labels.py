@@ -55,10 +55,11 @@ class ClassMap:
 
     Attributes:
         name: as it stands in the experiment.
-        classes: the classes in their order; every stored prediction has its columns in this order, by name.
-        rules: own label to class, or to None for labels that are left out. A key may be bound to one corpus (``emodb:F``), which comes
-            before
-            the plain key; a label that no key equals is tried again without regard to case; the key ``*`` says what becomes of all others.
+        classes: the classes in their order; every stored prediction has its columns in this order,
+            by name.
+        rules: own label to class, or to None for labels that are left out. A key may be bound to
+            one corpus (``emodb:F``), which comes before the plain key; a label that no key equals
+            is tried again without regard to case; the key ``*`` says what becomes of all others.
         note: what a reader of a report should know of the map.
     """
 
@@ -81,11 +82,13 @@ class ClassMap:
             raise ConfigError(f"A rule leads to a class that is not in the list: {', '.join(unknown)}", where=where, choices=self.classes)
 
     def apply(self, table: pl.DataFrame) -> tuple[list[str | None], dict[str, int]]:
-        """The class of each row of a manifest table (columns ``emotion`` and, where there is one, ``corpus``), in its order.
+        """The class of each row of a manifest table (columns ``emotion`` and, where there is one,
+        ``corpus``), in its order.
 
         Returns:
             labels: None where the row has no emotion or the map leaves its label out.
-            dropped: own label to the number of rows that the map left out; rows without any emotion are not counted.
+            dropped: own label to the number of rows that the map left out; rows without any emotion
+                are not counted.
 
         Raises:
             DataError: labels that the map does not know, with counts; it lists those that it knows.
@@ -134,10 +137,11 @@ def _map(
     merge: Mapping[str, str] | None = None,
     drop: Sequence[str] = (),
 ) -> ClassMap:
-    """A map that knows the published ``codes``, and the English words of the emotions that these name.
+    """A map that knows the published ``codes``, and the English words of the emotions that these
+    name.
 
-    Emotions among them that are no class are left out, and so is what ``drop`` lists. A label of an emotion that the corpus does not have
-    stays unknown.
+    Emotions among them that are no class are left out, and so is what ``drop`` lists. A label of an
+    emotion that the corpus does not have stays unknown.
     """
     merge = merge or {}
     known = {*classes, *merge, *(emotion for table in codes for emotion in table.values())}
@@ -226,9 +230,10 @@ CLASS_MAPS: dict[str, ClassMap] = {
 def class_map(spec: str | Mapping[str, Any] | Sequence[str] | ClassMap) -> ClassMap:
     """A class map by name, as a mapping, or as a list of labels that are their own classes.
 
-    A mapping is ``{own label: class or null}`` (classes in order of first mention) or ``{classes: [...], rules: {...}}`` with optional
-    ``name`` and ``note``.
-    With a list, a label outside it is an error, so that no label is lost by a typing mistake; ``{..., "*": null}`` leaves the rest out.
+    A mapping is ``{own label: class or null}`` (classes in order of first mention) or
+    ``{classes: [...], rules: {...}}`` with optional ``name`` and ``note``. With a list, a label
+    outside it is an error, so that no label is lost by a typing mistake; ``{..., "*": null}``
+    leaves the rest out.
 
     Raises:
         UnknownNameError: no map of that name; lists the names.

@@ -1,8 +1,10 @@
-"""``lablaut`` files of EmoDB: narrow phonetic labels with end times, as xlabel of ESPS wrote them (Latin-1 text).
+"""``lablaut`` files of EmoDB: narrow phonetic labels with end times, as xlabel of ESPS wrote them
+(Latin-1 text).
 
-A row is ``end_s  colour  label[ modifiers]``. One speech sound may take several rows: the closure of a plosive (``t``), its burst
-(``!t``) and its aspiration (``tasp``), and rows without a label (``-sth``) from which on a modifier of the sound holds. A closure
-after a pause (``_t``) cannot be told from the pause. ``.`` and ``(`` are pauses, ``(gef`` is a filled one.
+A row is ``end_s  colour  label[ modifiers]``. One speech sound may take several rows: the closure
+of a plosive (``t``), its burst (``!t``) and its aspiration (``tasp``), and rows without a label
+(``-sth``) from which on a modifier of the sound holds. A closure after a pause (``_t``) cannot be
+told from the pause. ``.`` and ``(`` are pauses, ``(gef`` is a filled one.
 """
 
 from __future__ import annotations
@@ -23,10 +25,11 @@ _SUFFIX = re.compile(r"(?:xx)?\.lablaut$")
 
 
 def parse_lablaut(text: str) -> list[dict[str, Any]]:
-    """The speech sounds of one file in order of time, as the manifest's ``phones``; pauses are left out.
+    """The speech sounds of one file in order of time, as the manifest's ``phones``; pauses are left
+    out.
 
-    A label is the symbol and then, each after a blank, the modifiers and the accent of its first row (``a +nas 1``). A file without
-    labels (there are three in EmoDB) gives an empty list.
+    A label is the symbol and then, each after a blank, the modifiers and the accent of its first
+    row (``a +nas 1``). A file without labels (there are three in EmoDB) gives an empty list.
 
     Raises:
         DataError: the file is no label file, or its times run backwards.
@@ -59,9 +62,11 @@ def parse_lablaut(text: str) -> list[dict[str, Any]]:
 
 
 def read_lablaut(root: Path, stems: Mapping[str, Any] | set[str]) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
-    """Phones by utterance stem, from ``labels.zip`` or the folder ``lablaut/`` of a corpus root, and what went wrong, a line each.
+    """Phones by utterance stem, from ``labels.zip`` or the folder ``lablaut/`` of a corpus root,
+    and what went wrong, a line each.
 
-    Of several files of one utterance (``14b09Ea.lablaut`` and ``14b09Eaxx.lablaut``) the one with more sounds counts.
+    Of several files of one utterance (``14b09Ea.lablaut`` and ``14b09Eaxx.lablaut``) the one with
+    more sounds counts.
     """
     found: dict[str, list[dict[str, Any]]] = {}
     faults: list[str] = []
@@ -88,7 +93,10 @@ def read_lablaut(root: Path, stems: Mapping[str, Any] | set[str]) -> tuple[dict[
 
 
 def _files(root: Path, stems: Mapping[str, Any] | set[str]) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of the files of these utterances. Raises DataError where one, or all of them, are larger than labels can be."""
+    """Name and bytes of the files of these utterances.
+
+    Raises DataError where one, or all of them, are larger than labels can be.
+    """
     if (root / "lablaut").is_dir():
         for path in sorted((root / "lablaut").glob("*.lablaut")):
             if _SUFFIX.sub("", path.name) in stems:
@@ -109,7 +117,9 @@ def _files(root: Path, stems: Mapping[str, Any] | set[str]) -> Iterator[tuple[st
 
 
 def _split(label: str) -> tuple[str, list[str]]:
-    """Symbol ("" where the row only changes modifiers) and modifiers; ``g-sth`` lacks its blank, ``[+eng`` has a bracket."""
+    """Symbol ("" where the row only changes modifiers) and modifiers; ``g-sth`` lacks its blank,
+    ``[+eng`` has a bracket.
+    """
     parts = [part for token in label.replace("[", "").replace("]", "").split() for part in _unglued(token)]
     if not parts or parts[0][0] in "+-" or parts[0] == "hoe":  # one row says hoe for +hoe
         return "", parts

@@ -28,16 +28,19 @@ _SHOWN = 20
 
 @dataclass(frozen=True, eq=False)
 class Manifest:
-    """A checked table of utterances and what belongs to it. Make one with :meth:`checked`, :meth:`read` or :func:`concat`.
+    """A checked table of utterances and what belongs to it. Make one with :meth:`checked`,
+    :meth:`read` or :func:`concat`.
 
     Attributes:
         table: columns of :data:`SCHEMA` in that order, sorted by utterance.
         roots: corpus to the folder that its paths are relative to.
         scales: corpus to (low, high) of arousal, valence and dominance.
-        linked_speakers: groups of speakers that must stay in one fold (two ids of one person, shared audio); no speaker is in two of them.
+        linked_speakers: groups of speakers that must stay in one fold (two ids of one person,
+            shared audio); no speaker is in two of them.
         notes: what was handled, and what the user must know.
         synthetic: whether any of it was spoken by a machine.
-        channels: speaker to the channel (0 is the left one) that alone is taken of his files with several channels; others are averaged.
+        channels: speaker to the channel (0 is the left one) that alone is taken of his files with
+            several channels; others are averaged.
     """
 
     table: pl.DataFrame
@@ -70,12 +73,12 @@ class Manifest:
         channels: Mapping[str, int] | None = None,
         where: object = None,
     ) -> Manifest:
-        """A manifest of a table whose columns may be in any order; nullable ones may be missing. Groups of linked speakers that share one
-        become one group.
+        """A manifest of a table whose columns may be in any order; nullable ones may be missing.
+        Groups of linked speakers that share one become one group.
 
         Raises:
-            DataError: names the first 20 problems with row number (of the table as given, from 0), column, value, reason and remedy, and
-                their count.
+            DataError: names the first 20 problems with row number (of the table as given, from 0),
+                column, value, reason and remedy, and their count.
         """
         plain = {corpus: (float(low), float(high)) for corpus, (low, high) in (scales or {}).items()}
         conformed, problems = conform(table)
@@ -104,8 +107,9 @@ class Manifest:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex characters: hash of the canonical table, scales, linked speakers and channels. Independent of roots, notes and row
-        order."""
+        """16 hex characters: hash of the canonical table, scales, linked speakers and channels.
+        Independent of roots, notes and row order.
+        """
         buffer = io.BytesIO()
         self.table.write_ndjson(buffer)
         return digest(
@@ -119,7 +123,10 @@ class Manifest:
         )
 
     def path(self, row: Mapping[str, Any]) -> Path:
-        """The audio file of a row (a dict with at least corpus and path). Raises DataError where there is none."""
+        """The audio file of a row (a dict with at least corpus and path).
+
+        Raises DataError where there is none.
+        """
         if row["path"] is None:
             raise DataError(
                 f"The utterance {row.get('utterance')!r} has no audio",
@@ -134,7 +141,9 @@ class Manifest:
         return Path(self.roots[corpus])
 
     def with_rows(self, table: pl.DataFrame) -> Manifest:
-        """The same manifest with another (smaller, changed) table, checked again; links to speakers that are gone are dropped."""
+        """The same manifest with another (smaller, changed) table, checked again; links to speakers
+        that are gone are dropped.
+        """
         speakers = set(table["speaker"].to_list())
         corpora = set(table["corpus"].to_list())
         return Manifest.checked(
@@ -148,12 +157,15 @@ class Manifest:
         )
 
     def used_by(self, splits: pl.DataFrame) -> Manifest:
-        """The rows that some split uses (column utterance); the others, without a label or unlabelled, need no features."""
+        """The rows that some split uses (column utterance); the others, without a label or
+        unlabelled, need no features.
+        """
         return self.with_rows(self.table.join(splits.select("utterance").unique(), on="utterance", how="semi"))
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write one parquet file (zstd); the rest stands as JSON in its key-value metadata under ``raysere``. Appears whole or not at
-        all."""
+        """Write one parquet file (zstd); the rest stands as JSON in its key-value metadata under
+        ``raysere``. Appears whole or not at all.
+        """
         rest = {
             "format": FORMAT,
             "roots": self.roots,
@@ -169,7 +181,8 @@ class Manifest:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Manifest:
-        """Read what :meth:`write` wrote, checked again. A relative root counts from the manifest's own folder.
+        """Read what :meth:`write` wrote, checked again. A relative root counts from the manifest's
+        own folder.
 
         Raises:
             MissingFileError: no such file.
@@ -220,7 +233,8 @@ def rows_to_table(rows: Sequence[Mapping[str, Any]]) -> pl.DataFrame:
     """A table of row dicts in the manifest's types and column order.
 
     Raises:
-        DataError: values that do not fit their column, with row number and value (the first 20 of them).
+        DataError: values that do not fit their column, with row number and value (the first 20 of
+            them).
     """
     columns, problems = {}, []
     for column, dtype in SCHEMA.items():
@@ -244,7 +258,8 @@ def concat(manifests: Sequence[Manifest]) -> Manifest:
     """Several corpora as one manifest.
 
     Raises:
-        DataError: no manifest, an utterance in two of them, or one corpus with two roots or two scales.
+        DataError: no manifest, an utterance in two of them, or one corpus with two roots or two
+            scales.
     """
     if not manifests:
         raise DataError("No manifest was given to join")

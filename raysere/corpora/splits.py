@@ -29,7 +29,10 @@ _Folds = Annotated[Annotated[int, Field(ge=2)] | Literal["leave_one_speaker_out"
 
 
 class Protocol(BaseModel):
-    """How utterances are divided into training, development and test rows. Speakers never cross a border unless `by` says so."""
+    """How utterances are divided into training, development and test rows.
+
+    Speakers never cross a border unless `by` says so.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -120,26 +123,27 @@ class Protocol(BaseModel):
 
 
 def make_splits(table: pl.DataFrame, protocol: Protocol, seed: int, linked_speakers: Sequence[Sequence[str]] = ()) -> pl.DataFrame:
-    """Divide utterances; the answer depends on the content of ``table`` and the seed, not on the order of the rows.
+    """Divide utterances; the answer depends on the content of ``table`` and the seed, not on the
+    order of the rows.
 
     Args:
-        table: columns utterance, speaker, label (the class; all null where there are no classes, then only sizes are balanced), optionally
-            split (the
-            corpus's own), and dialogue or transcript where the protocol divides by them. Rows whose split is ``unlabelled``, and rows
-            without a
-            label while others have one, take no part.
+        table: columns utterance, speaker, label (the class; all null where there are no classes,
+            then only sizes are balanced), optionally split (the corpus's own), and dialogue or
+            transcript where the protocol divides by them. Rows whose split is ``unlabelled``, and
+            rows without a label while others have one, take no part.
         protocol: see :class:`Protocol`.
         seed: any whole number of at least 0.
         linked_speakers: groups of speakers that are kept together.
 
     Returns:
-        Columns outer (i32), utterance (str), role (``pool`` or ``test``, or ``adapt`` for target rows of a transfer that are learned from
-        without their labels), fold (i32 or null), sorted by outer and utterance. For outer o and fold f:
-        dev = rows of o with fold == f; train = rows of o with role pool and fold != f, a null fold being always trained on.
+        Columns outer (i32), utterance (str), role (``pool`` or ``test``, or ``adapt`` for target
+        rows of a transfer that are learned from without their labels), fold (i32 or null), sorted
+        by outer and utterance. For outer o and fold f: dev = rows of o with fold == f; train = rows
+        of o with role pool and fold != f, a null fold being always trained on.
 
     Raises:
-        DataError: a group in two parts, one group or one class only, fewer groups than folds, a class missing from a training part, no dev
-            rows.
+        DataError: a group in two parts, one group or one class only, fewer groups than folds, a
+            class missing from a training part, no dev rows.
     """
     table = _without(table, protocol.leave_out)
     if protocol.kind == "transfer":
@@ -179,7 +183,9 @@ def _frame(outer: int, utterances: Sequence[str], role: np.ndarray, fold: np.nda
 
 
 def _transfer(table: pl.DataFrame, protocol: Protocol, seed: int, linked_speakers: Sequence[Sequence[str]]) -> pl.DataFrame:
-    """Folds of the source, and who of the target is adapted to and who is tested; the target is divided by sizes, not by labels."""
+    """Folds of the source, and who of the target is adapted to and who is tested; the target is
+    divided by sizes, not by labels.
+    """
     if "corpus" not in table.columns:
         raise DataError("The table to split lacks corpus", choices=table.columns)
     there = sorted(set(table["corpus"].to_list()))
@@ -209,12 +215,13 @@ def verify_splits(splits: pl.DataFrame, speakers: Mapping[str, str] | pl.DataFra
 
     Args:
         splits: as :func:`make_splits` returns them.
-        speakers: utterance to speaker, as a mapping or a table with these two columns. For splits by dialogue or sentence give those
-            instead.
+        speakers: utterance to speaker, as a mapping or a table with these two columns. For splits
+            by dialogue or sentence give those instead.
         linked_speakers: count as one.
 
     Raises:
-        DataError: names up to ten of them; an utterance twice; an utterance without a speaker; a dev fold among the test rows.
+        DataError: names up to ten of them; an utterance twice; an utterance without a speaker; a
+            dev fold among the test rows.
     """
     if isinstance(speakers, pl.DataFrame):
         speakers = dict(speakers.select("utterance", "speaker").iter_rows())
@@ -238,8 +245,9 @@ def verify_splits(splits: pl.DataFrame, speakers: Mapping[str, str] | pl.DataFra
 
 
 def describe_splits(splits: pl.DataFrame, table: pl.DataFrame, protocol: Protocol) -> list[str]:
-    """What the user must know of these splits: speakers that recur (by dialogue or sentence), classes that a dev fold or the test rows
-    lack."""
+    """What the user must know of these splits: speakers that recur (by dialogue or sentence),
+    classes that a dev fold or the test rows lack.
+    """
     notes = []
     joined = splits.join(table.select("utterance", "speaker", pl.col("label").cast(pl.String)), on="utterance", how="left")
     if protocol.by != "speaker":
@@ -296,7 +304,9 @@ def _folds(
     carriers: int = 1,
     where: str = "",
 ) -> np.ndarray:
-    """Fold of each row of the data, -1 outside the pool; ``always`` (bool) are the rows that are trained on beside."""
+    """Fold of each row of the data, -1 outside the pool; ``always`` (bool) are the rows that are
+    trained on beside.
+    """
     groups, counts = data.counts(pool)
     if len(groups) < 2:
         name = f", {data.group_names[groups[0]]!r}" if len(groups) else ""
@@ -334,7 +344,9 @@ def _folds(
 
 
 def _given(data: Grouped, groups: np.ndarray, folds: list[list[str]]) -> np.ndarray:
-    """Part of each group from lists of speakers, written ``emodb/03`` or, where that is clear, ``03``."""
+    """Part of each group from lists of speakers, written ``emodb/03`` or, where that is clear,
+    ``03``.
+    """
     present = {name: group for name, group in data.members.items() if group in set(groups.tolist())}
     short: defaultdict[str, list[str]] = defaultdict(list)
     for name in present:
@@ -368,7 +380,9 @@ def _given(data: Grouped, groups: np.ndarray, folds: list[list[str]]) -> np.ndar
 
 
 def _holdout(data: Grouped, protocol: Protocol, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Roles and folds (0 for dev, -1 for train and test) by the corpus's own split, made where it is missing."""
+    """Roles and folds (0 for dev, -1 for train and test) by the corpus's own split, made where it
+    is missing.
+    """
     split = data.split.astype(object)
     own = {name: data.rows(split == name) for name in ("train", "dev", "test", "")}
     if len(own[""]) < len(data):

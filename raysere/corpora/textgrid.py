@@ -1,4 +1,6 @@
-"""Praat TextGrid files, long and short format, as forced aligners write them: tiers of labelled intervals."""
+"""Praat TextGrid files, long and short format, as forced aligners write them: tiers of labelled
+intervals.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,12 @@ def read_textgrid(path: Path) -> dict[str, list[dict[str, Any]]]:
     """Interval tiers by name; point tiers are left out, and so are intervals without text.
 
     Returns:
-        tier name to ``[{"label": str, "start_s": float, "end_s": float}, ...]`` in order of time: the manifest's alignment columns.
+        tier name to ``[{"label": str, "start_s": float, "end_s": float}, ...]`` in order of time:
+        the manifest's alignment columns.
 
     Raises:
-        DataError: the file is no TextGrid, ends before its tiers do, or is larger than one recording can need.
+        DataError: the file is no TextGrid, ends before its tiers do, or is larger than one
+            recording can need.
     """
     text = _decode(read_bytes(path, LABEL_BYTES))
     if "TextGrid" not in text[:400]:
@@ -52,7 +56,9 @@ def read_textgrid(path: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def _values(text: str) -> Iterator[str]:
-    """The bare values in order: both formats are the same list, one with names around it (``xmin = 0``, ``intervals [3]:``)."""
+    """The bare values in order: both formats are the same list, one with names around it
+    (``xmin = 0``, ``intervals [3]:``).
+    """
     for match in _TOKENS.finditer(text):
         quoted, number, flag = match.groups(default="")
         yield number or flag or quoted.replace('""', '"')

@@ -15,7 +15,10 @@ _END_SLACK_S = 0.1  # aligners work in frames and may end a hop after the audio
 
 @dataclass(frozen=True)
 class Problem:
-    """One fault of a table. ``row`` counts from 0 in the table as given; None where the whole column is meant."""
+    """One fault of a table.
+
+    ``row`` counts from 0 in the table as given; None where the whole column is meant.
+    """
 
     row: int | None
     column: str
@@ -29,7 +32,9 @@ class Problem:
 
 
 def conform(table: pl.DataFrame) -> tuple[pl.DataFrame, list[Problem]]:
-    """The table with exactly the manifest's columns and types (missing nullable columns become null), or the problems that forbid it."""
+    """The table with exactly the manifest's columns and types (missing nullable columns become
+    null), or the problems that forbid it.
+    """
     problems = [
         Problem(None, column, None, "this is no manifest column", "Remove or rename it; the columns are " + ", ".join(SCHEMA) + ".")
         for column in table.columns
@@ -53,8 +58,9 @@ def conform(table: pl.DataFrame) -> tuple[pl.DataFrame, list[Problem]]:
 
 
 def conversion_problems(column: str, values: Sequence[Any], dtype: pl.DataType) -> tuple[pl.Series, list[Problem]]:
-    """The values as a series of ``dtype``; those that do not fit become null and a problem each. Text that holds a number is taken as the
-    number."""
+    """The values as a series of ``dtype``; those that do not fit become null and a problem each.
+    Text that holds a number is taken as the number.
+    """
     kept: list[Any] = []
     problems = []
     for row, value in enumerate(values):
@@ -81,7 +87,8 @@ def validate(table: pl.DataFrame, scales: Mapping[str, tuple[float, float]] | No
     """All problems of a table, in order of column and row; an empty list for a sound one.
 
     Args:
-        table: with the columns of ``SCHEMA`` (see :func:`conform`); other types give a problem a column.
+        table: with the columns of ``SCHEMA`` (see :func:`conform`); other types give a problem a
+            column.
         scales: corpus to (low, high): attributes must lie inside.
     """
     problems = [

@@ -1,4 +1,6 @@
-"""The synthetic demo corpus, as ``raysere demo`` or :func:`raysere.demo.corpus.make_demo` writes it."""
+"""The synthetic demo corpus, as ``raysere demo`` or :func:`raysere.demo.corpus.make_demo` writes
+it.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""The demo corpus: synthetic emotional speech in English, Mandarin and Russian, made offline by espeak-ng in under a minute.
+"""The demo corpus: synthetic emotional speech in English, Mandarin and Russian, made offline by
+espeak-ng in under a minute.
 
-It lets every part of raysere be tried without data of one's own. Voices, classes, attributes, votes and traces are simulated:
-figures on it show that the system works, never how well emotion is recognised.
+It lets every part of raysere be tried without data of one's own. Voices, classes, attributes, votes
+and traces are simulated: figures on it show that the system works, never how well emotion is
+recognised.
 """
 
 from __future__ import annotations
@@ -38,23 +40,28 @@ def make_demo(
 ) -> Path:
     """Synthesise the demo corpus, or find that it is there.
 
-    The folder then holds ``manifest.parquet`` (written last: a folder with it is complete), ``audio/VOICE/NAME.flac`` (16 kHz,
-    16 bit), ``demo.json`` (the settings and the voices) and ``README.txt``. A synthesis that was cut off continues with the first
-    voice that is missing and gives the same corpus bit for bit; two at once wait for each other.
+    The folder then holds ``manifest.parquet`` (written last: a folder with it is complete),
+    ``audio/VOICE/NAME.flac`` (16 kHz, 16 bit), ``demo.json`` (the settings and the voices) and
+    ``README.txt``. A synthesis that was cut off continues with the first voice that is missing and
+    gives the same corpus bit for bit; two at once wait for each other.
 
     Args:
         folder: where it goes; made when missing.
         seed: of everything that is drawn.
-        voices: speakers, at least 9, dealt to the three languages in turn (24: 4 train, 2 development, 2 test speakers a language).
+        voices: speakers, at least 9, dealt to the three languages in turn (24: 4 train, 2
+            development, 2 test speakers a language).
         utterances: short utterances (1 to 4 s) a voice, classes as even as can be; at least 4.
-        passages: passages (16 to 20 s) a voice, with drifting emotion and traces instead of a label.
+        passages: passages (16 to 20 s) a voice, with drifting emotion and traces instead of a
+            label.
 
     Returns:
         The folder.
 
     Raises:
-        ConfigError: too few voices or utterances, or the folder holds a demo corpus with other settings, or something else.
-        EnvironmentFault: espeak-ng is missing (``pip install raysere[demo]``), or the disk is full or not writable.
+        ConfigError: too few voices or utterances, or the folder holds a demo corpus with other
+            settings, or something else.
+        EnvironmentFault: espeak-ng is missing (``pip install raysere[demo]``), or the disk is full
+            or not writable.
     """
     settings = {"format": FORMAT, "version": VERSION, "seed": seed, "voices": voices, "utterances": utterances, "passages": passages}
     for name, least in (("seed", 0), ("voices", 9), ("utterances", 4), ("passages", 0)):

@@ -1,8 +1,9 @@
 """Speech from text with espeak-ng, offline: samples with exact word and phone times.
 
-espeak-ng keeps its state in static variables: the phase of its pitch flutter survives even ``espeak_Terminate``, so the same
-sentence sounds different the second time. Each :class:`Espeak` therefore loads its own private copy of the library (a few
-milliseconds): the samples depend only on what was said since it was opened, never on what other instances said before.
+espeak-ng keeps its state in static variables: the phase of its pitch flutter survives even
+``espeak_Terminate``, so the same sentence sounds different the second time. Each :class:`Espeak`
+therefore loads its own private copy of the library (a few milliseconds): the samples depend only on
+what was said since it was opened, never on what other instances said before.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 
 @dataclass(frozen=True)
 class Mark:
-    """A word or a phone (in IPA): first sample, the sample after the last, and the 0-based character of the text that it belongs to."""
+    """A word or a phone (in IPA): first sample, the sample after the last, and the 0-based
+    character of the text that it belongs to.
+    """
 
     label: str
     start: int
@@ -62,7 +65,9 @@ class Mark:
 
 @dataclass(frozen=True)
 class Speech:
-    """samples: int16 (n,), mono, at ``sampling_rate``; words and phones in order of time, without the pauses between them."""
+    """samples: int16 (n,), mono, at ``sampling_rate``; words and phones in order of time, without
+    the pauses between them.
+    """
 
     samples: np.ndarray
     sampling_rate: int
@@ -71,7 +76,8 @@ class Speech:
 
 
 class Espeak:
-    """One espeak-ng synthesiser with its own state. Use as a context manager; not for use by several threads at once.
+    """One espeak-ng synthesiser with its own state. Use as a context manager; not for use by
+    several threads at once.
 
     Raises EnvironmentFault when the wheel ``espeakng-loader`` is missing or does not work here.
     """
@@ -138,7 +144,8 @@ class Espeak:
             volume: 0 to 200; above about 80 loud voices clip.
 
         Raises:
-            UnknownNameError: no such language or variant (espeak-ng itself takes any variant in silence).
+            UnknownNameError: no such language or variant (espeak-ng itself takes any variant in
+                silence).
             DataError: nothing was spoken.
         """
         if variant not in self.voices():
@@ -175,7 +182,9 @@ class Espeak:
 
 
 def _marks(text: str, events: list[tuple[int, int, int, int, str]], length: int) -> tuple[list[Mark], list[Mark]]:
-    """Events are points: a phone lasts until the next phone event (pauses have one without label), a word until its last phone ends."""
+    """Events are points: a phone lasts until the next phone event (pauses have one without label),
+    a word until its last phone ends.
+    """
     phones: list[Mark] = []
     spans: list[list[int]] = []  # a word: position, characters, index of its first phone
     points = [(sample, position, label) for kind, position, _, sample, label in events if kind == _PHONEME]
@@ -208,7 +217,9 @@ def _locate() -> tuple[Path, Path]:
 
 
 def _short_path(data: Path, folder: Path) -> Path:
-    """The data folder by a path that espeak-ng can hold; long virtual environment paths get a link in the temporary folder."""
+    """The data folder by a path that espeak-ng can hold; long virtual environment paths get a link
+    in the temporary folder.
+    """
     if len(os.fsencode(data)) <= _LONGEST_DATA_PATH:
         return data
     short = folder / data.name

@@ -1,7 +1,8 @@
 """Prosody of the demo corpus, drawn from overlapping class distributions, and simulated raters.
 
-Everything here is a simulation with plausible directions (anger and happiness: faster, higher, wider, louder; sadness: the
-reverse, with pauses), tuned so that neither sound nor words decide an utterance. It says nothing about human speech.
+Everything here is a simulation with plausible directions (anger and happiness: faster, higher,
+wider, louder; sadness: the reverse, with pauses), tuned so that neither sound nor words decide an
+utterance. It says nothing about human speech.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ WORDS_AGREE = 0.82  # ... and how often it is the one that the voice has
 
 @dataclass(frozen=True)
 class Prosody:
-    """One utterance's cues (6,), in units in which 1 is clearly audible, and its arousal, valence and dominance (3,) on 1 to 7."""
+    """One utterance's cues (6,), in units in which 1 is clearly audible, and its arousal, valence
+    and dominance (3,) on 1 to 7.
+    """
 
     cues: np.ndarray
     affect: np.ndarray
@@ -52,7 +55,9 @@ class Style:
 
 
 def draw_prosody(emotion: str, style: Style, words: str | None, rng: np.random.Generator) -> Prosody:
-    """Cues from the class's distribution as this speaker has it; the affect follows the class and the cues actually drawn."""
+    """Cues from the class's distribution as this speaker has it; the affect follows the class and
+    the cues actually drawn.
+    """
     mean = style.strength * style.cues * MEANS[emotion]
     deviation = SPREAD * rng.standard_normal(len(CUES))
     neutral = np.array(AFFECT["neutral"])
@@ -71,7 +76,9 @@ def draw_words(emotion: str, rng: np.random.Generator) -> str | None:
 
 
 def draw_votes(emotion: str, prosody: Prosody, words: str | None, rng: np.random.Generator) -> list[dict[str, object]]:
-    """Three to five raters who hear the cues, read the words, and know neither for certain; attributes in steps of 0.5 on 1 to 7."""
+    """Three to five raters who hear the cues, read the words, and know neither for certain;
+    attributes in steps of 0.5 on 1 to 7.
+    """
     heard_as = [-0.25 * np.sum((prosody.cues - MEANS[other]) ** 2) for other in EMOTIONS]
     score = np.array([fit + 1.5 * (other == emotion) + 0.6 * (other == words) for fit, other in zip(heard_as, EMOTIONS, strict=True)])
     chance = np.exp(score - score.max())
@@ -90,7 +97,8 @@ def draw_traces(times: np.ndarray, affect: np.ndarray, rng: np.random.Generator,
     Args:
         times: s (T,), evenly spaced. affect: (T, 3), what there is to hear at each time.
 
-    Each rater follows late (0.4 to 1.2 s) and slowly (time constant 0.8 s), with own bias, own use of the scale and a wandering hand.
+    Each rater follows late (0.4 to 1.2 s) and slowly (time constant 0.8 s), with own bias, own use
+    of the scale and a wandering hand.
     """
     step = float(times[1] - times[0])
     follow = 1 - np.exp(-step / 0.8)

@@ -1,7 +1,8 @@
-"""Texts of the demo corpus: sentences for every emotion, and sentences whose words carry an emotion.
+"""Texts of the demo corpus: sentences for every emotion, and sentences whose words carry an
+emotion.
 
-Mandarin sentences are written with blanks between words, so that word times can be told; the transcript has none.
-Russian sentences avoid forms that depend on the speaker's sex.
+Mandarin sentences are written with blanks between words, so that word times can be told; the
+transcript has none. Russian sentences avoid forms that depend on the speaker's sex.
 """
 
 from __future__ import annotations
@@ -171,7 +172,8 @@ _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 
 
 def spoken(language: str, sentence: str) -> tuple[str, list[tuple[str, int, int]]]:
-    """The sentence as it is written and spoken, and its words as (word, first character, character after the last).
+    """The sentence as it is written and spoken, and its words as (word, first character, character
+    after the last).
 
     Examples:
         >>> spoken("cmn", "我 哥哥 明天 来。")
@@ -189,8 +191,9 @@ def spoken(language: str, sentence: str) -> tuple[str, list[tuple[str, int, int]
 def word_marks(tokens: list[tuple[str, int, int]], speech: Speech) -> list[Mark]:
     """When each of our words is spoken.
 
-    espeak-ng tells Mandarin character by character, which we join, and speaks some short words as one ("on the", "I am"), which
-    we divide at the phone that their letters suggest; all other times are exact.
+    espeak-ng tells Mandarin character by character, which we join, and speaks some short words as
+    one ("on the", "I am"), which we divide at the phone that their letters suggest; all other times
+    are exact.
     """
     groups: list[tuple[list[tuple[str, int, int]], list[Mark]]] = []
     for token in tokens:

@@ -19,7 +19,11 @@ MALE = ("m1", "m2", "m3", "m5", "m6", "m7")
 
 @dataclass(frozen=True)
 class Voice:
-    """One speaker. ``down``: speech is resampled from 22,050 Hz by 320 / down; 441 leaves pitch and formants, more raises them."""
+    """One speaker.
+
+    ``down``: speech is resampled from 22,050 Hz by 320 / down; 441 leaves pitch and formants, more
+    raises them.
+    """
 
     name: str
     language: str
@@ -49,7 +53,8 @@ class Voice:
 def make_voices(count: int, languages: tuple[str, ...], seed: int) -> list[Voice]:
     """``count`` speakers over the languages in turn, women and men in turn.
 
-    Of n speakers of a language max(1, n // 4) each are development and test speakers: with 8 two each, a woman and a man.
+    Of n speakers of a language max(1, n // 4) each are development and test speakers: with 8 two
+    each, a woman and a man.
     """
     voices = []
     for place, language in enumerate(languages):
@@ -98,7 +103,9 @@ def espeak_settings(voice: Voice, prosody: Prosody) -> dict[str, int]:
 
 
 def render(speech: Speech, voice: Voice, prosody: Prosody) -> np.ndarray:
-    """The dry sound at 16 kHz, float64 (n,): resampled, tilted by voice and vocal effort, at the level that voice and loudness ask for."""
+    """The dry sound at 16 kHz, float64 (n,): resampled, tilted by voice and vocal effort, at the
+    level that voice and loudness ask for.
+    """
     samples = resample_poly(speech.samples.astype(np.float64) / 32768, 320, voice.down)
     spectrum = np.fft.rfft(samples)
     octaves = np.clip(np.log2(np.maximum(np.fft.rfftfreq(len(samples), 1 / SAMPLING_RATE), 1) / 1000), -2, 3)
@@ -114,7 +121,9 @@ def seconds(voice: Voice, sample: int) -> float:
 
 
 def finish(samples: np.ndarray, voice: Voice, rng: np.random.Generator) -> np.ndarray:
-    """Room and background over a whole clip; int16 (n,), never clipped: a clip that would be is made quieter."""
+    """Room and background over a whole clip; int16 (n,), never clipped: a clip that would be is
+    made quieter.
+    """
     time = np.arange(int(voice.room_s * SAMPLING_RATE)) / SAMPLING_RATE
     room_rng = np.random.default_rng([sum(voice.name.encode()), voice.down])  # a speaker stays in one room
     tail = room_rng.standard_normal(len(time)) * 10 ** (-3 * time / voice.room_s) * (time > 0.004)

@@ -12,9 +12,10 @@ from raysere.base.errors import ConfigError
 if TYPE_CHECKING:
     from raysere.training.task import Task
 
-#: The rule of ``auto`` moves towards the front: what is chosen least comes first. The blend is a mean of two
-#: others, so that where the rows cannot tell families apart none is picked by luck. A single member stands last: it has no weights, but is
-#: the largest of many scores on the rows by which the search chose already, so that they flatter it more than any mean.
+#: The rule of ``auto`` moves towards the front: what is chosen least comes first. The blend is a
+#: mean of two others, so that where the rows cannot tell families apart none is picked by luck. A
+#: single member stands last: it has no weights, but is the largest of many scores on the rows by
+#: which the search chose already, so that they flatter it more than any mean.
 Family = Literal["blend", "average", "vote", "greedy_once", "greedy", "convex", "stack", "best_single"]
 AttributeFamily = Literal["best_single", "average", "rank", "ccc_weighted", "nnls", "shrunk", "greedy"]
 FAMILIES: tuple[str, ...] = get_args(Family)
@@ -130,7 +131,8 @@ class EnsembleConfig(BaseModel):
 
 
 def with_family(config: EnsembleConfig, family: str, task: Task) -> EnsembleConfig:
-    """``config`` with an explicit family, for classes and for attributes, for each where it is one of its choices.
+    """``config`` with an explicit family, for classes and for attributes, for each where it is one
+    of its choices.
 
     Raises ConfigError for a family that none of the task's parts has.
     """

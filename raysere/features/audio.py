@@ -1,6 +1,7 @@
 """Read audio for a backbone: one channel, one sampling rate, and a reason if a clip cannot be used.
 
-Everything that is wrong with a clip is a :class:`~raysere.base.errors.DataError` whose ``what`` is the reason for quarantine.
+Everything that is wrong with a clip is a :class:`~raysere.base.errors.DataError` whose ``what`` is
+the reason for quarantine.
 """
 
 from __future__ import annotations
@@ -42,11 +43,13 @@ def read_audio(
     """Read a clip or a segment of it.
 
     Args:
-        path: any file that libsndfile reads (wav, flac, ogg, mp3, ...); content counts, not the extension.
+        path: any file that libsndfile reads (wav, flac, ogg, mp3, ...); content counts, not the
+            extension.
         start_s, end_s: segment in seconds; None is the start and the end of the file.
         sampling_rate: rate to resample to in Hz; None keeps the file's own.
-        channel: a channel number (from 0; a mono file has only its one, whatever the number), ``"mix"`` for the mean, or None: the first
-            channel where all are the same, else the mean. Name a number where the channels are different microphones: their mean
+        channel: a channel number (from 0; a mono file has only its one, whatever the number),
+            ``"mix"`` for the mean, or None: the first channel where all are the same, else the
+            mean. Name a number where the channels are different microphones: their mean
             comb-filters the voice.
         min_s, max_s: bounds of the segment's length in seconds.
 
@@ -54,8 +57,8 @@ def read_audio(
         float32 (samples,), C-contiguous, finite.
 
     Raises:
-        DataError: missing file, empty file, not audio, truncated, segment outside the file, too short, too long, samples that are not
-            finite numbers, silent, or no such channel.
+        DataError: missing file, empty file, not audio, truncated, segment outside the file, too
+            short, too long, samples that are not finite numbers, silent, or no such channel.
         EnvironmentFault: torchaudio does not work here and the rate has to be changed.
     """
     path = Path(path)
@@ -79,7 +82,10 @@ def read_audio(
 
 
 def pick_channel(samples: np.ndarray, channel: Channel = None, *, where: object = None) -> np.ndarray:
-    """One channel (frames,) of ``samples`` (frames, channels), by the policy of :func:`read_audio`. Raises DataError: no such channel."""
+    """One channel (frames,) of ``samples`` (frames, channels), by the policy of :func:`read_audio`.
+
+    Raises DataError: no such channel.
+    """
     channels = samples.shape[1]
     if channels == 1:
         return samples[:, 0]
@@ -96,8 +102,8 @@ def pick_channel(samples: np.ndarray, channel: Channel = None, *, where: object 
 def resample(wave: np.ndarray, source: int, target: int) -> np.ndarray:
     """Resample float32 (n,) from ``source`` to ``target`` Hz to ceil(n * target / source) samples.
 
-    Windowed sinc (torchaudio, Kaiser window, 64 zero crossings). Rates with next to no common factor, whose kernels would
-    fill the memory, are resampled in the frequency domain.
+    Windowed sinc (torchaudio, Kaiser window, 64 zero crossings). Rates with next to no common
+    factor, whose kernels would fill the memory, are resampled in the frequency domain.
     """
     if source == target or len(wave) == 0:
         return wave
@@ -129,7 +135,10 @@ def _resampler(source: int, target: int) -> torch.nn.Module:
 
 
 def in_noise(wave: np.ndarray, ratio_db: float, name: str) -> np.ndarray:
-    """A clip in pink noise: float32 (n,) whose energy is ``ratio_db`` dB above that of the noise. The noise follows from ``name``."""
+    """A clip in pink noise: float32 (n,) whose energy is ``ratio_db`` dB above that of the noise.
+
+    The noise follows from ``name``.
+    """
     draw = np.random.default_rng(list(hashlib.sha256(name.encode()).digest()))
     size = max(2, len(wave))
     spectrum = np.fft.rfft(draw.standard_normal(size)) / np.sqrt(np.maximum(np.arange(size // 2 + 1), 1))
@@ -140,9 +149,11 @@ def in_noise(wave: np.ndarray, ratio_db: float, name: str) -> np.ndarray:
 
 
 def content_hash(path: str | os.PathLike[str], start_s: float | None = None, end_s: float | None = None, channel: Channel = None) -> str:
-    """Hex SHA-256 of what will be heard: the file's bytes, the segment, and the channel where one is named.
+    """Hex SHA-256 of what will be heard: the file's bytes, the segment, and the channel where one
+    is named.
 
-    Two names of the same clip have one hash. Raises DataError: missing or unreadable file. EnvironmentFault: the disk fails.
+    Two names of the same clip have one hash. Raises DataError: missing or unreadable file.
+    EnvironmentFault: the disk fails.
     """
     value = hashlib.sha256()
     try:
@@ -171,9 +182,11 @@ def _segment(frames: int, rate: int, start_s: float | None, end_s: float | None,
 
 
 def read_channels(path: Path, first: int, count: int) -> np.ndarray:
-    """Samples of all channels, float32 (count, channels), from frame ``first`` on, at the file's own rate.
+    """Samples of all channels, float32 (count, channels), from frame ``first`` on, at the file's
+    own rate.
 
-    Raises DataError: truncated or damaged. By descriptor: given a name, soundfile and libsndfile would believe its extension.
+    Raises DataError: truncated or damaged. By descriptor: given a name, soundfile and libsndfile
+    would believe its extension.
     """
     try:
         with path.open("rb") as file, soundfile.SoundFile(os.dup(file.fileno()), closefd=True) as sound:
@@ -194,7 +207,10 @@ def read_channels(path: Path, first: int, count: int) -> np.ndarray:
 
 
 def _check_end(path: Path) -> None:
-    """An Ogg file tells no length: its last page is marked as the last. Without that mark the rest is missing."""
+    """An Ogg file tells no length: its last page is marked as the last.
+
+    Without that mark the rest is missing.
+    """
     with path.open("rb") as file:
         if file.read(4) != b"OggS":
             return

@@ -10,9 +10,11 @@ from raysere.features.spec import FeatureSpec
 
 
 def frame_clock(features: FeatureSpec | BackboneInfo) -> tuple[float, float]:
-    """(centre of the first frame, seconds from one frame to the next) of a backbone or of features at frame granularity.
+    """(centre of the first frame, seconds from one frame to the next) of a backbone or of features
+    at frame granularity.
 
-    The wav2vec2 family: (0.0125, 0.02), from the receptive field of 400 samples and the stride of 320. Whisper: (0, 0.02).
+    The wav2vec2 family: (0.0125, 0.02), from the receptive field of 400 samples and the stride of
+    320. Whisper: (0, 0.02).
 
     Raises:
         ConfigError: rows that are not steps of time.
@@ -32,7 +34,10 @@ def frame_clock(features: FeatureSpec | BackboneInfo) -> tuple[float, float]:
 
 
 def frame_centres(clock: tuple[float, float], count: int) -> np.ndarray:
-    """Times in s of the centres of the first ``count`` frames: float64 (count,). ``clock`` as of :func:`frame_clock`."""
+    """Times in s of the centres of the first ``count`` frames: float64 (count,).
+
+    ``clock`` as of :func:`frame_clock`.
+    """
     first, step = clock
     return first + step * np.arange(count, dtype=np.float64)
 
@@ -40,8 +45,9 @@ def frame_centres(clock: tuple[float, float], count: int) -> np.ndarray:
 def interval_of(centres: np.ndarray, starts: np.ndarray, ends: np.ndarray, margin_s: float = 0.0) -> np.ndarray:
     """Number of the interval that contains each centre, -1 where none does: int64 (frames,).
 
-    An interval contains its start and not its end. Intervals are in order of their starts and may leave gaps; where two overlap,
-    the later one counts. ``margin_s``: frames within this distance of a boundary belong to none.
+    An interval contains its start and not its end. Intervals are in order of their starts and may
+    leave gaps; where two overlap, the later one counts. ``margin_s``: frames within this distance
+    of a boundary belong to none.
     """
     if not len(starts):
         return np.full(len(centres), -1, dtype=np.int64)

@@ -1,7 +1,8 @@
 """Data kept in memory between the trials of a process, by device and within a budget.
 
-On a CPU layers are not kept: batches are copied out of the mapped shards, whose pages all processes of the node share. Least
-recently used entries leave when the budget is reached; what is larger than the budget is not kept at all.
+On a CPU layers are not kept: batches are copied out of the mapped shards, whose pages all processes
+of the node share. Least recently used entries leave when the budget is reached; what is larger than
+the budget is not kept at all.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ class _Sized(Protocol):
 
 @dataclass(frozen=True)
 class Packed:
-    """``values`` (rows, width) in the store's dtype on the device; ``start`` and ``count`` int64 (N,) there, 0 rows where absent."""
+    """``values`` (rows, width) in the store's dtype on the device; ``start`` and ``count`` int64
+    (N,) there, 0 rows where absent.
+    """
 
     values: Tensor
     start: Tensor
@@ -57,7 +60,9 @@ class DeviceCache:
         self.memo: OrderedDict[Any, Any] = OrderedDict()  # small derived results (moments), by content
 
     def set_budget(self, device: str | torch.device, size: int) -> None:
-        """Bytes that kept entries may take on ``device`` in this process; what is too much leaves at once."""
+        """Bytes that kept entries may take on ``device`` in this process; what is too much leaves
+        at once.
+        """
         with self._lock:
             name = _name(device)
             self._budgets[name] = int(size)
@@ -78,7 +83,9 @@ class DeviceCache:
             self.memo.clear()
 
     def hold(self, key: Hashable, device: str | torch.device, need: int, make: Callable[[], Any]) -> Any | None:
-        """The entry of a key (with its size as ``bytes``), made at need; None when its ``need`` bytes do not fit the budget."""
+        """The entry of a key (with its size as ``bytes``), made at need; None when its ``need``
+        bytes do not fit the budget.
+        """
         name = _name(device)
         with self._lock:
             if (key, name) in self._held:
@@ -96,7 +103,9 @@ class DeviceCache:
     def layer(
         self, source: LayerSource, token: str, layer: int, placement: Placement, width: int, dtype: np.dtype, device: str | torch.device
     ) -> Packed | None:
-        """The layer packed on a device; None on a CPU, where it is mapped, and where it does not fit: read it batch by batch then."""
+        """The layer packed on a device; None on a CPU, where it is mapped, and where it does not
+        fit: read it batch by batch then.
+        """
         name = _name(device)
         if name == "cpu":
             return None

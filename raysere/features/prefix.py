@@ -1,9 +1,10 @@
 """Prefix sums over frames: mean and standard deviation of any chunk of any utterance in two reads.
 
-The sums restart at every utterance and are taken around the utterance's own mean, so that the error of a chunk grows with
-the length and spread of one utterance, not with the size of the corpus. Float64 where the device has it; elsewhere
-each sum is a pair of float32 (value and rest). Utterances lie one after the other without padding, and the sums of a frame
-and of its squares side by side, so that an edge of a chunk is one read.
+The sums restart at every utterance and are taken around the utterance's own mean, so that the error
+of a chunk grows with the length and spread of one utterance, not with the size of the corpus.
+Float64 where the device has it; elsewhere each sum is a pair of float32 (value and rest).
+Utterances lie one after the other without padding, and the sums of a frame and of its squares side
+by side, so that an edge of a chunk is one read.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ _BLOCK = 1 << 16  # values of a chunk's edge that are worked on at once on a CPU
 class PrefixSums:
     """Sums over the frames of B utterances.
 
-    ``sums`` (frames + B, 2, D) are those of values around ``shift`` (B, D) and of their squares, as a tuple (value,) or
-    (value, rest): an utterance has a row of zeros at ``first`` int64 (B,), then a row for each of its ``count`` int64 (B,) frames.
+    ``sums`` (frames + B, 2, D) are those of values around ``shift`` (B, D) and of their squares, as
+    a tuple (value,) or (value, rest): an utterance has a row of zeros at ``first`` int64 (B,), then
+    a row for each of its ``count`` int64 (B,) frames.
     """
 
     sums: tuple[Tensor, ...]
@@ -44,15 +46,19 @@ class PrefixSums:
         """Mean and population standard deviation of chunks.
 
         Args:
-            starts, ends: int64 (n, C) frame numbers within the utterance; a chunk is ``[start, end)``.
-            rows: int64 (n,) which of the B utterances each line of ``starts`` is of; default: line i is of utterance i.
-            out: mean and std of an earlier alignment of this shape, to be written over: fresh memory can cost more than the work.
+            starts, ends: int64 (n, C) frame numbers within the utterance; a chunk is
+                ``[start, end)``.
+            rows: int64 (n,) which of the B utterances each line of ``starts`` is of; default: line
+                i is of utterance i.
+            out: mean and std of an earlier alignment of this shape, to be written over: fresh
+                memory can cost more than the work.
 
         Returns:
             mean and std, float32 (n, C, D); zeros for an empty chunk (start == end).
 
         Raises:
-            DataError: a chunk ends before it starts or reaches beyond its utterance; ``out`` of another shape.
+            DataError: a chunk ends before it starts or reaches beyond its utterance; ``out`` of
+                another shape.
         """
         device, dim = self.count.device, self.shift.shape[1]
         starts, ends = (torch.as_tensor(value, dtype=torch.long, device=device) for value in (starts, ends))
@@ -84,7 +90,10 @@ class PrefixSums:
 
 
 def prefix_sums(frames: Iterable[Tensor], counts: np.ndarray, width: int, device: str | torch.device = "cpu") -> PrefixSums:
-    """Prefix sums of utterances that come one after the other: ``frames`` (count, width) each, ``counts`` int (B,) of them."""
+    """Prefix sums of utterances that come one after the other:
+
+    ``frames`` (count, width) each, ``counts`` int (B,) of them.
+    """
     device = torch.device(device)
     exact = device.type != "mps"  # the one device without float64
     where = device if exact else torch.device("cpu")

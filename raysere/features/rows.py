@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Placement:
-    """N utterances: ``shard`` int32 (N,), -1 where absent; ``first`` int64 (N,) row in the shard; ``rows`` int64 (N,), 0 where absent."""
+    """N utterances:
+
+    ``shard`` int32 (N,), -1 where absent; ``first`` int64 (N,) row in the shard; ``rows`` int64
+    (N,), 0 where absent.
+    """
 
     shard: np.ndarray
     first: np.ndarray
@@ -42,7 +46,10 @@ class Placement:
 
 
 class LayerSource(Protocol):
-    """Arrays (rows, width) by shard and layer. ``token`` names the content: equal tokens hold equal bytes."""
+    """Arrays (rows, width) by shard and layer.
+
+    ``token`` names the content: equal tokens hold equal bytes.
+    """
 
     token: str
 
@@ -52,8 +59,9 @@ class LayerSource(Protocol):
 class MappedLayers:
     """Shards of one key on disk, mapped copy-on-write.
 
-    Copy-on-write because a stray in-place write by a consumer is a segmentation fault on a read-only map and changes the
-    file on a shared one; here it stays private to the process that wrote.
+    Copy-on-write because a stray in-place write by a consumer is a segmentation fault on a
+    read-only map and changes the file on a shared one; here it stays private to the process that
+    wrote.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -92,7 +100,9 @@ class MemoryLayers:
 
 
 class JoinedLayers:
-    """Several sources as one: the shards of the second are numbered on from ``starts[1]``, and so on."""
+    """Several sources as one: the shards of the second are numbered on from ``starts[1]``, and so
+    on.
+    """
 
     def __init__(self, sources: Sequence[LayerSource], starts: Sequence[int]) -> None:
         self.token = digest([source.token for source in sources])
@@ -112,20 +122,27 @@ def layer_path(folder: Path, number: int) -> Path:
 
 
 def offsets(rows: np.ndarray) -> np.ndarray:
-    """Start of each utterance when rows are packed one after the other; int64 (N + 1,), the last is the total."""
+    """Start of each utterance when rows are packed one after the other; int64 (N + 1,), the last is
+    the total.
+    """
     result = np.zeros(len(rows) + 1, dtype=np.int64)
     np.cumsum(rows, out=result[1:])
     return result
 
 
 def flat(first: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """All row numbers of ragged stretches, in order: ``first[i], ..., first[i] + rows[i] - 1`` for each i; int64 (sum of rows,)."""
+    """All row numbers of ragged stretches, in order:
+
+    ``first[i], ..., first[i] + rows[i] - 1`` for each i; int64 (sum of rows,).
+    """
     start = offsets(rows)
     return np.repeat(np.asarray(first, dtype=np.int64) - start[:-1], rows) + np.arange(start[-1], dtype=np.int64)
 
 
 def pack(source: LayerSource, layer: int, placement: Placement, width: int, dtype: np.dtype | type) -> np.ndarray:
-    """The rows of all utterances of ``placement``, one utterance after the other: (sum of rows, width), copied from the shards."""
+    """The rows of all utterances of ``placement``, one utterance after the other: (sum of rows,
+    width), copied from the shards.
+    """
     start = offsets(placement.rows)
     packed = np.empty((start[-1], width), dtype=dtype)
     for shard in np.unique(placement.shard[placement.present]):
@@ -135,7 +152,8 @@ def pack(source: LayerSource, layer: int, placement: Placement, width: int, dtyp
 
 
 def gather(source: LayerSource, layer: int, placement: Placement, rows: np.ndarray, width: int, steps: int) -> Tensor:
-    """Rows of the chosen utterances straight from the shards, zeros where there are none: float32 (n, steps, width) on the CPU.
+    """Rows of the chosen utterances straight from the shards, zeros where there are none: float32
+    (n, steps, width) on the CPU.
 
     Nothing is kept: the mapped pages of the shards are the one copy of all processes of a node.
     """
@@ -160,14 +178,21 @@ def gather(source: LayerSource, layer: int, placement: Placement, rows: np.ndarr
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype | type = np.float32) -> Tensor:
-    """An uninitialised CPU tensor: NumPy asks for huge pages and torch does not, so the first write to it takes a sixth of the time."""
+    """An uninitialised CPU tensor:
+
+    NumPy asks for huge pages and torch does not, so the first write to it takes a sixth of the
+    time.
+    """
     import torch
 
     return torch.from_numpy(np.empty(shape, dtype=dtype))
 
 
 def _mapped(path: Path) -> np.ndarray:
-    """An ``.npy`` file mapped copy-on-write. Unlike ``numpy.memmap`` it holds no file open, so there is no limit of 1,024 of them."""
+    """An ``.npy`` file mapped copy-on-write.
+
+    Unlike ``numpy.memmap`` it holds no file open, so there is no limit of 1,024 of them.
+    """
     import torch
 
     with path.open("rb") as file:

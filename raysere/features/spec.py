@@ -1,8 +1,10 @@
-"""The specification of a feature: what a user writes (:class:`FeatureConfig`) and what it resolves to (:class:`FeatureSpec`).
+"""The specification of a feature: what a user writes (:class:`FeatureConfig`) and what it resolves
+to (:class:`FeatureSpec`).
 
-The key of a spec names its folder in the store. It covers all that shapes the bytes: weights and code of the backbone
-(``identity``), layers, granularity, pooling, dtype, sampling rate and level. It is a hash of the canonical JSON without
-the fields that stand at their default, so that a field added later leaves old keys as they are.
+The key of a spec names its folder in the store. It covers all that shapes the bytes: weights and
+code of the backbone (``identity``), layers, granularity, pooling, dtype, sampling rate and level.
+It is a hash of the canonical JSON without the fields that stand at their default, so that a field
+added later leaves old keys as they are.
 """
 
 from __future__ import annotations
@@ -122,7 +124,9 @@ class FeatureConfig(BaseModel):
 
     @property
     def backbone_options(self) -> dict[str, Any]:
-        """Options for ``open_backbone``; a ``table:`` is told its modality, which its file does not say."""
+        """Options for ``open_backbone``; a ``table:`` is told its modality, which its file does not
+        say.
+        """
         return {**self.options, **({"modality": self.modality} if self.modality and self.backbone.startswith("table:") else {})}
 
 
@@ -130,8 +134,8 @@ class FeatureConfig(BaseModel):
 class StreamShape:
     """Shape of one feature stream: width of a row by layer number (dim times statistics).
 
-    ``stats`` is how many statistics of the frames stand side by side in every row, the mean first (2 for [mean; std]), or 1;
-    ``layer_stats`` tells it layer by layer.
+    ``stats`` is how many statistics of the frames stand side by side in every row, the mean first
+    (2 for [mean; std]), or 1; ``layer_stats`` tells it layer by layer.
     """
 
     modality: Literal["audio", "text"]
@@ -142,12 +146,17 @@ class StreamShape:
     layer_stats: dict[int, int] = field(default_factory=dict)
 
     def stats_of(self, layer: int) -> int:
-        """Parts of a row of that layer: 2 for [mean; std], 5 with percentiles, 1 for a vector that is no statistic of frames."""
+        """Parts of a row of that layer:
+
+        2 for [mean; std], 5 with percentiles, 1 for a vector that is no statistic of frames.
+        """
         return self.layer_stats.get(layer, self.stats)
 
 
 class LayerSpec(BaseModel):
-    """One cached layer: its number in the backbone, name, dim of a backbone row, and what a backbone row is."""
+    """One cached layer: its number in the backbone, name, dim of a backbone row, and what a
+    backbone row is.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -185,7 +194,10 @@ class FeatureSpec(BaseModel):
 
     @property
     def key(self) -> str:
-        """16 hex digits: the name of the folder in a store. A model folder or table that moves keeps it: ``identity`` holds its content."""
+        """16 hex digits: the name of the folder in a store.
+
+        A model folder or table that moves keeps it: ``identity`` holds its content.
+        """
         family = self.backbone.partition(":")[0]
         name = {"backbone": family} if family in ("hf", "table") else {}
         return digest({**self.model_dump(mode="json", exclude_defaults=True), **name})
@@ -197,7 +209,9 @@ class FeatureSpec(BaseModel):
 
     @property
     def reads(self) -> Literal["wave", "text", "id"]:
-        """What an item must bring: audio, a transcript, or only its utterance id (tables of ready features)."""
+        """What an item must bring: audio, a transcript, or only its utterance id (tables of ready
+        features).
+        """
         if self.backbone.startswith("table:"):
             return "id"
         return "text" if self.modality == "text" else "wave"
@@ -210,7 +224,9 @@ class FeatureSpec(BaseModel):
         raise ConfigError(f"Layer {number!r} is not among the cached layers of {self.backbone}", choices=self.numbers)
 
     def stats(self, number: int) -> tuple[str, ...]:
-        """What a stored row of the layer consists of, each part ``dim`` wide: "mean", "std", ... where frames were pooled, else "value"."""
+        """What a stored row of the layer consists of, each part ``dim`` wide: "mean", "std", ...
+        where frames were pooled, else "value".
+        """
         pooled = self.granularity != "frame" and self.layer(number).rows == "frame"
         return _STATISTICS[self.statistics] if pooled else ("value",)
 
@@ -241,7 +257,10 @@ class FeatureSpec(BaseModel):
 
     @classmethod
     def from_json(cls, value: dict[str, Any] | str, *, where: object = None) -> FeatureSpec:
-        """Read what :meth:`to_json` wrote (the object or its text). Raises ConfigError for another format."""
+        """Read what :meth:`to_json` wrote (the object or its text).
+
+        Raises ConfigError for another format.
+        """
         try:
             value = json.loads(value) if isinstance(value, str) else dict(value)
             written = value.pop("format", None)
@@ -260,15 +279,18 @@ class FeatureSpec(BaseModel):
 
 
 def copies(spec: FeatureSpec, config: FeatureConfig) -> dict[str, FeatureSpec]:
-    """The same features of altered clips, by the name of what was done: each of the config's ``speeds`` (``0.9``) and ``noises``
-    (``noise20``)."""
+    """The same features of altered clips, by the name of what was done: each of the config's
+    ``speeds`` (``0.9``) and ``noises`` (``noise20``).
+    """
     altered: dict[str, dict[str, float]] = {f"{speed:g}": {"speed": speed} for speed in sorted(config.speeds)}
     altered |= {f"noise{ratio:g}": {"noise_db": ratio} for ratio in sorted(config.noises)}
     return {name: spec.model_copy(update=change) for name, change in altered.items()}
 
 
 def common_stats(spec: FeatureSpec, layers: Iterable[int]) -> int:
-    """How many statistics stand side by side in a row of all these layers; 1 (one opaque vector) where they differ."""
+    """How many statistics stand side by side in a row of all these layers; 1 (one opaque vector)
+    where they differ.
+    """
     values = {len(spec.stats(layer)) for layer in layers}
     return values.pop() if len(values) == 1 else 1
 
@@ -276,9 +298,9 @@ def common_stats(spec: FeatureSpec, layers: Iterable[int]) -> int:
 def resolve(config: FeatureConfig | dict[str, Any]) -> FeatureSpec:
     """The spec of a config, from the backbone's description alone (no weights are loaded).
 
-    Raises ConfigError for a layer that the backbone does not have (valid ones listed), for chunks or frames of layers
-    without a time axis that are asked for by name (with ``all`` they are left out), for another modality than the
-    backbone's; UnknownNameError for an unknown backbone.
+    Raises ConfigError for a layer that the backbone does not have (valid ones listed), for chunks
+    or frames of layers without a time axis that are asked for by name (with ``all`` they are left
+    out), for another modality than the backbone's; UnknownNameError for an unknown backbone.
     """
     if not isinstance(config, FeatureConfig):
         try:

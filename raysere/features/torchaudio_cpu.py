@@ -1,8 +1,9 @@
 """torchaudio beside a CPU build of torch: detect the mismatch and repair it.
 
-The wheel of torchaudio on the package index is a CUDA build. Beside a CPU torch its three libraries in ``torchaudio/lib``
-cannot be loaded, so that ``import torchaudio`` raises OSError, and so does every speech model of transformers, which
-imports torchaudio where it is installed. All that is used here (resampling) is plain torch and needs none of them.
+The wheel of torchaudio on the package index is a CUDA build. Beside a CPU torch its three libraries
+in ``torchaudio/lib`` cannot be loaded, so that ``import torchaudio`` raises OSError, and so does
+every speech model of transformers, which imports torchaudio where it is installed. All that is used
+here (resampling) is plain torch and needs none of them.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ def torchaudio_fault() -> str | None:
     try:
         importlib.import_module("torchaudio")
     except (OSError, RuntimeError) as error:
-        # OSError: a CUDA library is not there. RuntimeError: built for another CUDA version than torch.
+        # OSError: a CUDA library is not there. RuntimeError: built for another CUDA version than
+        # torch.
         _forget()
         return f"torchaudio cannot be imported beside this build of torch: {str(error).splitlines()[0]}"
     except ImportError as error:
@@ -46,8 +48,8 @@ def require_torchaudio() -> ModuleType:
 def repair_torchaudio(package: Path | None = None) -> str:
     """Move the compiled libraries of torchaudio out of its way, and say what was done.
 
-    They go from ``torchaudio/lib`` to the sibling folder ``torchaudio/lib-cuda-unused``; nothing is deleted, and
-    :func:`undo_repair_torchaudio` moves them back. Does nothing where there are none.
+    They go from ``torchaudio/lib`` to the sibling folder ``torchaudio/lib-cuda-unused``; nothing is
+    deleted, and :func:`undo_repair_torchaudio` moves them back. Does nothing where there are none.
 
     Args:
         package: folder of the package; default: where the installed one lies.
@@ -66,7 +68,10 @@ def repair_torchaudio(package: Path | None = None) -> str:
 
 
 def undo_repair_torchaudio(package: Path | None = None) -> str:
-    """Move the libraries back to where the wheel had put them, and say what was done. Raises EnvironmentFault as the repair does."""
+    """Move the libraries back to where the wheel had put them, and say what was done.
+
+    Raises EnvironmentFault as the repair does.
+    """
     package = package or _package()
     moved = _move(package / UNUSED, package / "lib")
     if (package / UNUSED).is_dir() and not any((package / UNUSED).iterdir()):

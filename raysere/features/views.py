@@ -27,10 +27,10 @@ _BLOCK = 1 << 14  # rows of a float64 copy, and what is left of the last utteran
 class Stream:
     """Rows of B utterances.
 
-    ``layers`` float32 (B, T, D) each, zeros where ``mask`` (B, T) is False; T is 1 for utterance granularity.
-    ``stats`` is how many statistics of the backbone's dim stand side by side in D (2: mean, std), 1 where the layers differ.
-    Granularity ``pooled`` is not stored: the training loop makes one vector an utterance (see ``Method.pools``), the only entry
-    of ``layers``, with T 1.
+    ``layers`` float32 (B, T, D) each, zeros where ``mask`` (B, T) is False; T is 1 for utterance
+    granularity. ``stats`` is how many statistics of the backbone's dim stand side by side in D (2:
+    mean, std), 1 where the layers differ. Granularity ``pooled`` is not stored: the training loop
+    makes one vector an utterance (see ``Method.pools``), the only entry of ``layers``, with T 1.
     """
 
     layers: dict[int, Tensor]
@@ -46,7 +46,8 @@ class FeatureView:
     Attributes:
         spec: what the rows are.
         utterances: N ids; every ``rows`` argument counts in this order.
-        present: bool (N,); False where there are no features (quarantined, no transcript, not extracted yet).
+        present: bool (N,); False where there are no features (quarantined, no transcript, not
+            extracted yet).
 
     Views travel between processes as paths; the bytes stay in the mapped files.
     """
@@ -64,7 +65,9 @@ class FeatureView:
         self._numbers: dict[str, int] | None = None
 
     def joined(self, others: Mapping[str, FeatureView]) -> FeatureView:
-        """This view, followed by the utterances of views of the same layers, whose ids get ``@`` and the view's name appended."""
+        """This view, followed by the utterances of views of the same layers, whose ids get ``@``
+        and the view's name appended.
+        """
         views = [self, *others.values()]
         starts = np.concatenate([[0], np.cumsum([view.placement.shard.max(initial=-1) + 1 for view in views])]).tolist()
         shards = [np.where(view.present, view.placement.shard + start, -1) for view, start in zip(views, starts, strict=False)]
@@ -78,7 +81,10 @@ class FeatureView:
 
     @classmethod
     def from_arrays(cls, spec: FeatureSpec, utterances: Sequence[str], layers: Mapping[int, Sequence[np.ndarray | None]]) -> FeatureView:
-        """A view of arrays in memory: ``layers[number][i]`` is (rows, width) of utterance i, or None where it is absent."""
+        """A view of arrays in memory:
+
+        ``layers[number][i]`` is (rows, width) of utterance i, or None where it is absent.
+        """
         if not layers:
             raise DataError("A view needs at least one layer")
         counts = {
@@ -116,7 +122,10 @@ class FeatureView:
         return self.spec.shape()
 
     def rows_of(self, utterances: Sequence[str]) -> np.ndarray:
-        """Row numbers int64 (n,) of utterance ids. Raises DataError for an id that is not in the view."""
+        """Row numbers int64 (n,) of utterance ids.
+
+        Raises DataError for an id that is not in the view.
+        """
         if self._numbers is None:
             self._numbers = {utterance: number for number, utterance in enumerate(self.utterances)}
         missing = [utterance for utterance in utterances if utterance not in self._numbers]
@@ -129,7 +138,8 @@ class FeatureView:
         return self.placement.rows[_numpy(rows)]
 
     def batch(self, rows: Tensor | np.ndarray, layers: Sequence[int], device: str | torch.device = "cpu") -> Stream:
-        """The asked utterances, padded with zeros to the longest: absent ones are zeros with an all-False mask.
+        """The asked utterances, padded with zeros to the longest: absent ones are zeros with an
+        all-False mask.
 
         Raises ConfigError for a layer that is not cached.
         """
@@ -158,7 +168,10 @@ class FeatureView:
         return Stream(tensors, mask, common_stats(self.spec, layers), self.spec.granularity, self.spec.kind)
 
     def matrix(self, layer: int, rows: Any = None) -> np.ndarray:
-        """One row an utterance, float32 (n, width), zeros where absent; a copy. Raises ConfigError unless the granularity is utterance."""
+        """One row an utterance, float32 (n, width), zeros where absent; a copy.
+
+        Raises ConfigError unless the granularity is utterance.
+        """
         self._check([layer])
         if self.spec.granularity != "utterance":
             raise ConfigError(f"A matrix needs one row an utterance; these features have {self.spec.granularity}s", choices=["utterance"])
@@ -166,14 +179,17 @@ class FeatureView:
         return gather(self.source, layer, self.placement, rows, self.spec.width(layer), 1)[:, 0].numpy()
 
     def packed(self, layer: int, rows: Any) -> np.ndarray:
-        """All rows of the asked utterances, one utterance after the other: (sum of lengths, width) in the store's dtype, a copy."""
+        """All rows of the asked utterances, one utterance after the other: (sum of lengths, width)
+        in the store's dtype, a copy.
+        """
         self._check([layer])
         rows, places = _numpy(rows), self.placement
         here = Placement(places.shard[rows], places.first[rows], places.rows[rows])
         return pack(self.source, layer, here, self.spec.width(layer), np.dtype(self.spec.dtype))
 
     def moments(self, layer: int, rows: Any = None) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and population standard deviation over all valid rows of the asked utterances: float64 (width,) each.
+        """Mean and population standard deviation over all valid rows of the asked utterances:
+        float64 (width,) each.
 
         Raises DataError where none of them is present.
         """
@@ -185,10 +201,12 @@ class FeatureView:
         return mean.copy(), std.copy()
 
     def prefix(self, layer: int, rows: Any = None, device: str | torch.device = "cpu") -> PrefixSums:
-        """Prefix sums over the frames of the asked utterances (default: all), for the mean and std of any chunks.
+        """Prefix sums over the frames of the asked utterances (default: all), for the mean and std
+        of any chunks.
 
-        They take 16 bytes a value. Where that fits the budget (RAYSERE_RESIDENT_GB) they stay for the next alignment and the next
-        trial of this process; else they are made anew, so ask for fewer utterances at a time then.
+        They take 16 bytes a value. Where that fits the budget (RAYSERE_RESIDENT_GB) they stay for
+        the next alignment and the next trial of this process; else they are made anew, so ask for
+        fewer utterances at a time then.
         """
         from raysere.features.prefix import prefix_sums
 
@@ -208,7 +226,9 @@ class FeatureView:
         return make() if kept is None else kept
 
     def _moments(self, layer: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """In the order of ``rows``, whatever shards hold them: chance decides who writes a shard, and no result may depend on it."""
+        """In the order of ``rows``, whatever shards hold them: chance decides who writes a shard,
+        and no result may depend on it.
+        """
         width, rows = self.spec.width(layer), rows[self.present[rows]]
         count, mean, squares = 0, np.zeros(width), np.zeros(width)
         stretch = offsets(self.lengths(rows))[:-1] // _BLOCK

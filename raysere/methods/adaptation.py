@@ -1,9 +1,11 @@
-"""``adaptation``: published ways to bring a labelled source and an unlabelled target together, in one frame (docs/methods.md 4.3).
+"""``adaptation``: published ways to bring a labelled source and an unlabelled target together, in
+one frame (docs/methods.md 4.3).
 
     L = CE_S + r(p) lam L_kind(f_S, f_T, logits_T),  r(p) = 2 / (1 + exp(-10 p)) - 1
 
-``source_only`` has no second term; with ``normalise: domain`` it is the baseline of per-domain normalisation, with ``speaker`` that of
-per-speaker normalisation. All kinds have the trunk, the loop and the budget of the methods that they are compared with.
+``source_only`` has no second term; with ``normalise: domain`` it is the baseline of per-domain
+normalisation, with ``speaker`` that of per-speaker normalisation. All kinds have the trunk, the
+loop and the budget of the methods that they are compared with.
 
 | kind | L_kind |
 | --- | --- |
@@ -32,15 +34,17 @@ from raysere.nn import alignment
 from raysere.training.method import Batch, Feed, Shapes, Step
 
 Kind = Literal["source_only", "coral_closed", "coral_deep", "dann", "cdan", "cdan_e", "mcc", "entropy", "infomax"]
-#: Default lam of each kind that has one; the covariances of ``coral_deep`` differ by small numbers (docs/methods.md 7.5).
+#: Default lam of each kind that has one; the covariances of ``coral_deep`` differ by small numbers
+#: (docs/methods.md 7.5).
 WEIGHTS = {"coral_deep": 100.0, "dann": 1.0, "cdan": 1.0, "cdan_e": 1.0, "mcc": 1.0, "entropy": 0.1, "infomax": 0.1}
 CRITICS = ("dann", "cdan", "cdan_e")
 _OUTER, _MAPPED = 4096, 1024
 
 
 class AdaptationParams(DomainParams):
-    """``weight`` is lam in units of the kind's default, so that one range serves all; ``ridge`` is of ``coral_closed``, ``temperature`` of
-    ``mcc``."""
+    """``weight`` is lam in units of the kind's default, so that one range serves all; ``ridge`` is
+    of ``coral_closed``, ``temperature`` of ``mcc``.
+    """
 
     kind: Kind = "source_only"
     weight: float = Field(1.0, ge=0, le=1e3)
@@ -122,7 +126,8 @@ class Adaptation(DomainMethod):
             f_target, logits_target = model(batch.unlabelled)
             strength = progress(step)
             if params.kind in CRITICS:
-                # the reversed gradient carries lam, so that the critic itself learns at full strength
+                # the reversed gradient carries lam, so that the critic itself learns at full
+                # strength
                 critics = [model.domain_logits(x, z, strength * weight) for x, z in ((f, logits), (f_target, logits_target))]
                 sure = tuple(alignment.entropy_weights(torch.softmax(z, dim=-1)) for z in (logits, logits_target))
                 terms[params.kind] = alignment.domain_loss(critics[0], critics[1], sure if params.kind == "cdan_e" else None)  # type: ignore[arg-type]

@@ -1,11 +1,13 @@
-"""``concat``: each stream pooled, the vectors side by side, one network. After BIIC's entry to the 2025 challenge.
+"""``concat``: each stream pooled, the vectors side by side, one network. After BIIC's entry to the
+2025 challenge.
 
     stream -> layers mixed -> pooled -> vector, or a learned one where the stream is missing        (each stream)
     -> all side by side -> dropout -> [Linear LayerNorm Mish dropout] x depth -> heads
 
-Published: separately tuned WavLM and RoBERTa, concatenated 2,048 + 1,024 -> Mish MLP. Ours: frozen features, the width and
-depth of the network, LayerNorm (as in ``pooled``), the learned vector of a missing stream (see :mod:`raysere.methods.parts.fusion`).
-It differs from ``pooled`` on two streams in that: there an utterance needs all streams.
+Published: separately tuned WavLM and RoBERTa, concatenated 2,048 + 1,024 -> Mish MLP. Ours: frozen
+features, the width and depth of the network, LayerNorm (as in ``pooled``), the learned vector of a
+missing stream (see :mod:`raysere.methods.parts.fusion`). It differs from ``pooled`` on two streams
+in that: there an utterance needs all streams.
 """
 
 from __future__ import annotations

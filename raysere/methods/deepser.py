@@ -1,16 +1,19 @@
-"""``deepser``: streams fused at two depths. After the member "DeepSER" of Medusa, the winner of the 2025 challenge's class task.
+"""``deepser``: streams fused at two depths. After the member "DeepSER" of Medusa, the winner of the
+2025 challenge's class task.
 
     stream -> layers mixed -> Linear ReLU Linear -> two transformer layers -> h1, h2; h3 = mean of h2     (each stream)
     leg A: all h1 behind each other in time -> two transformer layers -> a2
     leg B: all h2 and a2 behind each other in time -> two transformer layers -> mean b
     all h3 and b side by side -> [Linear, manifold mixup, ReLU] -> class logits, attributes by a sigmoid over the scale
 
-Published: that, 1-head layers of width 512, soft targets, class weights to the power .5, 1.5 x class term + .4 x squared
-error of the attributes, mixup by Beta(.2, .2) with probability .3, a balanced epoch from epoch 4 on (plain cross-entropy, items
-without agreement as one more class-sized group), patience 8. The sources do not say how many layers the legs have beyond leg
-A's second, nor the feed-forward width: two, and four widths here. Changed: masks everywhere (the released program has
-none), the mean of b over valid rows, learning rate 1e-4 instead of 1e-5 (whose 30 epochs leave a fresh head on a few thousand
-utterances near its start), no tenfold lower rate in the balanced epochs (the cosine does that), a learned row for a missing stream.
+Published: that, 1-head layers of width 512, soft targets, class weights to the power .5, 1.5 x
+class term + .4 x squared error of the attributes, mixup by Beta(.2, .2) with probability .3, a
+balanced epoch from epoch 4 on (plain cross-entropy, items without agreement as one more class-sized
+group), patience 8. The sources do not say how many layers the legs have beyond leg A's second, nor
+the feed-forward width: two, and four widths here. Changed: masks everywhere (the released program
+has none), the mean of b over valid rows, learning rate 1e-4 instead of 1e-5 (whose 30 epochs leave
+a fresh head on a few thousand utterances near its start), no tenfold lower rate in the balanced
+epochs (the cosine does that), a learned row for a missing stream.
 """
 
 from __future__ import annotations

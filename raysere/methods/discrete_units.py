@@ -1,10 +1,11 @@
 """``discrete_units``: an utterance as a bag of discrete speech units (docs/methods.md 6.6).
 
-    rows (B, T, D) of one layer -> nearest of K units -> shares of the units (B, K), square root or tf-idf -> head
+    rows (B, T, D) of one layer -> nearest of K units -> shares of the units (B, K), square root or
+    tf-idf -> head
 
-Units are k-means of the training rows of a fold, so that no held-out utterance shapes them. The square root is the Hellinger map: its
-dot product compares distributions, not counts. Counting discards order and, with ``dedup``, duration, which carries emotion: off by
-default.
+Units are k-means of the training rows of a fold, so that no held-out utterance shapes them. The
+square root is the Hellinger map: its dot product compares distributions, not counts. Counting
+discards order and, with ``dedup``, duration, which carries emotion: off by default.
 """
 
 from __future__ import annotations
@@ -69,7 +70,9 @@ class UnitsModel(HeadedModel):
         return found.scatter_add_(1, units, counted.float())
 
     def vector(self, stream: Any) -> Tensor:
-        """(B, K), of a size that one learning rate serves: shares of the units under the root, or tf-idf of length 1, times sqrt(K)."""
+        """(B, K), of a size that one learning rate serves: shares of the units under the root, or
+        tf-idf of length 1, times sqrt(K).
+        """
         counts = self.counts(stream)
         share = counts / counts.sum(1, keepdim=True).clamp_min(1)
         if self.params.weighting == "hellinger":
@@ -82,7 +85,9 @@ class UnitsModel(HeadedModel):
         return self.trunk(stream.layers[0][:, 0] if stream.granularity == "pooled" else self.vector(stream), mixing)
 
     def remembered(self, batch: Batch) -> Batch:
-        """The batch with the vectors of its utterances, where they are known from the start of the epoch."""
+        """The batch with the vectors of its utterances, where they are known from the start of the
+        epoch.
+        """
         if self.known is None:
             return batch
         rows, vectors = self.known
@@ -118,7 +123,9 @@ class DiscreteUnits(HeadedMethod):
         return UnitsModel(params, shapes, self.layers(params, shapes))
 
     def begin_epoch(self, model: Any, feed: Feed, epoch: int, seed: int) -> None:
-        """Before the first step: units of the training rows, and the vectors of the training utterances."""
+        """Before the first step: units of the training rows, and the vectors of the training
+        utterances.
+        """
         if epoch:
             return
         generator = torch.Generator().manual_seed(seed)

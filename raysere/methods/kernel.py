@@ -1,15 +1,19 @@
-"""``kernel``: a sum of kernels over layers and streams, and ridge regression on it, solved in closed form.
+"""``kernel``: a sum of kernels over layers and streams, and ridge regression on it, solved in
+closed form.
 
-    rows (B, T, D) of each layer -> mean | mean and std over valid rows -> (dominant variation within classes shrunk)
-    -> feature map of a linear or a Gaussian kernel -> all layers side by side -> linear scores -> logits, attributes
+    rows (B, T, D) of each layer -> mean | mean and std over valid rows -> (dominant variation
+    within classes shrunk) -> feature map of a linear or a Gaussian kernel -> all layers side by
+    side -> linear scores -> logits, attributes
 
-Least squares on class indicators with a Gaussian kernel is as good a classifier as a support vector machine (Suykens and Vandewalle
-1999; Rifkin 2002), and a sum of kernels lets every layer speak without a weight to be learned, in one solution of a linear system.
-Gaussian kernels are random Fourier features (:mod:`raysere.nn.random_features`), so that neither the cost nor the stored weights
-grow with the training set squared.
+Least squares on class indicators with a Gaussian kernel is as good a classifier as a support vector
+machine (Suykens and Vandewalle 1999; Rifkin 2002), and a sum of kernels lets every layer speak
+without a weight to be learned, in one solution of a linear system. Gaussian kernels are random
+Fourier features (:mod:`raysere.nn.random_features`), so that neither the cost nor the stored
+weights grow with the training set squared.
 
-Shrinking within classes is that of speaker recognition (Hatch et al. 2006, "WCCN"): what varies most among utterances of one class
-(speakers, words) counts less. Here its leading directions only, with the rest treated as equal.
+Shrinking within classes is that of speaker recognition (Hatch et al. 2006, "WCCN"): what varies
+most among utterances of one class (speakers, words) counts less. Here its leading directions only,
+with the rest treated as equal.
 """
 
 from __future__ import annotations
@@ -35,7 +39,9 @@ _SUBSPACE_STEPS = 4
 
 
 class KernelParams(LoopParams):
-    """One epoch is the solution; learning rate, weight decay, batch, schedule and clipping do nothing here."""
+    """One epoch is the solution; learning rate, weight decay, batch, schedule and clipping do
+    nothing here.
+    """
 
     epochs: int = Field(1, ge=1, le=1)
     layers: Literal["near", "one", "all"] = Field("near", description=f"the layer at `depth` and {NEAR} on either side, it alone, or all")
@@ -101,11 +107,13 @@ class KernelModel(nn.Module):
         return self.mapped(self.rows(streams)) @ self.coefficients + self.bias
 
     def learn_metric(self, rows: list[Tensor], label: Tensor) -> None:
-        """Leading directions of the covariance within classes of each layer, and how much they count.
+        """Leading directions of the covariance within classes of each layer, and how much they
+        count.
 
-        With W that covariance (of all rows where there are no classes) and t the mean of its eigenvalues, the metric is
-        ``((1 - a) t I + a W)^-1`` with a = ``shrink``, for W of its leading directions and the mean of the other eigenvalues, and
-        scaled so that those others count 1.
+        With W that covariance (of all rows where there are no classes) and t the mean of its
+        eigenvalues, the metric is ``((1 - a) t I + a W)^-1`` with a = ``shrink``, for W of its
+        leading directions and the mean of the other eigenvalues, and scaled so that those others
+        count 1.
         """
         groups = hard_targets(label, self.classes) if self.classes else torch.ones(len(label), 1, device=label.device)
         share = groups / groups.sum(0).clamp_min(1)
@@ -145,7 +153,9 @@ class Kernel(ClosedMethod):
 
     @staticmethod
     def targets(model: Any, batch: Batch) -> Tensor:
-        """(B, outputs): class indicators less 1 / C, then attributes; NaN where an item has no such target."""
+        """(B, outputs): class indicators less 1 / C, then attributes; NaN where an item has no such
+        target.
+        """
         parts = []
         if model.classes:
             indicators = hard_targets(batch.label, model.classes) - 1 / model.classes

@@ -1,13 +1,14 @@
-"""``layer_anchoring``: chosen layers of a backbone are brought together across languages, each through an adaptor (docs/methods.md 7).
+"""``layer_anchoring``: chosen layers of a backbone are brought together across languages, each
+through an adaptor (docs/methods.md 7).
 
     X (B, L, D) -> anchors A -> g_l: Linear, LN, GELU -> A_l (B, n, d_a) -> fused -> trunk -> logits
     L = CE_S + r(p) lam (1 / n) sum_{l in A} L_align(A_l^S, A_l^T)
 
-After Upadhyay, Busso and Lee (2024). The similarity of layers, the rule of choice, lam and the head are ours. The backbone is frozen, so
-CORAL on its layers would be constant: the adaptors learn.
+After Upadhyay, Busso and Lee (2024). The similarity of layers, the rule of choice, lam and the head
+are ours. The backbone is frozen, so CORAL on its layers would be constant: the adaptors learn.
 
-CORAL of a batch is mostly noise (docs/methods.md 7.5), so covariances are running means, with the gradient of the batch's part at full
-strength.
+CORAL of a batch is mostly noise (docs/methods.md 7.5), so covariances are running means, with the
+gradient of the batch's part at full strength.
 """
 
 from __future__ import annotations
@@ -33,7 +34,11 @@ _FOLDS, _STRENGTH = 5, 0.3
 
 
 class AnchoringParams(DomainParams):
-    """See docs/methods.md 7.2. ``weight: 0`` at the same anchors is the control that tells the choice of layers from their alignment."""
+    """See docs/methods.md 7.2.
+
+    ``weight: 0`` at the same anchors is the control that tells the choice of layers from their
+    alignment.
+    """
 
     balance: float = Field(0.5, ge=0, le=1)
     layers: Literal["one"] = Field("one", description="chosen by `anchors`")
@@ -51,7 +56,9 @@ class AnchoringParams(DomainParams):
 
 
 def sparsemax(scores: Tensor) -> Tensor:
-    """Euclidean projection of scores (L,) onto the simplex: a softmax that gives zeros (Martins and Astudillo 2016)."""
+    """Euclidean projection of scores (L,) onto the simplex: a softmax that gives zeros (Martins and
+    Astudillo 2016).
+    """
     ordered, _ = scores.sort(descending=True)
     count = torch.arange(1, len(scores) + 1, device=scores.device, dtype=scores.dtype)
     inside = 1 + count * ordered > ordered.cumsum(0)
@@ -155,7 +162,9 @@ class LayerAnchoring(DomainMethod):
 
     @staticmethod
     def _read(params: AnchoringParams, numbers: list[int]) -> list[int]:
-        """All layers, unless the configuration names its anchors: then these, and the last where it is used."""
+        """All layers, unless the configuration names its anchors: then these, and the last where it
+        is used.
+        """
         if params.anchors == "final":
             return numbers[-1:]
         if params.anchors in ("group", "single") and params.start is not None:

@@ -1,11 +1,13 @@
-"""``pooled``: layers mixed, rows pooled, one small network. The challenge baseline on frozen features (docs/methods.md 2.2).
+"""``pooled``: layers mixed, rows pooled, one small network. The challenge baseline on frozen
+features (docs/methods.md 2.2).
 
     rows (B, T, D) of L layers -> softmax-weighted mix, one layer, the sum of four, or all side by side
     -> mean | mean and std | attentive statistics over valid rows -> dropout -> [Linear LayerNorm ReLU dropout] x depth -> heads
 
-The defaults are the published baseline, adapted to frozen features (docs/methods.md 2.2): learned layer weights,
-mean and standard deviation, one hidden layer of 1,024, dropout .5, cross-entropy with weights N / (C n_k). What differs is
-the learning rate: the published 1e-5 tunes a whole transformer, a fresh head on frozen features needs 1e-3.
+The defaults are the published baseline, adapted to frozen features (docs/methods.md 2.2): learned
+layer weights, mean and standard deviation, one hidden layer of 1,024, dropout .5, cross-entropy
+with weights N / (C n_k). What differs is the learning rate: the published 1e-5 tunes a whole
+transformer, a fresh head on frozen features needs 1e-3.
 """
 
 from __future__ import annotations
@@ -68,13 +70,17 @@ class Pooled(HeadedMethod):
         return chosen_layers(params, shapes)
 
     def pools(self, params: PooledParams, shapes: Shapes) -> dict[str, StreamPool]:
-        """Streams of which one layer, a sum or layers side by side are pooled by mean or mean and deviation."""
+        """Streams of which one layer, a sum or layers side by side are pooled by mean or mean and
+        deviation.
+        """
         chosen = self.layers(params, shapes)
         pools = {name: StreamPool(stream, chosen[name], params, params.hidden) for name, stream in shapes.streams.items()}
         return {name: pool for name, pool in pools.items() if pool.fixed}
 
     def stacks(self, params: PooledParams, shapes: Shapes) -> bool:
-        """Rows over time are padded per batch, and mixup and rater dropout draw per fold: those train one fold after the other."""
+        """Rows over time are padded per batch, and mixup and rater dropout draw per fold: those
+        train one fold after the other.
+        """
         drawn = params.mixup or (params.rater_dropout and params.loss == "kl")
         pooled = self.pools(params, shapes)
         return not drawn and all(name in pooled or stream.granularity == "utterance" for name, stream in shapes.streams.items())

@@ -1,13 +1,15 @@
-"""``xattn``: recurrent streams that attend to each other. After a member of UNICAMP's entry to the 2025 challenge.
+"""``xattn``: recurrent streams that attend to each other. After a member of UNICAMP's entry to the
+2025 challenge.
 
     stream -> layers mixed -> Linear LayerNorm -> biGRU -> h                                        (each stream)
     h + attention of h to the h of the other streams -> attention pooling                           (each stream)
     -> all side by side -> LayerNorm -> [Linear ReLU dropout] x depth -> heads
 
-Published: each stream Linear 512 + LayerNorm -> biGRU -> cross-attention both ways with residual -> attention pooling ->
-concat -> LayerNorm -> MLP; pairs and triples of encoders. Ours: 8 heads, a GRU of half the width in each direction, dropout
-where it stands, the width of the network, and that of three streams each attends to both others at once. The published
-neutral-against-rest head and its sampler are not part of it.
+Published: each stream Linear 512 + LayerNorm -> biGRU -> cross-attention both ways with residual ->
+attention pooling -> concat -> LayerNorm -> MLP; pairs and triples of encoders. Ours: 8 heads, a GRU
+of half the width in each direction, dropout where it stands, the width of the network, and that of
+three streams each attends to both others at once. The published neutral-against-rest head and its
+sampler are not part of it.
 """
 
 from __future__ import annotations

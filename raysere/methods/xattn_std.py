@@ -1,4 +1,5 @@
-"""``xattn_std``: the standard cross-attention transformer, as a yardstick for ``xattn`` and ``deepser``.
+"""``xattn_std``: the standard cross-attention transformer, as a yardstick for ``xattn`` and
+``deepser``.
 
     stream -> layers mixed -> Linear LayerNorm + sinusoids -> x                                     (each stream)
     blocks times: x + attention(norm x, norm of the others' x) -> x + feed-forward(norm x)          (all streams at once)

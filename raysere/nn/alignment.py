@@ -1,6 +1,8 @@
-"""Losses that bring two domains together, as pure functions: the source is labelled, the target is not (docs/methods.md 4.3, 7.5).
+"""Losses that bring two domains together, as pure functions: the source is labelled, the target is
+not (docs/methods.md 4.3, 7.5).
 
-Scalars out. Nothing here reads a target label: class posteriors of target items are what a model says of them.
+Scalars out. Nothing here reads a target label: class posteriors of target items are what a model
+says of them.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ _TINY = 1e-8
 
 
 def ramp(progress: float, alpha: float = 10.0) -> float:
-    """``2 / (1 + exp(-alpha p)) - 1``, p from 0 to 1 over the training: 0 at the start, tanh(alpha / 2) at the end (Ganin et al. 2016).
+    """``2 / (1 + exp(-alpha p)) - 1``, p from 0 to 1 over the training: 0 at the start, tanh(alpha
+    / 2) at the end (Ganin et al. 2016).
 
     Example:
         >>> ramp(0.0), round(ramp(1.0), 4)
@@ -39,10 +42,12 @@ def covariance(x: Tensor) -> Tensor:
 
 
 def coral(source: Tensor, target: Tensor, *, mean_term: bool = False) -> Tensor:
-    """``|C_S - C_T|_F^2 / (4 d^2)`` of features (n, d), (m, d); with ``mean_term`` the mean squared gap of the means beside it.
+    """``|C_S - C_T|_F^2 / (4 d^2)`` of features (n, d), (m, d); with ``mean_term`` the mean squared
+    gap of the means beside it.
 
-    Noise: for equal unit-Gaussian domains its mean is :func:`coral_noise`, above what a variance four times as large makes of it at
-    batches of 32: compare values only after that is divided out (4.4).
+    Noise: for equal unit-Gaussian domains its mean is :func:`coral_noise`, above what a variance
+    four times as large makes of it at batches of 32: compare values only after that is divided out
+    (4.4).
 
     Example:
         >>> x = torch.tensor([[0.0, 0.0], [2.0, 4.0]])
@@ -55,7 +60,8 @@ def coral(source: Tensor, target: Tensor, *, mean_term: bool = False) -> Tensor:
 
 
 def coral_noise(width: int, source: int, target: int) -> float:
-    """Mean of :func:`coral` between samples of one unit-Gaussian distribution: ``(d + 1) / (4 d) (1 / (n - 1) + 1 / (m - 1))``.
+    """Mean of :func:`coral` between samples of one unit-Gaussian distribution:
+    ``(d + 1) / (4 d) (1 / (n - 1) + 1 / (m - 1))``.
 
     Example:
         >>> round(coral_noise(256, 32, 32), 3)
@@ -65,7 +71,9 @@ def coral_noise(width: int, source: int, target: int) -> float:
 
 
 def mmd(source: Tensor, target: Tensor) -> Tensor:
-    """Squared maximum mean discrepancy, unbiased, of a Gaussian kernel whose width is the median squared distance of all pairs."""
+    """Squared maximum mean discrepancy, unbiased, of a Gaussian kernel whose width is the median
+    squared distance of all pairs.
+    """
     joined = torch.cat([source, target])
     distances = torch.cdist(joined, joined).square()
     n, m = len(source), len(target)
@@ -77,10 +85,12 @@ def mmd(source: Tensor, target: Tensor) -> Tensor:
 
 
 def recolour(source: Tensor, target: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-    """``(A, b)`` with ``x A + b`` of the target's mean and covariance: ``A = C_S^{-1/2} C_T^{1/2}``, C = cov + ridge I (closed CORAL).
+    """``(A, b)`` with ``x A + b`` of the target's mean and covariance:
+    ``A = C_S^{-1/2} C_T^{1/2}``, C = cov + ridge I (closed CORAL).
 
     Args:
-        source, target: (n, d), (m, d), any dtype; computed in float64. Returns float64 (d, d) and (d,).
+        source, target: (n, d), (m, d), any dtype; computed in float64. Returns float64 (d, d) and
+            (d,).
     """
     source, target = source.double(), target.double()
     turn = _covariance_power(source, ridge, -0.5) @ _covariance_power(target, ridge, 0.5)
@@ -88,9 +98,11 @@ def recolour(source: Tensor, target: Tensor, ridge: float) -> tuple[Tensor, Tens
 
 
 def _covariance_power(x: Tensor, ridge: float, exponent: float) -> Tensor:
-    """``(cov + ridge I)^exponent`` (d, d) of rows (n, d); without a ridge, directions without variance stay without.
+    """``(cov + ridge I)^exponent`` (d, d) of rows (n, d); without a ridge, directions without
+    variance stay without.
 
-    By the rows' own singular vectors: with hundreds of rows of a thousand columns that is a tenth of the work of a (d, d) matrix's.
+    By the rows' own singular vectors: with hundreds of rows of a thousand columns that is a tenth
+    of the work of a (d, d) matrix's.
     """
     _, roots, turn = torch.linalg.svd((x - x.mean(0)) / max(len(x) - 1, 1) ** 0.5, full_matrices=False)
     values = roots.square() + ridge
@@ -114,7 +126,10 @@ def entropy(logits: Tensor) -> Tensor:
 
 
 def even_offset(logits: Tensor, rounds: int = 200) -> Tensor:
-    """b (C,) of mean 0 with which softmax(logits + b), logits (n, C), is even on the mean: Sinkhorn on one margin (Cuturi 2013)."""
+    """b (C,) of mean 0 with which softmax(logits + b), logits (n, C), is even on the mean:
+
+    Sinkhorn on one margin (Cuturi 2013).
+    """
     offset = torch.zeros(logits.shape[1], device=logits.device)
     for _ in range(rounds):
         share = torch.softmax(logits + offset, dim=-1).mean(0).clamp_min(1e-6)
@@ -125,7 +140,8 @@ def even_offset(logits: Tensor, rounds: int = 200) -> Tensor:
 
 
 def infomax(logits: Tensor) -> Tensor:
-    """``H(mean p) - mean H(p)``, the mutual information of item and answer: 0 for one class or no opinion, log C for sure and balanced.
+    """``H(mean p) - mean H(p)``, the mutual information of item and answer: 0 for one class or no
+    opinion, log C for sure and balanced.
 
     Example:
         >>> round(float(infomax(50 * torch.eye(4))), 3)  # sure and even: log 4
@@ -136,10 +152,12 @@ def infomax(logits: Tensor) -> Tensor:
 
 
 def class_confusion(logits: Tensor, temperature: float = 2.5) -> Tensor:
-    """Minimum class confusion of logits (B, C): how much classes are confused with each other, the more so by sure items.
+    """Minimum class confusion of logits (B, C): how much classes are confused with each other, the
+    more so by sure items.
 
-    ``P = softmax(z / T)``, ``w = B (1 + e^{-H}) / sum`` without gradient, ``M = P' diag(w) P`` with rows of sum 1; the mean over classes of
-    what is off the diagonal. (C - 1) / C for no opinion or one class, 0 for sure and balanced.
+    ``P = softmax(z / T)``, ``w = B (1 + e^{-H}) / sum`` without gradient, ``M = P' diag(w) P`` with
+    rows of sum 1; the mean over classes of what is off the diagonal. (C - 1) / C for no opinion or
+    one class, 0 for sure and balanced.
 
     Example:
         >>> round(float(class_confusion(torch.zeros(8, 4))), 3)  # no idea: (C - 1) / C
@@ -153,7 +171,9 @@ def class_confusion(logits: Tensor, temperature: float = 2.5) -> Tensor:
 
 
 def entropy_weights(p: Tensor) -> Tensor:
-    """``1 + exp(-H(p_i))`` scaled to a mean of 1, without gradient: sure items count up to twice what unsure ones do. p (B, C)."""
+    """``1 + exp(-H(p_i))`` scaled to a mean of 1, without gradient: sure items count up to twice
+    what unsure ones do. p (B, C).
+    """
     p = p.detach()
     raw = 1 + torch.exp(torch.special.xlogy(p, p).sum(1))
     return raw / raw.mean()
@@ -179,7 +199,8 @@ def reverse_gradient(x: Tensor, strength: float) -> Tensor:
 
 
 def domain_loss(source: Tensor, target: Tensor, weights: tuple[Tensor, Tensor] | None = None) -> Tensor:
-    """Binary cross-entropy of a domain critic's logits (n,) for source (1) and (m,) for target (0), both domains with equal weight.
+    """Binary cross-entropy of a domain critic's logits (n,) for source (1) and (m,) for target (0),
+    both domains with equal weight.
 
     ``weights``: of the items of each, as :func:`entropy_weights` gives them.
     """
@@ -191,12 +212,18 @@ def domain_loss(source: Tensor, target: Tensor, weights: tuple[Tensor, Tensor] |
 
 
 def outer_map(features: Tensor, posterior: Tensor) -> Tensor:
-    """Features (B, d) and class posteriors (B, C) as their outer product (B, d C): ``<T, T'> = <f, f'> <g, g'>`` (CDAN)."""
+    """Features (B, d) and class posteriors (B, C) as their outer product (B, d C):
+
+    ``<T, T'> = <f, f'> <g, g'>`` (CDAN).
+    """
     return (features.unsqueeze(2) * posterior.unsqueeze(1)).flatten(1)
 
 
 def random_map(features: Tensor, posterior: Tensor, turn: Tensor, turn_classes: Tensor) -> Tensor:
-    """:func:`outer_map` in the mean over fixed normal matrices (d, R), (C, R): ``(f R_f) (g R_g) / sqrt(R)``."""
+    """:func:`outer_map` in the mean over fixed normal matrices (d, R), (C, R):
+
+    ``(f R_f) (g R_g) / sqrt(R)``.
+    """
     return (features @ turn) * (posterior @ turn_classes) / turn.shape[1] ** 0.5
 
 
@@ -204,7 +231,8 @@ def random_map(features: Tensor, posterior: Tensor, turn: Tensor, turn_classes: 
 
 
 def jensen_shannon(p: Tensor, q: Tensor, weight: float = 0.5) -> Tensor:
-    """Of distributions (..., K) in nats: ``H(w p + (1 - w) q) - w H(p) - (1 - w) H(q)``, w the share of the first.
+    """Of distributions (..., K) in nats: ``H(w p + (1 - w) q) - w H(p) - (1 - w) H(q)``, w the
+    share of the first.
 
     Example:
         >>> p, q = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
@@ -226,9 +254,11 @@ def _relative(p: Tensor, q: Tensor) -> Tensor:
 
 
 def jensen_shannon_noise(units: int, source: float, target: float) -> float:
-    """Mean of :func:`jensen_shannon` between histograms of ``source`` and ``target`` independent draws from one distribution over K units.
+    """Mean of :func:`jensen_shannon` between histograms of ``source`` and ``target`` independent
+    draws from one distribution over K units.
 
-    ``(K - 1) / 8 (1 / n + 1 / m)`` nats, for 5 K draws and more; with fewer it saturates below log 2 (1.3 item 3).
+    ``(K - 1) / 8 (1 / n + 1 / m)`` nats, for 5 K draws and more; with fewer it saturates below log
+    2 (1.3 item 3).
 
     Example:
         >>> round(jensen_shannon_noise(50, 3000, 1000), 4)

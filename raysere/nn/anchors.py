@@ -1,6 +1,8 @@
-"""Choose anchor layers by relevance for emotion in the source and similarity across languages (docs/methods.md 7.3).
+"""Choose anchor layers by relevance for emotion in the source and similarity across languages
+(docs/methods.md 7.3).
 
-Neither input needs an emotion label of the target; :mod:`raysere.studies.layers` measures both. Pure numpy.
+Neither input needs an emotion label of the target; :mod:`raysere.studies.layers` measures both.
+Pure numpy.
 """
 
 from __future__ import annotations
@@ -18,9 +20,11 @@ ANCHOR_KINDS: tuple[AnchorKind, ...] = get_args(AnchorKind)
 
 
 def layer_scores(relevance: ArrayLike, similarity: ArrayLike, gamma: float = 1.0) -> NDArray[np.float64]:
-    """``Score_l = rank(R_l) + gamma rank(similarity_l)``, float64 (L + 1,): ranks from 1 (worst), ties share their mean rank.
+    """``Score_l = rank(R_l) + gamma rank(similarity_l)``, float64 (L + 1,): ranks from 1 (worst),
+    ties share their mean rank.
 
-    A layer whose measure is NaN ranks below all others. Raises DataError for rows of different lengths, or without any number.
+    A layer whose measure is NaN ranks below all others. Raises DataError for rows of different
+    lengths, or without any number.
 
     Example:
         >>> layer_scores([0.4, 0.6, 0.5], [0.9, 0.8, 0.1]).tolist()
@@ -47,14 +51,17 @@ def choose_anchors(
     Args:
         relevance: R_l (L + 1,), larger is better.
         similarity: (L + 1,), larger is more alike across languages (a gap with its sign turned).
-        kind: ``final`` the last layer; ``single`` the best score; ``group`` the ``width`` contiguous layers of the best mean score (the
-            published kind); ``topk`` the ``width`` best scores; ``all``; and the controls ``random_group`` (a window by ``seed``) and
-            ``least_similar`` (the window of the lowest mean rank of similarity). Of equals the one nearer to the input is taken.
+        kind: ``final`` the last layer; ``single`` the best score; ``group`` the ``width``
+            contiguous layers of the best mean score (the published kind); ``topk`` the ``width``
+            best scores; ``all``; and the controls ``random_group`` (a window by ``seed``) and
+            ``least_similar`` (the window of the lowest mean rank of similarity). Of equals the one
+            nearer to the input is taken.
         width: layers of a window, cut to the number of layers.
         gamma: weight of the similarity.
 
     Raises:
-        ConfigError: an unknown kind, a width below 1, a negative gamma. DataError: see :func:`layer_scores`.
+        ConfigError: an unknown kind, a width below 1, a negative gamma. DataError: see
+            :func:`layer_scores`.
     """
     if kind not in ANCHOR_KINDS:
         raise ConfigError(f"Unknown kind of anchors {kind!r}", choices=ANCHOR_KINDS)

@@ -10,11 +10,12 @@ from raysere.nn.dropout import Dropout, dropout
 
 
 class Attention(nn.Module):
-    """Multi-head attention (Vaswani et al. 2017, arXiv:1706.03762): rows (B, Tq, D) look at the valid rows of another sequence.
+    """Multi-head attention (Vaswani et al. 2017, arXiv:1706.03762): rows (B, Tq, D) look at the
+    valid rows of another sequence.
 
     Args:
-        dim: D, a multiple of ``heads``. probability: dropout of the result (of whole rows' weights there is none: it would
-            have to be drawn for every pair of rows).
+        dim: D, a multiple of ``heads``. probability: dropout of the result (of whole rows' weights
+            there is none: it would have to be drawn for every pair of rows).
     """
 
     def __init__(self, dim: int, heads: int, probability: float) -> None:
@@ -24,7 +25,9 @@ class Attention(nn.Module):
         self.keys_values = nn.Linear(dim, 2 * dim)
 
     def forward(self, x: Tensor, other: Tensor, mask: Tensor) -> Tensor:
-        """(B, Tq, D) of x (B, Tq, D), other (B, Tk, D) and its ``mask`` bool (B, Tk), which has a valid row in each item."""
+        """(B, Tq, D) of x (B, Tq, D), other (B, Tk, D) and its ``mask`` bool (B, Tk), which has a
+        valid row in each item.
+        """
         query = self._by_head(self.query(x))
         keys, values = (self._by_head(part) for part in self.keys_values(other).chunk(2, dim=-1))
         found = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask[:, None, None, :])
@@ -40,7 +43,9 @@ def feed_forward(dim: int, times: int, probability: float) -> nn.Sequential:
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention and feed-forward, each with a residual and a LayerNorm behind it (post-norm, as published in 2017)."""
+    """Self-attention and feed-forward, each with a residual and a LayerNorm behind it (post-norm,
+    as published in 2017).
+    """
 
     def __init__(self, dim: int, heads: int, probability: float, times: int) -> None:
         super().__init__()
@@ -53,8 +58,9 @@ class EncoderLayer(nn.Module):
 
 
 class CrossLayer(nn.Module):
-    """Attention to another sequence and feed-forward, a LayerNorm before each (pre-norm; the crossmodal block of Tsai et al. 2019,
-    arXiv:1906.00295)."""
+    """Attention to another sequence and feed-forward, a LayerNorm before each (pre-norm; the
+    crossmodal block of Tsai et al. 2019, arXiv:1906.00295).
+    """
 
     def __init__(self, dim: int, heads: int, probability: float, times: int) -> None:
         super().__init__()
@@ -68,7 +74,8 @@ class CrossLayer(nn.Module):
 
 
 def sinusoids(steps: int, dim: int, device: torch.device) -> Tensor:
-    """Positions (T, D), D even: ``sin(t / 10000^(2 i / D))`` in the first half of the columns, the cosines in the second.
+    """Positions (T, D), D even: ``sin(t / 10000^(2 i / D))`` in the first half of the columns, the
+    cosines in the second.
 
     Example:
         >>> sinusoids(3, 8, torch.device("cpu")).shape

@@ -1,4 +1,6 @@
-"""A codebook in training: codes, usage and class posteriors of each code as running tables (docs/methods.md 5.2, 5.3)."""
+"""A codebook in training: codes, usage and class posteriors of each code as running tables
+(docs/methods.md 5.2, 5.3).
+"""
 
 from __future__ import annotations
 
@@ -16,16 +18,20 @@ _NOISE = 0.1  # standard deviation of what replaces a dead code (variance .01)
 class TrainedCodebook(nn.Module):
     """G groups of K codes, shared by both domains.
 
-    A unit z (d,) is cut into G parts of d / G values, and each has the nearest code of its group. One code an utterance cannot say more
-    than log K, and so loses what emotions are told by; G codes say G times as much (product quantization, Jegou et al. 2011). Tables have
-    one row for each of the M = G K codes, group after group. Soft codes are shares of all M, 1 / G in each group: what is a mean or a
-    divergence of codes is then the mean over the groups of theirs.
+    A unit z (d,) is cut into G parts of d / G values, and each has the nearest code of its group.
+    One code an utterance cannot say more than log K, and so loses what emotions are told by; G
+    codes say G times as much (product quantization, Jegou et al. 2011). Tables have one row for
+    each of the M = G K codes, group after group. Soft codes are shares of all M, 1 / G in each
+    group: what is a mean or a divergence of codes is then the mean over the groups of theirs.
 
     Attributes:
-        codes: parameter (M, d / G). active: bool (M,); a code that is not is never taken (more codes than units can fill).
-        scale: running mean of the squared distance to the nearest code: the unit of the temperature.
+        codes: parameter (M, d / G). active: bool (M,); a code that is not is never taken (more
+            codes than units can fill).
+        scale: running mean of the squared distance to the nearest code: the unit of the
+            temperature.
         usage: (2, M) running shares of the codes in the source (0) and in the target (1).
-        sums, mass: running numerator (M, C) and denominator (M,) of the posteriors of :meth:`posteriors`.
+        sums, mass: running numerator (M, C) and denominator (M,) of the posteriors of
+            :meth:`posteriors`.
         counts, vectors: (M,), (M, d / G) running numbers and sums of a step's units of each code.
         ready: whether :meth:`fill` has been called.
     """
@@ -82,10 +88,12 @@ class TrainedCodebook(nn.Module):
 
     @torch.no_grad()
     def fill(self, units: Tensor, labelled: Tensor, label: Tensor, generator: torch.Generator, *, random: bool = False) -> None:
-        """Start from k-means of ``units`` (n, d); posteriors from units with a class and one observation spread over all (Dirichlet).
+        """Start from k-means of ``units`` (n, d); posteriors from units with a class and one
+        observation spread over all (Dirichlet).
 
         Args:
-            labelled, label: (m, d) units of the source and their class (m,). random: leave the codes where they are drawn.
+            labelled, label: (m, d) units of the source and their class (m,). random: leave the
+                codes where they are drawn.
         """
         size = int(min(self.size, max(2, len(units) // 8)))  # fewer than eight units a code tell nothing of it
         self.active.view(self.groups, -1)[:] = torch.arange(self.size, device=self.active.device) < size
@@ -112,9 +120,11 @@ class TrainedCodebook(nn.Module):
 
     @torch.no_grad()
     def follow(self, z: Tensor, squared: Tensor, q: tuple[Tensor, Tensor], memory: float, move: float | None = None) -> None:
-        """Running scale, counts, means, and usage by the soft codes of the source and of the target, of a step's units z (n, d).
+        """Running scale, counts, means, and usage by the soft codes of the source and of the
+        target, of a step's units z (n, d).
 
-        ``move``: memory of exponential averages that the codes become (``codebook: ema``); None leaves the codes to gradients.
+        ``move``: memory of exponential averages that the codes become (``codebook: ema``); None
+        leaves the codes to gradients.
         """
         self.scale.mul_(0.99).add_(0.01 * squared.min(-1).values.mean())
         for domain, soft in enumerate(q):
@@ -133,17 +143,21 @@ class TrainedCodebook(nn.Module):
 
     @torch.no_grad()
     def learn_posteriors(self, q: Tensor, posterior: Tensor, weights: Tensor, memory: float) -> None:
-        """Running tables of which class the units of each code have; ``q`` (n, M), ``posterior`` (n, C), ``weights`` (n,)."""
+        """Running tables of which class the units of each code have; ``q`` (n, M), ``posterior``
+        (n, C), ``weights`` (n,).
+        """
         weighted = self.groups * q * (weights * len(weights) / weights.sum().clamp_min(1e-12)).unsqueeze(1)
         self.sums.mul_(memory).add_((1 - memory) * weighted.T @ posterior)
         self.mass.mul_(memory).add_((1 - memory) * weighted.sum(0))
 
     @torch.no_grad()
     def restart(self, units: tuple[Tensor, Tensor], posterior: tuple[Tensor, Tensor], generator: torch.Generator) -> Tensor:
-        """Replace dead codes by units of the domain that uses them less, a little moved; bool (M,) of those replaced.
+        """Replace dead codes by units of the domain that uses them less, a little moved; bool (M,)
+        of those replaced.
 
         Args:
-            units: of a step, (n, d) of the source and (m, d) of the target; posterior: (n, C), (m, C) what is thought of them.
+            units: of a step, (n, d) of the source and (m, d) of the target; posterior: (n, C), (m,
+                C) what is thought of them.
         """
         total = float(sum(len(part) for part in units)) * self.groups
         dead = maths.dead_codes(self.counts, total) & self.active

@@ -14,9 +14,11 @@ _FOLDS: list[tuple[Sequence[torch.Generator], Sequence[int]]] = []  # innermost 
 
 @contextlib.contextmanager
 def drawn_by_fold(generators: Sequence[torch.Generator], items: Sequence[int]) -> Iterator[None]:
-    """Inside, :func:`dropout` of values (F, B, ...) draws the mask of fold f from its own generator.
+    """Inside, :func:`dropout` of values (F, B, ...) draws the mask of fold f from its own
+    generator.
 
-    It draws for the first ``items[f]`` of the B rows, as the fold would alone; the rest, which are padding, become zero.
+    It draws for the first ``items[f]`` of the B rows, as the fold would alone; the rest, which are
+    padding, become zero.
     """
     _FOLDS.append((generators, items))
     try:
@@ -28,8 +30,8 @@ def drawn_by_fold(generators: Sequence[torch.Generator], items: Sequence[int]) -
 def dropout(x: Tensor, probability: float, training: bool) -> Tensor:
     """Inverted dropout of ``x`` from torch's global generator (or :func:`drawn_by_fold`).
 
-    Each 64-bit draw decides eight values, so ``probability`` is rounded to 1/256 (and the scale with it: the expectation
-    stays ``x``); on a CPU about eight times as fast as torch's own.
+    Each 64-bit draw decides eight values, so ``probability`` is rounded to 1/256 (and the scale
+    with it: the expectation stays ``x``); on a CPU about eight times as fast as torch's own.
     """
     if not training or not probability:
         return x
@@ -40,7 +42,8 @@ def dropout(x: Tensor, probability: float, training: bool) -> Tensor:
             part[:items] = _bytes(part[:items].shape, x.device, generator)
     else:
         draws = _bytes(x.shape, x.device, None)
-    # a comparison would give bool, and every operation on bool is an order slower here: 0 or 1 by clamping instead
+    # a comparison would give bool, and every operation on bool is an order slower here: 0 or 1 by
+    # clamping instead
     kept = draws.clamp_(dropped - 1, dropped).sub_(dropped - 1).to(x.dtype)
     return x * kept.mul_(_STEPS / (_STEPS - dropped))
 

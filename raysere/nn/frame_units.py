@@ -1,7 +1,8 @@
-"""Discrete units of frames: which frames a codebook is learned from, the codebook as a file, and the units of any utterance.
+"""Discrete units of frames: which frames a codebook is learned from, the codebook as a file, and
+the units of any utterance.
 
-The steps are those of docs/methods.md 6.2: frames are normalised, pooled in equal parts of every language and emotion
-with a bound for each speaker, and clustered (:mod:`raysere.nn.kmeans`).
+The steps are those of docs/methods.md 6.2: frames are normalised, pooled in equal parts of every
+language and emotion with a bound for each speaker, and clustered (:mod:`raysere.nn.kmeans`).
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ _EPS = 1e-5
 
 @dataclass(frozen=True)
 class FrameNorm:
-    """Normalisation of frames by the group of their utterance: ``(x - shift[group]) / scale[group]``.
+    """Normalisation of frames by the group of their utterance:
+    ``(x - shift[group]) / scale[group]``.
 
     ``shift`` and ``scale`` float32 (groups, D); ``group`` int64 (N,) in the order of the view.
     """
@@ -44,7 +46,9 @@ class FrameNorm:
     group: np.ndarray
 
     def apply(self, frames: np.ndarray, rows: np.ndarray, lengths: np.ndarray) -> Tensor:
-        """Normalised frames, float32 (n, D), of utterances ``rows`` that lie one after the other with these lengths."""
+        """Normalised frames, float32 (n, D), of utterances ``rows`` that lie one after the other
+        with these lengths.
+        """
         group = np.repeat(self.group[rows], lengths)
         return torch.from_numpy((frames.astype(np.float32) - self.shift[group]) / self.scale[group])
 
@@ -53,7 +57,8 @@ def frame_norm(view: FeatureView, layer: int, kind: Norm, corpus: Sequence[str],
     """Statistics for :class:`FrameNorm` from all frames of the view, without labels.
 
     Args:
-        kind: ``none``; ``corpus``: zero mean and unit variance within each corpus; ``speaker``: each speaker's mean is taken off.
+        kind: ``none``; ``corpus``: zero mean and unit variance within each corpus; ``speaker``:
+            each speaker's mean is taken off.
         corpus, speaker: of the view's utterances.
     """
     if kind not in NORMS:
@@ -76,7 +81,9 @@ def frame_norm(view: FeatureView, layer: int, kind: Norm, corpus: Sequence[str],
 def frames_in_batches(
     view: FeatureView, layer: int, norm: FrameNorm, rows: np.ndarray, read: int = _READ
 ) -> Iterator[tuple[np.ndarray, np.ndarray, Tensor]]:
-    """(rows, lengths, normalised frames float32 (sum of lengths, D)) of a few utterances at a time; absent ones are left out."""
+    """(rows, lengths, normalised frames float32 (sum of lengths, D)) of a few utterances at a time;
+    absent ones are left out.
+    """
     rows = rows[view.present[rows]]
     for at in range(0, len(rows), read):
         some = rows[at : at + read]
@@ -86,9 +93,11 @@ def frames_in_batches(
 
 @dataclass(frozen=True)
 class FramePool:
-    """The frames that a codebook is learned from. ``chosen[i]`` are frame numbers of utterance ``rows[i]``, ascending.
+    """The frames that a codebook is learned from. ``chosen[i]`` are frame numbers of utterance
+    ``rows[i]``, ascending.
 
-    Call it with a number for one pass over all of them in float32 batches; the order of the utterances depends on the number.
+    Call it with a number for one pass over all of them in float32 batches; the order of the
+    utterances depends on the number.
     """
 
     view: FeatureView
@@ -134,10 +143,12 @@ def frame_pool(
     per_speaker: int = 5_000,
     seed: int = 0,
 ) -> FramePool:
-    """Draw equal numbers of frames from every language and emotion, evenly over the speakers, at most ``per_speaker`` of each.
+    """Draw equal numbers of frames from every language and emotion, evenly over the speakers, at
+    most ``per_speaker`` of each.
 
-    Languages get equal numbers, and within a language its emotions; utterances without an emotion are left out. A language none of whose
-    utterances has one (a target without labels), or every language where ``emotion`` is None, is balanced over speakers only.
+    Languages get equal numbers, and within a language its emotions; utterances without an emotion
+    are left out. A language none of whose utterances has one (a target without labels), or every
+    language where ``emotion`` is None, is balanced over speakers only.
 
     Raises:
         DataError: nothing to draw from.
@@ -178,7 +189,8 @@ def frame_pool(
 
 
 def even_shares(room: Sequence[int], total: int) -> list[int]:
-    """``total`` dealt out as evenly as the room of each allows (less where there is not enough room).
+    """``total`` dealt out as evenly as the room of each allows (less where there is not enough
+    room).
 
     Examples:
         >>> even_shares([10, 2, 10], 12)
@@ -199,7 +211,11 @@ def even_shares(room: Sequence[int], total: int) -> list[int]:
 
 @dataclass(frozen=True)
 class FrameUnits:
-    """K units: ``centres`` float32 (K, D) in the space of normalised frames of one layer; ``meta`` says how they were made."""
+    """K units:
+
+    ``centres`` float32 (K, D) in the space of normalised frames of one layer; ``meta`` says how
+    they were made.
+    """
 
     centres: np.ndarray
     layer: int
@@ -229,7 +245,10 @@ class FrameUnits:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> FrameUnits:
-        """Read what :meth:`save` wrote. Raises MissingFileError; ConfigError for another kind of file."""
+        """Read what :meth:`save` wrote.
+
+        Raises MissingFileError; ConfigError for another kind of file.
+        """
         from safetensors import safe_open
 
         if not os.path.isfile(path):
@@ -251,7 +270,8 @@ class FrameUnits:
 
 
 def unit_histograms(view: FeatureView, codebook: FrameUnits, corpus: Sequence[str], speaker: Sequence[str]) -> np.ndarray:
-    """How many frames of each utterance are in each unit: int64 (N, K), rows of zeros where features are absent. No label is read.
+    """How many frames of each utterance are in each unit: int64 (N, K), rows of zeros where
+    features are absent. No label is read.
 
     Raises:
         DataError: a view of other features than those that the units were learned from.

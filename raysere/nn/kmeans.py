@@ -1,7 +1,9 @@
-"""k-means over frames that are streamed in batches: k-means++ start, mini-batch steps, exact Lloyd passes, several seeds side by side.
+"""k-means over frames that are streamed in batches: k-means++ start, mini-batch steps, exact Lloyd
+passes, several seeds side by side.
 
-Mini-batch steps after Sculley, "Web-scale k-means clustering", WWW 2010; the start after Arthur and Vassilvitskii, SODA 2007. All seeds
-are trained in the same passes over the data, since reading and not arithmetic is what a corpus costs. Distances are float32.
+Mini-batch steps after Sculley, "Web-scale k-means clustering", WWW 2010; the start after Arthur and
+Vassilvitskii, SODA 2007. All seeds are trained in the same passes over the data, since reading and
+not arithmetic is what a corpus costs. Distances are float32.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ _BLOCK = 1 << 24  # values of a distance matrix held at once
 
 @dataclass(frozen=True)
 class Clustering:
-    """``centres`` float32 (K, D), ``counts`` int64 (K,) of the data, and ``inertia``, the mean squared distance to the own centre."""
+    """``centres`` float32 (K, D), ``counts`` int64 (K,) of the data, and ``inertia``, the mean
+    squared distance to the own centre.
+    """
 
     centres: Tensor
     counts: Tensor
@@ -32,7 +36,8 @@ class Clustering:
 
 
 def squared_distances(frames: Tensor, centres: Tensor) -> Tensor:
-    """float32 (n, K), not negative. Both are float32, (n, D) and (K, D); half precision would flip the nearest one.
+    """float32 (n, K), not negative. Both are float32, (n, D) and (K, D); half precision would flip
+    the nearest one.
 
     Example:
         >>> squared_distances(torch.tensor([[0.0, 0.0]]), torch.tensor([[3.0, 4.0]])).tolist()
@@ -44,7 +49,9 @@ def squared_distances(frames: Tensor, centres: Tensor) -> Tensor:
 
 
 def nearest(frames: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
-    """Number of the nearest centre, int64 (n,), the lowest of equals, and the squared distance to it, float32 (n,)."""
+    """Number of the nearest centre, int64 (n,), the lowest of equals, and the squared distance to
+    it, float32 (n,).
+    """
     step = max(1, _BLOCK // max(len(centres), 1))
     parts = [squared_distances(block, centres).min(1) for block in frames.split(step)]
     if not parts:
@@ -53,7 +60,8 @@ def nearest(frames: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def kmeans_plus_plus(sample: Tensor, k: int, generator: torch.Generator) -> Tensor:
-    """``k`` rows of the sample, float32 (k, D): each drawn with a probability in proportion to its squared distance to those before.
+    """``k`` rows of the sample, float32 (k, D): each drawn with a probability in proportion to its
+    squared distance to those before.
 
     Greedy form: of 2 + log k draws the one that leaves the least inertia.
     """
@@ -84,9 +92,11 @@ def kmeans(
     """Cluster streamed data, once for each seed; the results come in the order of the seeds.
 
     Args:
-        batches: called with the number of the pass; gives float32 batches (n, D) that together are the whole data.
+        batches: called with the number of the pass; gives float32 batches (n, D) that together are
+            the whole data.
         k: number of clusters.
-        passes: mini-batch passes. lloyd: at most so many exact passes follow, until the inertia falls by less than ``tolerance`` of itself.
+        passes: mini-batch passes. lloyd: at most so many exact passes follow, until the inertia
+            falls by less than ``tolerance`` of itself.
         sample: frames, drawn from the first pass, among which k-means++ starts (at least 10 k).
 
     A cluster that nothing is nearest to takes half of the largest one.
@@ -133,7 +143,9 @@ def kmeans(
 
 
 class _Totals:
-    """Counts (S, K), sums and sums of squares (S, K, D) of the members of every cluster, and the summed squared distance (S,)."""
+    """Counts (S, K), sums and sums of squares (S, K, D) of the members of every cluster, and the
+    summed squared distance (S,).
+    """
 
     def __init__(self, centres: Tensor) -> None:
         self.counts = torch.zeros(centres.shape[:2], dtype=torch.float64)

@@ -1,9 +1,11 @@
-"""Loss terms as pure functions of tensors, each with the formula that its test checks. Scalars out, float32, no state.
+"""Loss terms as pure functions of tensors, each with the formula that its test checks. Scalars out,
+float32, no state.
 
-Items are the second dimension from the end, so a leading dimension of folds (F, B, ...) gives one value a fold (F,).
+Items are the second dimension from the end, so a leading dimension of folds (F, B, ...) gives one
+value a fold (F,).
 
-Targets are rows of a distribution over classes, so that hard labels (one-hot), votes, label smoothing and mixup are one
-case. A row of zeros is "no target" and contributes nothing.
+Targets are rows of a distribution over classes, so that hard labels (one-hot), votes, label
+smoothing and mixup are one case. A row of zeros is "no target" and contributes nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ SEVEN_POINTS = 6.0  # from 1 to 7
 
 
 def class_weights(prior: Tensor, alpha: float) -> Tensor:
-    """``(N / (C n_k))^alpha`` scaled so that the mean weight of a training item is 1 (docs/methods.md 2.3).
+    """``(N / (C n_k))^alpha`` scaled so that the mean weight of a training item is 1
+    (docs/methods.md 2.3).
 
     Args:
         prior: class shares (C,) of the training rows; alpha 0 gives ones, 1 the published weights.
@@ -37,7 +40,8 @@ def class_weights(prior: Tensor, alpha: float) -> Tensor:
 
 
 def vector_scaling(prior: Tensor, gamma: float) -> Tensor:
-    """``1 / Delta_k`` with ``Delta_k = (n_max / n_k)^gamma`` of the vector-scaling loss (docs/methods.md 2.3).
+    """``1 / Delta_k`` with ``Delta_k = (n_max / n_k)^gamma`` of the vector-scaling loss
+    (docs/methods.md 2.3).
 
     Example:
         >>> vector_scaling(torch.tensor([0.8, 0.2]), 0.5).tolist()
@@ -48,7 +52,9 @@ def vector_scaling(prior: Tensor, gamma: float) -> Tensor:
 
 
 def adjusted_logits(logits: Tensor, prior: Tensor, *, tau: float = 0.0, gamma: float = 0.0) -> Tensor:
-    """``z_k / Delta_k + tau log pi_k``: logit adjustment (gamma 0) and vector scaling (gamma .3, tau 1), for training only."""
+    """``z_k / Delta_k + tau log pi_k``: logit adjustment (gamma 0) and vector scaling (gamma .3,
+    tau 1), for training only.
+    """
     if gamma:
         logits = logits * vector_scaling(prior, gamma).unsqueeze(-2)
     return logits + tau * prior.clamp_min(1e-6).log().unsqueeze(-2) if tau else logits
@@ -68,16 +74,20 @@ def hard_targets(label: Tensor, classes: int) -> Tensor:
 
 
 def vote_targets(label: Tensor, votes: Tensor) -> Tensor:
-    """Vote distributions (B, C) normalised; items without votes fall back to their hard label, if they have one."""
+    """Vote distributions (B, C) normalised; items without votes fall back to their hard label, if
+    they have one.
+    """
     total = votes.sum(-1, keepdim=True)
     return torch.where(total > 0, votes / total.clamp_min(1e-12), hard_targets(label, votes.shape[-1]))
 
 
 def drop_raters(distribution: Tensor, count: Tensor, probability: float, generator: torch.Generator) -> Tensor:
-    """Each rater's vote is dropped with ``probability`` and the distribution recomputed (docs/methods.md 2.4).
+    """Each rater's vote is dropped with ``probability`` and the distribution recomputed
+    (docs/methods.md 2.4).
 
     Args:
-        distribution: (B, C) shares of votes. count: (B,) votes behind each row. An item that loses all raters keeps them all.
+        distribution: (B, C) shares of votes. count: (B,) votes behind each row. An item that loses
+            all raters keeps them all.
     """
     votes = (distribution * count.unsqueeze(1)).round()
     kept = torch.binomial(votes, torch.full_like(votes, 1 - probability), generator=generator)
@@ -103,11 +113,12 @@ def smooth(targets: Tensor, epsilon: float) -> Tensor:
 def cross_entropy(
     logits: Tensor, targets: Tensor, *, weights: Tensor | None = None, gamma: float = 0.0, divergence: bool = False
 ) -> Tensor:
-    """Weighted (focal) cross-entropy against target rows, as a weighted mean over the items that have a target.
+    """Weighted (focal) cross-entropy against target rows, as a weighted mean over the items that
+    have a target.
 
-    ``sum_i sum_k w_k t_ik (1 - p_ik)^gamma (-log p_ik) / sum_i sum_k w_k t_ik``. With one-hot rows and gamma 0 it equals
-    torch's weighted cross-entropy. ``divergence`` adds ``t log t``: KL(t || p), zero where the prediction is the target,
-    with the same gradient as soft cross-entropy.
+    ``sum_i sum_k w_k t_ik (1 - p_ik)^gamma (-log p_ik) / sum_i sum_k w_k t_ik``. With one-hot rows
+    and gamma 0 it equals torch's weighted cross-entropy. ``divergence`` adds ``t log t``: KL(t ||
+    p), zero where the prediction is the target, with the same gradient as soft cross-entropy.
     """
     log_p = F.log_softmax(logits.float(), dim=-1)
     weighted = targets if weights is None else targets * weights.unsqueeze(-2)
@@ -115,13 +126,15 @@ def cross_entropy(
     if divergence:
         value = value + torch.where(targets > 0, targets, 1.0).log()
     if gamma:
-        # 1 - p of a sure prediction rounds to 0, and the power of 0 has an infinite slope below gamma 1
+        # 1 - p of a sure prediction rounds to 0, and the power of 0 has an infinite slope below
+        # gamma 1
         value = value * (-torch.expm1(log_p)).clamp_min(1e-6).pow(gamma)
     return (weighted * value).sum((-2, -1)) / weighted.sum((-2, -1)).clamp_min(1e-12)
 
 
 def soft_macro_f1(logits: Tensor, targets: Tensor) -> Tensor:
-    """``1 - mean_k 2 sum_i t_ik p_ik / sum_i (t_ik + p_ik)`` over the classes that occur among the targets (docs/methods.md 2.3).
+    """``1 - mean_k 2 sum_i t_ik p_ik / sum_i (t_ik + p_ik)`` over the classes that occur among the
+    targets (docs/methods.md 2.3).
 
     Example:
         >>> round(float(soft_macro_f1(50 * torch.eye(2), torch.eye(2))), 3)
@@ -139,9 +152,11 @@ def soft_macro_f1(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def ccc(predicted: Tensor, target: Tensor) -> Tensor:
-    """CCC per attribute (A,) over the whole batch, population moments, pairs with a NaN target left out (docs/methods.md 1.2).
+    """CCC per attribute (A,) over the whole batch, population moments, pairs with a NaN target left
+    out (docs/methods.md 1.2).
 
-    An attribute with fewer than two targets has CCC 0 and no gradient. Computed about the target's mean in float32.
+    An attribute with fewer than two targets has CCC 0 and no gradient. Computed about the target's
+    mean in float32.
 
     Example:
         >>> y = torch.tensor([[1.0], [2.0], [4.0]])
@@ -161,14 +176,18 @@ def ccc(predicted: Tensor, target: Tensor) -> Tensor:
 
 
 def ccc_loss(predicted: Tensor, target: Tensor) -> Tensor:
-    """``1 - CCC``, mean over the attributes that have at least two targets in the batch; 0 when none has."""
+    """``1 - CCC``, mean over the attributes that have at least two targets in the batch; 0 when
+    none has.
+    """
     present = (torch.isfinite(target).sum(-2) >= 2).float()
     return ((1 - ccc(predicted, target)) * present).sum(-1) / present.sum(-1).clamp_min(1)
 
 
 def attribute_mse(predicted: Tensor, target: Tensor) -> Tensor:
-    """``36 (x - y)^2``, mean over the targets that are there: the squared error of x, y in [0, 1] in points of a scale of 1 to 7,
-    which is what the published weight .4 belongs to (docs/methods.md 2.4); 0 when there is no target."""
+    """``36 (x - y)^2``, mean over the targets that are there: the squared error of x, y in [0, 1]
+    in points of a scale of 1 to 7, which is what the published weight .4 belongs to
+    (docs/methods.md 2.4); 0 when there is no target.
+    """
     valid = torch.isfinite(target)
     error = torch.where(valid, predicted.float() - torch.where(valid, target, 0.0), 0.0)
     return SEVEN_POINTS**2 * (error * error).sum((-2, -1)) / valid.sum((-2, -1)).clamp_min(1)
@@ -178,7 +197,9 @@ def attribute_mse(predicted: Tensor, target: Tensor) -> Tensor:
 
 
 def mixup_draw(size: int, probability: float, alpha: float, generator: torch.Generator) -> tuple[float, Tensor] | None:
-    """With ``probability`` a share from Beta(alpha, alpha) and a permutation (B,) of the batch, else None (docs/methods.md 2.4)."""
+    """With ``probability`` a share from Beta(alpha, alpha) and a permutation (B,) of the batch,
+    else None (docs/methods.md 2.4).
+    """
     if not probability:
         return None
     chance = random.Random(int(torch.randint(2**62, (1,), generator=generator)))
@@ -198,7 +219,9 @@ def mix(values: Tensor, share: float, order: Tensor) -> Tensor:
 
 
 def device_generator(generator: torch.Generator, device: torch.device) -> torch.Generator:
-    """A generator on ``device`` that follows from a draw of ``generator`` (which lives on the CPU); itself on the CPU."""
+    """A generator on ``device`` that follows from a draw of ``generator`` (which lives on the CPU);
+    itself on the CPU.
+    """
     if device.type == "cpu":
         return generator
     return torch.Generator(device).manual_seed(int(torch.randint(2**62, (1,), generator=generator)))

@@ -1,4 +1,5 @@
-"""Rows to one vector: mean, mean and deviation, attention, attentive statistics (docs/methods.md 2.2).
+"""Rows to one vector: mean, mean and deviation, attention, attentive statistics (docs/methods.md
+2.2).
 
 Padding never enters.
 """
@@ -12,7 +13,8 @@ VARIANCE_FLOOR = 1e-5
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean (B, D) over the valid rows of x (B, T, D); zeros where no row is valid. ``mask`` is bool (B, T).
+    """Mean (B, D) over the valid rows of x (B, T, D); zeros where no row is valid. ``mask`` is bool
+    (B, T).
 
     Example:
         >>> x, mask = torch.tensor([[[1.0], [3.0], [9.0]]]), torch.tensor([[True, True, False]])
@@ -38,7 +40,8 @@ def masked_mean_std(x: Tensor, mask: Tensor) -> Tensor:
 
 
 class AttentionPooling(nn.Module):
-    """``e_t = v . tanh(W x_t + b)``, ``a = softmax_t(e)`` on valid rows, ``sum a x`` (docs/methods.md 2.2).
+    """``e_t = v . tanh(W x_t + b)``, ``a = softmax_t(e)`` on valid rows, ``sum a x``
+    (docs/methods.md 2.2).
 
     Args:
         dim: D of the rows. bottleneck: width of W.
@@ -67,23 +70,30 @@ class AttentionPooling(nn.Module):
 
 
 class AttentiveStatistics(AttentionPooling):
-    """``[sum a x; sqrt(max(sum a x^2 - mu^2, 1e-5))]`` with the weights of :class:`AttentionPooling` (docs/methods.md 2.2)."""
+    """``[sum a x; sqrt(max(sum a x^2 - mu^2, 1e-5))]`` with the weights of
+    :class:`AttentionPooling` (docs/methods.md 2.2).
+    """
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         x, weights, mean = self.mean(x, mask)
-        # about the mean: the same number as sum a x^2 - mu^2, without its cancellation; its derivative by the mean is zero
+        # about the mean: the same number as sum a x^2 - mu^2, without its cancellation; its
+        # derivative by the mean is zero
         variance = (weights @ (x - mean.detach().unsqueeze(1)).square()).squeeze(1)
         return torch.cat([mean, variance.clamp_min(VARIANCE_FLOOR).sqrt()], dim=-1)
 
 
 def attention_of(pooling: str, dim: int, bottleneck: int) -> AttentionPooling | None:
-    """The module of ``attention`` and ``attentive`` pooling; None for ``mean`` and ``mean_std``, which learn nothing."""
+    """The module of ``attention`` and ``attentive`` pooling; None for ``mean`` and ``mean_std``,
+    which learn nothing.
+    """
     kinds: dict[str, type[AttentionPooling]] = {"attention": AttentionPooling, "attentive": AttentiveStatistics}
     return kinds[pooling](dim, bottleneck) if pooling in kinds else None
 
 
 def pool(pooling: str, x: Tensor, mask: Tensor, attention: AttentionPooling | None) -> Tensor:
-    """Rows (B, T, D) to one vector (B, :func:`pooled_dim`); ``attention`` is that of :func:`attention_of`."""
+    """Rows (B, T, D) to one vector (B, :func:`pooled_dim`); ``attention`` is that of
+    :func:`attention_of`.
+    """
     if attention is not None:
         return attention(x, mask)
     return masked_mean(x, mask) if pooling == "mean" else masked_mean_std(x, mask)

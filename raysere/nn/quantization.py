@@ -1,7 +1,8 @@
 """Vector quantization and InfoLoss as pure functions (docs/methods.md 5.2 to 5.4).
 
-InfoLoss is our form of Lazebnik and Raginsky (TPAMI 2009): a code that keeps what the unit tells of its class. Units z are rows (n, d), a
-codebook is (K, d). Distances, softmax over codes and divergences are float32 or better whatever z is: in half precision codes flip.
+InfoLoss is our form of Lazebnik and Raginsky (TPAMI 2009): a code that keeps what the unit tells of
+its class. Units z are rows (n, d), a codebook is (K, d). Distances, softmax over codes and
+divergences are float32 or better whatever z is: in half precision codes flip.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ PI_FLOOR = 1e-6
 
 
 def distances(z: Tensor, codebook: Tensor) -> Tensor:
-    """Squared distances (n, K), never below 0; of groups z (G, n, d) to codebooks (G, K, d) they are (G, n, K).
+    """Squared distances (n, K), never below 0; of groups z (G, n, d) to codebooks (G, K, d) they
+    are (G, n, K).
 
     Example:
         >>> distances(torch.tensor([[0.0, 0.0]]), torch.tensor([[3.0, 4.0], [0.0, 1.0]])).tolist()
@@ -57,7 +59,9 @@ def straight_through(z: Tensor, code: Tensor) -> Tensor:
 
 
 def quantization_loss(z: Tensor, code: Tensor, commitment: float) -> Tensor:
-    """``(|sg(z) - e_k|^2 + b |z - sg(e_k)|^2) / d``, mean over units: the first moves codes, the second z."""
+    """``(|sg(z) - e_k|^2 + b |z - sg(e_k)|^2) / d``, mean over units: the first moves codes, the
+    second z.
+    """
     moved = (z.detach() - code).square().mean(-1)
     committed = (z - code.detach()).square().mean(-1)
     return (moved + commitment * committed).mean()
@@ -75,9 +79,11 @@ def perplexity(usage: Tensor) -> Tensor:
 
 
 def ema_codebook(counts: Tensor, sums: Tensor, codes: Tensor, z: Tensor, decay: float, eps: float = 1e-5) -> tuple[Tensor, Tensor, Tensor]:
-    """One step of exponential averages: (counts (K,), sums (K, d), codebook (K, d)); with decay 0 and eps 0 it is a step of Lloyd's.
+    """One step of exponential averages: (counts (K,), sums (K, d), codebook (K, d)); with decay 0
+    and eps 0 it is a step of Lloyd's.
 
-    ``e_k = m_k / N'_k`` with ``N'_k = (N_k + eps) / (sum N + K eps) sum N``; codes that were never used keep no meaning (0 / 0 is 0).
+    ``e_k = m_k / N'_k`` with ``N'_k = (N_k + eps) / (sum N + K eps) sum N``; codes that were never
+    used keep no meaning (0 / 0 is 0).
     """
     size = len(counts)
     here = torch.zeros_like(counts).index_add_(0, codes, torch.ones_like(codes, dtype=counts.dtype))
@@ -107,9 +113,11 @@ def code_posteriors(q: Tensor, posterior: Tensor, weights: Tensor) -> tuple[Tens
 
 
 def info_loss(q: Tensor, posterior: Tensor, pi: Tensor, weights: Tensor, floor: float = PI_FLOOR) -> Tensor:
-    """What quantization loses of the class: ``(1 / W) sum_i w_i sum_k q_ik KL(P_i | pi_k)`` in nats.
+    """What quantization loses of the class: ``(1 / W) sum_i w_i sum_k q_ik KL(P_i | pi_k)`` in
+    nats.
 
-    With pi of :func:`code_posteriors` it is ``I(X; Y) - I(K; Y)``; with any other it is larger by ``sum_k p_k KL(pi_k | pi'_k)`` (1.4).
+    With pi of :func:`code_posteriors` it is ``I(X; Y) - I(K; Y)``; with any other it is larger by
+    ``sum_k p_k KL(pi_k | pi'_k)`` (1.4).
     """
     pi = floored(pi, floor)
     own = torch.special.xlogy(posterior, posterior).sum(1)
@@ -133,7 +141,10 @@ def information(q: Tensor, posterior: Tensor, weights: Tensor) -> Tensor:
 
 
 def merge_cost(pi: Tensor, mass: Tensor, first: int, second: int) -> Tensor:
-    """By how much the optimal InfoLoss rises when two codes become one: ``(p_a + p_b) JS_w(pi_a, pi_b)``, w = p_a / (p_a + p_b)."""
+    """By how much the optimal InfoLoss rises when two codes become one:
+
+    ``(p_a + p_b) JS_w(pi_a, pi_b)``, w = p_a / (p_a + p_b).
+    """
     share = mass / mass.sum()
     both = share[first] + share[second]
     return both * jensen_shannon(pi[first], pi[second], float(share[first] / both))

@@ -1,4 +1,6 @@
-"""Weighted ridge regression in closed form, its leave-one-out predictions, and the scale that makes logits of its scores."""
+"""Weighted ridge regression in closed form, its leave-one-out predictions, and the scale that makes
+logits of its scores.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ _STEPS = 25  # of each of two nested grids over it
 
 @dataclass
 class Ridge:
-    """``x coefficients + bias``: float32 (P, K) and (K,); ``left_out`` float32 (n, K): each training row predicted without itself."""
+    """``x coefficients + bias``: float32 (P, K) and (K,); ``left_out`` float32 (n, K): each
+    training row predicted without itself.
+    """
 
     coefficients: Tensor
     bias: Tensor
@@ -23,9 +27,10 @@ class Ridge:
 def fit_ridge(x: Tensor, targets: Tensor, weights: Tensor, strength: float) -> Ridge:
     """Minimise ``sum_i w_i |t_i - x_i B - b|^2 + lambda |B|^2`` (the bias is not punished).
 
-    ``lambda = strength * sum_i w_i |x_i - m|^2 / n`` with m the weighted mean of the rows, so that ``strength`` means the same
-    whatever the scale and the number of the columns. Solved by the smaller of the two systems, (P, P) or (n, n), in float64.
-    Leaving one row out is the closed form of ridge regression with the mean of all rows (Allen 1974, "PRESS").
+    ``lambda = strength * sum_i w_i |x_i - m|^2 / n`` with m the weighted mean of the rows, so that
+    ``strength`` means the same whatever the scale and the number of the columns. Solved by the
+    smaller of the two systems, (P, P) or (n, n), in float64. Leaving one row out is the closed form
+    of ridge regression with the mean of all rows (Allen 1974, "PRESS").
 
     Args:
         x: float32 (n, P). targets: float32 (n, K). weights: float32 (n,), positive.
@@ -56,7 +61,8 @@ def fit_ridge(x: Tensor, targets: Tensor, weights: Tensor, strength: float) -> R
 
 
 def logit_scale(scores: Tensor, label: Tensor, weights: Tensor) -> float:
-    """The factor s that minimises the weighted cross-entropy of ``softmax(s * scores)``; it never changes an answer.
+    """The factor s that minimises the weighted cross-entropy of ``softmax(s * scores)``; it never
+    changes an answer.
 
     Args:
         scores: (n, C), of rows that were left out. label: int64 (n,). weights: (n,).

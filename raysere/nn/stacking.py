@@ -1,7 +1,8 @@
 """Several modules of one shape as one: parameters and buffers get a leading dimension of folds F.
 
-A method whose modules are made of :class:`Linear` and :class:`LayerNorm` below, and whose own arithmetic counts dimensions
-from the end, runs unchanged on one fold (B, D) and on a stack of folds (F, B, D). See :meth:`raysere.training.method.Method.stacks`.
+A method whose modules are made of :class:`Linear` and :class:`LayerNorm` below, and whose own
+arithmetic counts dimensions from the end, runs unchanged on one fold (B, D) and on a stack of folds
+(F, B, D). See :meth:`raysere.training.method.Method.stacks`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ class Linear(nn.Linear):
         if self.weight[0].numel() <= x[0].numel():
             weight = self.weight.transpose(1, 2)
             return torch.bmm(x, weight) if self.bias is None else torch.baddbmm(self.bias.unsqueeze(1), x, weight)
-        # W x': the gradient of the larger of the two comes out in its own layout, else it is copied transposed at every step
+        # W x': the gradient of the larger of the two comes out in its own layout, else it is copied
+        # transposed at every step
         columns = x.transpose(1, 2)
         y = torch.bmm(self.weight, columns) if self.bias is None else torch.baddbmm(self.bias.unsqueeze(2), self.weight, columns)
         return y.transpose(1, 2)
@@ -39,7 +41,9 @@ class LayerNorm(nn.LayerNorm):
 
 
 def stack(models: Sequence[nn.Module]) -> nn.Module:
-    """One module that holds all; the parameters and buffers of ``models`` become views of its own, so training it trains them."""
+    """One module that holds all; the parameters and buffers of ``models`` become views of its own,
+    so training it trains them.
+    """
     whole = copy.deepcopy(models[0])
     for name, module in whole.named_modules():
         parts = [model.get_submodule(name) for model in models]

@@ -2,15 +2,17 @@
 
 With N nodes of w extraction workers and s places for trials each::
 
-    extract(N) = open + max(speech / (speed min(N w, items)), bytes read and written / network(N)) + longest clip / speed
+    extract(N) = open + max(speech / (speed min(N w, items)), bytes read and written / network(N)) +
+    longest clip / speed
     fetch(N)   = bytes of features that trials read / min(link, storage / N)
     search(N)  = begin + max(T (t + handover) / P + t (1 - 1 / P) / 2, T driver),   P = min(N s, T)
     wall(N)    = start + sum of extract(N) over features + fetch(N) + search(N) + ensemble
     network(N) = min(N link, storage)
 
-``t`` is the mean trial of the T that are left; half a trial is lost at the end, when not every place has work. Constants of start,
-search and ensemble are rounded from the benchmarks of ``docs/performance.md`` (two cores) and held against runs in ``docs/scale.md``; what
-``ASSUMED`` names was never measured, and comes from no paper. No Ray in here.
+``t`` is the mean trial of the T that are left; half a trial is lost at the end, when not every
+place has work. Constants of start, search and ensemble are rounded from the benchmarks of
+``docs/performance.md`` (two cores) and held against runs in ``docs/scale.md``; what ``ASSUMED``
+names was never measured, and comes from no paper. No Ray in here.
 """
 
 from __future__ import annotations
@@ -67,10 +69,12 @@ class Encoding:
 
     Attributes:
         speech_s, items, longest_s: seconds of speech, clips, and the longest clip.
-        core_speed: seconds of speech a second of one core. reading_speed: the same of one thread that only decodes audio.
+        core_speed: seconds of speech a second of one core. reading_speed: the same of one thread
+            that only decodes audio.
         core_rate: float32 operations a second of large products on that core.
         read, write: bytes of audio and of features.
-        scales: whether a GPU makes it faster (the ``hf:`` encoders); of others a GPU is taken to be worth one core.
+        scales: whether a GPU makes it faster (the ``hf:`` encoders); of others a GPU is taken to be
+            worth one core.
     """
 
     name: str
@@ -94,7 +98,9 @@ class Encoding:
 
 @dataclass(frozen=True)
 class Trials:
-    """``count`` trials that are left of a study, ``seconds`` each in the mean, and how that is known."""
+    """``count`` trials that are left of a study, ``seconds`` each in the mean, and how that is
+    known.
+    """
 
     name: str
     count: int
@@ -109,7 +115,8 @@ class Load:
     Attributes:
         fetch: bytes of the store that each node reads.
         utterances: how many go into the ensemble.
-        cpu, gpu: shares of one trial. concurrent: trials at once at the most; None: as many as there is room for.
+        cpu, gpu: shares of one trial. concurrent: trials at once at the most; None: as many as
+            there is room for.
         workers: extraction workers at the most.
     """
 
@@ -124,7 +131,10 @@ class Load:
 
 
 def wall(load: Load, cluster: Cluster) -> dict[str, float]:
-    """Seconds of each stage on that cluster, ``total`` last. Raises ConfigError where no node has room for one trial."""
+    """Seconds of each stage on that cluster, ``total`` last.
+
+    Raises ConfigError where no node has room for one trial.
+    """
     network = min(cluster.nodes * cluster.link, cluster.storage)
     extract = 0.0
     for one in load.encodings:
@@ -160,7 +170,9 @@ def slots(load: Load, cluster: Cluster) -> int:
 
 
 def paying(load: Load, cluster: Cluster) -> int:
-    """The most nodes of which each is still worth more than half of a lone one: wall(1) / (N wall(N)) > 1/2; it falls with N."""
+    """The most nodes of which each is still worth more than half of a lone one: wall(1) / (N
+    wall(N)) > 1/2; it falls with N.
+    """
     alone = wall(load, _with(cluster, 1))["total"]
     low, high = 1, MOST_NODES
     while low < high:
@@ -173,7 +185,9 @@ def paying(load: Load, cluster: Cluster) -> int:
 
 
 def priced(load: Load, cluster: Cluster) -> dict[str, Any]:
-    """The price as plain JSON: by number of nodes, the powers of two up to the one asked for, and beyond which none pays."""
+    """The price as plain JSON: by number of nodes, the powers of two up to the one asked for, and
+    beyond which none pays.
+    """
     counts = sorted({1 << power for power in range(13) if 1 << power < cluster.nodes} | {1, cluster.nodes})
     alone = wall(load, _with(cluster, 1))["total"]
     rows = []
@@ -219,5 +233,7 @@ def _with(cluster: Cluster, nodes: int) -> Cluster:
 
 
 def guess_seconds(rows: int, folds: int, epochs: int) -> float:
-    """Seconds of a trial of which nothing is known but how many rows, folds and epochs (at most) it has: perhaps ten times wrong."""
+    """Seconds of a trial of which nothing is known but how many rows, folds and epochs (at most) it
+    has: perhaps ten times wrong.
+    """
     return TRIAL_S * rows * folds * epochs

@@ -20,15 +20,19 @@ _PRODUCT, _PRODUCTS = 1024, 30  # size and number of the matrix products that te
 def price(
     experiment: Experiment, *, seconds: float = 10.0, cluster: Cluster | None = None, trial_seconds: float | None = None
 ) -> dict[str, Any]:
-    """What an experiment will cost: a JSON object with bytes, seconds and cached shares by feature, and trials by study.
+    """What an experiment will cost: a JSON object with bytes, seconds and cached shares by feature,
+    and trials by study.
 
     Args:
         seconds: how long each backbone is measured; 0 measures none.
-        cluster: price it there, too (``cluster`` in the answer, see :func:`raysere.pipeline.cluster_cost.priced`; None without).
-        trial_seconds: of a trial; default: the mean of the finished ones of its study, else a guess.
+        cluster: price it there, too (``cluster`` in the answer, see
+            :func:`raysere.pipeline.cluster_cost.priced`; None without).
+        trial_seconds: of a trial; default: the mean of the finished ones of its study, else a
+            guess.
 
     Raises:
-        ConfigError: a cluster is asked for and a backbone's speed is not measured (``seconds`` is 0), or has no room for a trial.
+        ConfigError: a cluster is asked for and a backbone's speed is not measured (``seconds`` is
+            0), or has no room for a trial.
     """
     from raysere.features.extract.cost import extraction_cost
 
@@ -93,7 +97,9 @@ def _load(prepared: CheckedRun, features: dict[str, Any], utterances: int, trial
 
 
 def _trials(prepared: CheckedRun, trial_seconds: float | None) -> list[Trials]:
-    """What is left of each study, and how long one of its trials takes: as told, as the finished ones took, or guessed."""
+    """What is left of each study, and how long one of its trials takes: as told, as the finished
+    ones took, or guessed.
+    """
     from raysere.search.ledger import Ledger
 
     folder = prepared.experiment.run_folder

@@ -39,7 +39,9 @@ def _plain_name(value: str) -> str:
 
 
 def storage() -> Path:
-    """Where relative ``runs`` and ``store`` lie: the folder that RAYSERE_STORAGE names, else the current one. Raises ConfigError."""
+    """Where relative ``runs`` and ``store`` lie: the folder that RAYSERE_STORAGE names, else the
+    current one. Raises ConfigError.
+    """
     named = Path(os.environ.get(STORAGE, "")).expanduser()
     if named != Path() and not named.is_absolute():
         raise ConfigError(f"{STORAGE} names a folder from its root on, not {str(named)!r}", where="the environment")
@@ -169,7 +171,10 @@ class TrialResources(_Model):
 
 
 class Halving(_Model):
-    """Asynchronous successive halving: a trial below the best 1/`reduction` at a rung stops. `halving: null` lets every trial end."""
+    """Asynchronous successive halving: a trial below the best 1/`reduction` at a rung stops.
+
+    `halving: null` lets every trial end.
+    """
 
     grace: int = Field(5, ge=1, description="First rung.", examples=[10], json_schema_extra={"unit": "epochs"})
     reduction: int = Field(3, ge=2, description="Each rung is so many times as far, and keeps one in so many trials.", examples=[4])
@@ -187,9 +192,10 @@ class ExtractionConfig(_Model):
 class Experiment(_Model):
     """A whole experiment; `raysere init` writes a commented one.
 
-    ``${NAME}`` and ``${NAME:-default}`` in any text are expanded from the environment, and what they stand for is written to the run, the
-    ensemble and the report. An experiment holds no secrets: a variable whose name says that it is one (``..._TOKEN``, ``..._PASSWORD``,
-    ``..._KEY`` and the like) is refused, by name.
+    ``${NAME}`` and ``${NAME:-default}`` in any text are expanded from the environment, and what
+    they stand for is written to the run, the ensemble and the report. An experiment holds no
+    secrets: a variable whose name says that it is one (``..._TOKEN``, ``..._PASSWORD``, ``..._KEY``
+    and the like) is refused, by name.
     """
 
     name: str = Field(description="Name of the run and of its folder. Default: the file's name.", examples=["emodb"])
@@ -248,7 +254,9 @@ class Experiment(_Model):
         return None if self.task.classes is None else class_map(self.task.classes)
 
     def resolved_task(self, scale: tuple[float, float] | None) -> Task:
-        """The task with its class names in order; ``scale`` is the corpora's own interval of the attributes."""
+        """The task with its class names in order; ``scale`` is the corpora's own interval of the
+        attributes.
+        """
         rules = self.class_map()
         dimensional = self.task.kind != "categorical"
         return Task(
@@ -271,9 +279,11 @@ class Experiment(_Model):
 
 
 def load_experiment(path: str | os.PathLike[str], overrides: tuple[str, ...] | list[str] = ()) -> Experiment:
-    """Read and check an experiment file; ``overrides`` are ``key.sub.0=value`` with the value as YAML.
+    """Read and check an experiment file; ``overrides`` are ``key.sub.0=value`` with the value as
+    YAML.
 
-    Raises ConfigError that lists every problem with its key and, where there is a closed list, the valid choices.
+    Raises ConfigError that lists every problem with its key and, where there is a closed list, the
+    valid choices.
 
     Example:
         >>> raysere.load_experiment("emodb.yaml", ["seed=1"]).protocol.kind  # doctest: +SKIP
@@ -303,7 +313,10 @@ def load_experiment(path: str | os.PathLike[str], overrides: tuple[str, ...] | l
 
 
 def read_experiment(path: Path, overrides: tuple[str, ...] | list[str] = ()) -> dict[str, Any]:
-    """The keys of an experiment file with overrides and variables put in, not yet checked. Raises ConfigError, MissingFileError."""
+    """The keys of an experiment file with overrides and variables put in, not yet checked.
+
+    Raises ConfigError, MissingFileError.
+    """
     raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise ConfigError("An experiment is a mapping of keys to values", where=path, remedy="`raysere init` writes one to start from.")
@@ -315,7 +328,9 @@ def read_experiment(path: Path, overrides: tuple[str, ...] | list[str] = ()) -> 
 
 
 def _check_lasting(experiment: Experiment, path: Path) -> None:
-    """In a Ray job: runs and store must be on storage that outlives the job, or everything would be lost without a word."""
+    """In a Ray job: runs and store must be on storage that outlives the job, or everything would be
+    lost without a word.
+    """
     for key, folder in (("runs", experiment.run_folder), ("store", experiment.store_folder)):
         if not lasts(folder):
             raise ConfigError(
@@ -327,10 +342,11 @@ def _check_lasting(experiment: Experiment, path: Path) -> None:
 
 
 def _expand(value: Any, path: Path, expanded: list[int]) -> Any:
-    """Expand ``${NAME}`` and ``${NAME:-default}`` in every text. Raises ConfigError where a name says that it stands for a secret.
+    """Expand ``${NAME}`` and ``${NAME:-default}`` in every text. Raises ConfigError where a name
+    says that it stands for a secret.
 
-    What is expanded is written to the run folder, ensembles and reports, and is part of messages; so no secret is.
-    ``expanded`` counts the characters that this gave.
+    What is expanded is written to the run folder, ensembles and reports, and is part of messages;
+    so no secret is. ``expanded`` counts the characters that this gave.
     """
     if isinstance(value, dict):
         return {key: _expand(item, path, expanded) for key, item in value.items()}

@@ -1,6 +1,7 @@
 """An experiment as a Ray job: the files that are sent, the command, and how the job ended.
 
-Only files of the working folder are sent (Ray's ``working_dir``), never packages: those are in the cluster's image, the same on every node.
+Only files of the working folder are sent (Ray's ``working_dir``), never packages: those are in the
+cluster's image, the same on every node.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ ADDRESS = "http://127.0.0.1:8265"
 LIMIT_BYTES = 512 << 20  # Ray takes no more in one package
 _ALWAYS_OUT = (".git", ".venv", "venv", "__pycache__")  # what Ray leaves out without being told
 _IGNORE_FILES = (".gitignore", ".rayignore")
-# Never sent, as .gitignore would name it. Ordinary data and code have other names; what was left out is told.
+# Never sent, as .gitignore would name it. Ordinary data and code have other names; what was left
+# out is told.
 SECRETS = (
     ".env", ".env.*", "*.env", ".envrc", "*token", "*token.txt",
     "secret.*", "secrets.*", "client_secret*.json", "credentials", "credentials.*", "kubeconfig",
@@ -52,7 +54,8 @@ class Submission:
         command: the ``ray job submit`` line, a word each.
         working_dir: the folder that is sent.
         files: what of it is sent, relative, with sizes in bytes.
-        secrets: what of it is not sent because it looks like a token, a key or a password, relative.
+        secrets: what of it is not sent because it looks like a token, a key or a password,
+            relative.
         warnings: what will probably not be as the user thinks.
     """
 
@@ -64,7 +67,9 @@ class Submission:
 
     @property
     def line(self) -> str:
-        """The command as it can be pasted into a shell, in the folder that ``raysere submit`` was called in."""
+        """The command as it can be pasted into a shell, in the folder that ``raysere submit`` was
+        called in.
+        """
         return shlex.join(self.command)
 
 
@@ -83,12 +88,14 @@ def prepare_submission(
         experiment: the file, inside of ``working_dir``.
         address: URL of the cluster's dashboard.
         overrides: ``key=value``, handed on to ``raysere run``.
-        storage: folder on the cluster that all its nodes mount; relative ``runs`` and ``store`` of the experiment are put there.
+        storage: folder on the cluster that all its nodes mount; relative ``runs`` and ``store`` of
+            the experiment are put there.
         working_dir: the folder that is sent; paths of the experiment are relative to it there.
         no_wait: return when the job is accepted.
 
     Raises:
-        ConfigError: the experiment cannot be right, lies outside of what is sent, or would write where nothing lasts.
+        ConfigError: the experiment cannot be right, lies outside of what is sent, or would write
+            where nothing lasts.
         MissingFileError: there is no such experiment.
     """
     root, file = working_dir.expanduser().resolve(), experiment.expanduser().resolve()
@@ -132,7 +139,10 @@ def prepare_submission(
 
 
 def _folders(experiment: Experiment, storage: Path | None) -> list[str]:
-    """Overrides that put relative ``runs`` and ``store`` on the cluster's storage. Raises ConfigError where there is none."""
+    """Overrides that put relative ``runs`` and ``store`` on the cluster's storage.
+
+    Raises ConfigError where there is none.
+    """
     if storage is not None and not storage.is_absolute():
         raise ConfigError(f"--storage names a folder of the cluster from its root on, not {str(storage)!r}", where="--storage")
     overrides = []
@@ -152,7 +162,9 @@ def _folders(experiment: Experiment, storage: Path | None) -> list[str]:
 
 
 def _own_output(experiment: Experiment, root: Path) -> list[str]:
-    """Patterns for the runs and features of earlier starts on this machine: a job reads those of the cluster."""
+    """Patterns for the runs and features of earlier starts on this machine: a job reads those of
+    the cluster.
+    """
     with contextlib.suppress(RaysereError):
         folders = [(root / Path(getattr(experiment, key)).expanduser()).resolve() for key in ("runs", "store")]
         return [
@@ -169,8 +181,9 @@ def _own_output(experiment: Experiment, root: Path) -> list[str]:
 def upload(root: Path, excludes: Sequence[str] = ()) -> dict[str, int]:
     """Files below ``root`` that Ray would send, relative with '/', and their bytes.
 
-    Left out is what ``.gitignore`` and ``.rayignore`` of a folder name for all below it, ``excludes``, and what Ray never sends.
-    Raises ConfigError where it is more than Ray takes (512 MiB), with the largest folders.
+    Left out is what ``.gitignore`` and ``.rayignore`` of a folder name for all below it,
+    ``excludes``, and what Ray never sends. Raises ConfigError where it is more than Ray takes (512
+    MiB), with the largest folders.
     """
     files: dict[str, int] = {}
     total = 0
@@ -209,7 +222,9 @@ def _walk(folder: Path, matchers: list[Callable[[Path, bool], bool]]) -> Iterato
 
 
 def _holds_secret(path: Path) -> bool:
-    """Whether a file is a private key, or one long word without blanks: a token under a name that does not tell."""
+    """Whether a file is a private key, or one long word without blanks: a token under a name that
+    does not tell.
+    """
     try:
         if path.stat().st_size > _SMALL_BYTES:
             return False
@@ -277,9 +292,11 @@ def _paths(raw: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def submit(submission: Submission, *, address: str, say: Callable[[str], None]) -> int:
-    """Run the submission's command, hand every line that it prints to ``say``, and return the exit code that the job earned.
+    """Run the submission's command, hand every line that it prints to ``say``, and return the exit
+    code that the job earned.
 
-    That is the code of ``raysere run`` in the job; 130 for a job that was stopped; 0 for one that is only accepted (``--no-wait``).
+    That is the code of ``raysere run`` in the job; 130 for a job that was stopped; 0 for one that
+    is only accepted (``--no-wait``).
 
     Raises:
         EnvironmentFault: nothing answers at the address, or the cluster did not take the job.
@@ -309,7 +326,10 @@ def submit(submission: Submission, *, address: str, say: Callable[[str], None]) 
 
 
 def _exit_code(client: Any, job: str) -> int:
-    """How a job ended: `ray job submit` itself tells a stopped job as a success, and every failure as 1."""
+    """How a job ended:
+
+    `ray job submit` itself tells a stopped job as a success, and every failure as 1.
+    """
     details = client.get_job_info(job)
     status = str(getattr(details.status, "value", details.status))
     return _STATUS_CODES.get(status, details.driver_exit_code if details.driver_exit_code in (1, 2, 3, 130) else 3)
@@ -324,7 +344,10 @@ def _ray() -> str:
 
 
 def _client(address: str) -> Any:
-    """A connection to the dashboard. Raises ConfigError, EnvironmentFault: no URL; nothing answers, or not to us."""
+    """A connection to the dashboard.
+
+    Raises ConfigError, EnvironmentFault: no URL; nothing answers, or not to us.
+    """
     from ray.job_submission import JobSubmissionClient
 
     parts = urlsplit(address)

@@ -23,8 +23,8 @@ def plan_studies(
 ) -> list[StudySpec]:
     """One study for each search entry, its space checked against the method and the features.
 
-    Raises ConfigError for an unknown method or space, a parameter or range that the method does not take, and a layer that the
-    backbone does not have.
+    Raises ConfigError for an unknown method or space, a parameter or range that the method does not
+    take, and a layer that the backbone does not have.
     """
     from raysere.search.study import Asha, StudyFeature, StudySpec
 
@@ -67,10 +67,12 @@ def plan_studies(
 
 
 def add_vote_rows(splits: pl.DataFrame, table: pl.DataFrame, soft: np.ndarray | None) -> pl.DataFrame:
-    """Splits with the utterances that have votes but no agreed class (docs/methods.md 2.4), each in the fold of its speaker.
+    """Splits with the utterances that have votes but no agreed class (docs/methods.md 2.4), each in
+    the fold of its speaker.
 
-    They are trained on where a configuration keeps them (``other: soft``), never scored, and never trained on while their
-    speaker is held out. Those of test speakers, and of speakers who have nothing else, stay out.
+    They are trained on where a configuration keeps them (``other: soft``), never scored, and never
+    trained on while their speaker is held out. Those of test speakers, and of speakers who have
+    nothing else, stay out.
 
     Args:
         table: manifest columns and ``label``, in the order of the rows of ``soft`` (N, C).

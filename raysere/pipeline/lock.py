@@ -17,7 +17,10 @@ _LOCK_TRIES = 3
 
 @contextmanager
 def only_driver(folder: Path) -> Iterator[None]:
-    """Hold the run: a second driver on one run folder is refused. The lock goes with its process, however that ends."""
+    """Hold the run: a second driver on one run folder is refused.
+
+    The lock goes with its process, however that ends.
+    """
     with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         handle = open_lock(folder / ".driver.lock")

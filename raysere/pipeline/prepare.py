@@ -1,6 +1,7 @@
 """Load the data, check everything, and write what defines a run.
 
-:func:`prepare` writes nothing; :func:`write_run` writes experiment.yaml last, so that a start that was cut off leaves no run.
+:func:`prepare` writes nothing; :func:`write_run` writes experiment.yaml last, so that a start that
+was cut off leaves no run.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class CheckedRun:
     studies: list[Any]
 
     def features_to_extract(self) -> dict[str, tuple[FeatureSpec, Manifest]]:
-        """What is to be extracted, and of which clips: the features by name, and those of altered copies as ``name@0.9`` and so on.
+        """What is to be extracted, and of which clips: the features by name, and those of altered
+        copies as ``name@0.9`` and so on.
 
         Nobody learns from a copy of a clip that is only tested.
         """
@@ -61,7 +63,9 @@ class CheckedRun:
 
 
 def load_manifest(experiment: Experiment) -> tuple[Manifest, pl.DataFrame]:
-    """The manifest of an experiment: that of its run where there is one (checked by its hash), else read from the corpora."""
+    """The manifest of an experiment: that of its run where there is one (checked by its hash), else
+    read from the corpora.
+    """
     folder = experiment.run_folder
     if (folder / "manifest.parquet").is_file() and (folder / "experiment.yaml").is_file():
         check_tables(folder, run_settings(folder / "experiment.yaml"))
@@ -82,7 +86,10 @@ def read_corpora(experiment: Experiment) -> tuple[Manifest, pl.DataFrame]:
 
 
 def prepare(experiment: Experiment) -> CheckedRun:
-    """Load the data and check everything: labels, splits, features, spaces. Raises a RaysereError for the first kind of fault."""
+    """Load the data and check everything: labels, splits, features, spaces.
+
+    Raises a RaysereError for the first kind of fault.
+    """
     from raysere.ensemble.fit.priors import check_prior
     from raysere.pipeline.lanes import add_vote_rows, plan_studies
     from raysere.training.data import build_labels
@@ -176,7 +183,9 @@ def run_settings(path: Path) -> dict[str, Any]:
 
 
 def write_run(prepared: CheckedRun) -> Path:
-    """Write what defines the run: experiment.yaml, manifest.parquet, splits.parquet, quarantine.parquet."""
+    """Write what defines the run: experiment.yaml, manifest.parquet, splits.parquet,
+    quarantine.parquet.
+    """
     experiment, folder = prepared.experiment, prepared.experiment.run_folder
     with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)

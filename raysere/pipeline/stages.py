@@ -61,7 +61,8 @@ def run_experiment(
 ) -> Outcome:
     """Run the stages of an experiment up to ``until`` (extract, tune, evaluate or report).
 
-    Raises RaysereError for a fault of the experiment, the data or the machine; every stage resumes where it was.
+    Raises RaysereError for a fault of the experiment, the data or the machine; every stage resumes
+    where it was.
     """
     progress = progress or Progress(quiet=True)
     with own_ray():
@@ -100,7 +101,9 @@ def _run_stages(experiment: Experiment, until: str, progress: Progress, retry_er
 
 
 def _import_ahead() -> None:
-    """Import what the checks need while this thread waits for Ray: torch and the methods take longer than all of the reading."""
+    """Import what the checks need while this thread waits for Ray: torch and the methods take
+    longer than all of the reading.
+    """
 
     def load() -> None:
         with suppress(Exception):  # where it is needed it is imported again, and fails there
@@ -123,7 +126,9 @@ def own_ray() -> Iterator[None]:
 
 
 def extract_feature(experiment: Experiment, spec: FeatureSpec, manifest: Manifest, progress: Progress | None) -> Extraction:
-    """Cache one feature of all utterances of a manifest, as the experiment says; Ray must be there (see :func:`own_ray`)."""
+    """Cache one feature of all utterances of a manifest, as the experiment says; Ray must be there
+    (see :func:`own_ray`).
+    """
     from raysere.features.extract.run import extract
 
     actors, threshold = experiment.extraction.actors, experiment.extraction.fail_threshold
@@ -172,7 +177,9 @@ def _search(prepared: CheckedRun, progress: Progress, retry_errors: bool, check:
 
 
 def _evaluate(folder: Path, progress: Progress, check: FileCheck) -> dict[str, Any]:
-    """Fit the ensemble, save it, score it; skipped where the trials are those of the evaluation that is there."""
+    """Fit the ensemble, save it, score it; skipped where the trials are those of the evaluation
+    that is there.
+    """
     from raysere.ensemble.evaluate.evaluation import evaluate, evaluation_is_current
 
     if evaluation_is_current(folder, check):

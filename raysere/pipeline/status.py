@@ -19,10 +19,12 @@ from raysere.search.study import read_study
 def run_status(run: str | os.PathLike[str]) -> dict[str, Any]:
     """State of a run as plain JSON.
 
-    ``running`` is whether a living process holds the run: what a killed driver left behind counts for nothing. ``stage`` (only
-    then) has ``name``, ``done``, ``total``, ``at_once``, ``seconds`` since it began and ``left_s``, the estimated seconds to its end.
-    ``stopped_in`` (only else) has ``name``, ``done`` and ``total`` of the extraction in which the last start ended, if it did.
-    ``finished`` and ``planned`` count trials; ``studies`` has both by study, with ``best`` and ``mean_seconds`` of a trial.
+    ``running`` is whether a living process holds the run: what a killed driver left behind counts
+    for nothing. ``stage`` (only then) has ``name``, ``done``, ``total``, ``at_once``, ``seconds``
+    since it began and ``left_s``, the estimated seconds to its end. ``stopped_in`` (only else) has
+    ``name``, ``done`` and ``total`` of the extraction in which the last start ended, if it did.
+    ``finished`` and ``planned`` count trials; ``studies`` has both by study, with ``best`` and
+    ``mean_seconds`` of a trial.
 
     Example:
         >>> raysere.status("runs/emodb")["running"]  # doctest: +SKIP
@@ -93,14 +95,18 @@ def _ended(record: Record) -> float:
 
 
 def search_left_s(seconds: Mapping[str, Sequence[float]], planned: Mapping[str, int], stage: Stage, fresh: Sequence[float]) -> float | None:
-    """Seconds to the end of a search: what is left of each study times its mean trial, over how many trials go on side by side.
+    """Seconds to the end of a search: what is left of each study times its mean trial, over how
+    many trials go on side by side.
 
     Args:
-        seconds: of each finished trial, by study; a study without one is taken to be like the mean of all.
-        planned: trials by study. fresh: seconds of the trials that ended after the first one of this start.
+        seconds: of each finished trial, by study; a study without one is taken to be like the mean
+            of all.
+        planned: trials by study. fresh: seconds of the trials that ended after the first one of
+            this start.
 
-    Side by side is measured once every place has had two trials: the sum of ``fresh`` by the time in which they ended, which also knows
-    what the driver and the sampler cost; before that it is ``stage.at_once``. None where nothing is left, or no trial took any time yet.
+    Side by side is measured once every place has had two trials: the sum of ``fresh`` by the time
+    in which they ended, which also knows what the driver and the sampler cost; before that it is
+    ``stage.at_once``. None where nothing is left, or no trial took any time yet.
     """
     known = [value for values in seconds.values() for value in values]
     if not sum(known):

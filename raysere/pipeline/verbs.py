@@ -15,7 +15,8 @@ from raysere.pipeline.prepare import run_settings
 
 
 def open_run(run: str | os.PathLike[str]) -> Path:
-    """The folder of a run, given as a folder or as a name under ``runs``, here or in RAYSERE_STORAGE.
+    """The folder of a run, given as a folder or as a name under ``runs``, here or in
+    RAYSERE_STORAGE.
 
     Raises MissingFileError with the runs there are.
     """
@@ -30,7 +31,8 @@ def open_run(run: str | os.PathLike[str]) -> Path:
 
 
 def evaluate_run(run: str | os.PathLike[str]) -> dict[str, Any]:
-    """Fit and score the ensemble of a run again; writes ensemble/ and evaluation.json and returns the evaluation.
+    """Fit and score the ensemble of a run again; writes ensemble/ and evaluation.json and returns
+    the evaluation.
 
     Example:
         >>> raysere.evaluate("runs/emodb")["ensemble"]["value"]  # doctest: +SKIP
@@ -58,7 +60,9 @@ def fuse_runs(runs: list[Path], out: Path, *, family: str | None = None) -> dict
 def predict_files(
     folder: Path, files: list[str], texts: list[str], speaker: str | None = None, corpus: str | None = None
 ) -> list[dict[str, Any]]:
-    """Rows of predictions, one a file (or one a text where there are no files); a file that cannot be used has ``error``."""
+    """Rows of predictions, one a file (or one a text where there are no files); a file that cannot
+    be used has ``error``.
+    """
     from raysere.ensemble.saved.ensemble import Ensemble
 
     if not files and not texts:
@@ -78,7 +82,9 @@ def predict_files(
 
 
 def write_demo(folder: Path, *, seed: int = 0, progress: Progress | None = None) -> Path:
-    """Synthesise the demo corpus into FOLDER/corpus and write FOLDER/experiment.yaml; returns the experiment's path."""
+    """Synthesise the demo corpus into FOLDER/corpus and write FOLDER/experiment.yaml; returns the
+    experiment's path.
+    """
     from importlib.resources import files
 
     from raysere.demo.corpus import make_demo

@@ -1,10 +1,12 @@
 """Small SVG charts without a plotting library.
 
-Colours come from CSS classes (``c0`` .. ``c5``, ``ink``, ``grid``) that the page defines, so that dark mode works. Each
-chart has a ``<title>`` for screen readers. Widths are in user units; the page scales them.
+Colours come from CSS classes (``c0`` .. ``c5``, ``ink``, ``grid``) that the page defines, so that
+dark mode works. Each chart has a ``<title>`` for screen readers. Widths are in user units; the page
+scales them.
 
-A chart is a ``Markup``, and so is each of its parts: pages show a Markup as it is and escape every other text. Parts are made by
-:func:`text`, :func:`line` and :func:`shape` alone, which escape what they are given.
+A chart is a ``Markup``, and so is each of its parts: pages show a Markup as it is and escape every
+other text. Parts are made by :func:`text`, :func:`line` and :func:`shape` alone, which escape what
+they are given.
 """
 
 from __future__ import annotations
@@ -43,10 +45,11 @@ _NOT_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def standalone(chart: Markup) -> str:
-    """A chart as a file of its own: with the namespace, its size, and the light colours that a page would give it.
+    """A chart as a file of its own: with the namespace, its size, and the light colours that a page
+    would give it.
 
-    Without a size an image takes the width of whatever shows it: a notebook would stretch three bars over its column. A file is XML,
-    which control characters would break.
+    Without a size an image takes the width of whatever shows it: a notebook would stretch three
+    bars over its column. A file is XML, which control characters would break.
     """
     head, separator, rest = _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", str(chart)).partition(">")
     width, height = head.partition('viewBox="0 0 ')[2].partition('"')[0].split()
@@ -55,7 +58,9 @@ def standalone(chart: Markup) -> str:
 
 
 def shape(name: str, css: str, **attributes: float | str) -> Markup:
-    """An element without content, such as ``rect``; ``_`` in an attribute stands for ``-``, and a float has one decimal."""
+    """An element without content, such as ``rect``; ``_`` in an attribute stands for ``-``, and a
+    float has one decimal.
+    """
     pairs = [
         ("class", css),
         *((key.replace("_", "-"), f"{value:.1f}" if isinstance(value, float) else str(value)) for key, value in attributes.items()),
@@ -97,7 +102,10 @@ def intervals(
     width: float = 680,
     signed: bool = False,
 ) -> Markup:
-    """Dots with interval bars, one row each: (label, value, low, high, css class). ``mark`` draws a dashed reference line."""
+    """Dots with interval bars, one row each: (label, value, low, high, css class).
+
+    ``mark`` draws a dashed reference line.
+    """
     values = [v for _, value, low, high, _ in rows for v in (value, low, high) if v is not None] + ([mark] if mark is not None else [])
     low_x, high_x = min(values), max(values)
     pad = 0.06 * (high_x - low_x) or 0.05
@@ -158,7 +166,9 @@ def columns(
     height: float = 170,
     reference: float | None = None,
 ) -> Markup:
-    """Vertical columns from 0 (layer weights); ``reference`` draws a dashed line (the uniform weight)."""
+    """Vertical columns from 0 (layer weights); ``reference`` draws a dashed line (the uniform
+    weight).
+    """
     left, bottom, top = 44, 24, 12
     most = max([*values, reference or 0.0]) * 1.08 or 1.0
     slot = (width - left - 8) / max(len(values), 1)
@@ -182,7 +192,9 @@ def columns(
 
 
 def matrix(counts: Sequence[Sequence[float]], names: Sequence[str], *, title: str) -> Markup:
-    """Confusion matrix: rows are true classes, shares of the row as shade and per cent, counts below them."""
+    """Confusion matrix: rows are true classes, shares of the row as shade and per cent, counts
+    below them.
+    """
     cell = 58 if len(names) <= 6 else 50
     left = 18 + CHAR * max(len(name) for name in names)
     top = 42
@@ -224,9 +236,11 @@ def heatmap(
     digits: int = 2,
     cell: float | None = None,
 ) -> Markup:
-    """Values as shades with the number in each cell; None is left blank. ``outlined`` cells (row, column) get a frame.
+    """Values as shades with the number in each cell; None is left blank. ``outlined`` cells (row,
+    column) get a frame.
 
-    ``low`` and ``high`` bound the scale; by default the values do. ``cell`` is the width of a column.
+    ``low`` and ``high`` bound the scale; by default the values do. ``cell`` is the width of a
+    column.
     """
     known = [value for row in values for value in row if value is not None]
     bottom = low if low is not None else min(known, default=0.0)
@@ -279,7 +293,9 @@ def scatter(
     y_range: tuple[float, float] | None = None,
     joined: bool = False,
 ) -> Markup:
-    """Points by series (name, xs, ys, css class); ``best`` adds each series' running maximum, ``joined`` joins its points."""
+    """Points by series (name, xs, ys, css class); ``best`` adds each series' running maximum,
+    ``joined`` joins its points.
+    """
     left, bottom, top, right = 52, 40, 26, 12
     xs = [v for _, values, _, _ in series for v in values] or [0.0, 1.0]
     ys = [v for _, _, values, _ in series for v in values] or [0.0, 1.0]
@@ -343,9 +359,11 @@ def curves(
     width: float = 460,
     height: float = 250,
 ) -> Markup:
-    """Lines over places 0, 1, ... (layers) with interval bands: (name, values, lows, highs, css class), None where there is no value.
+    """Lines over places 0, 1, ... (layers) with interval bands: (name, values, lows, highs, css
+    class), None where there is no value.
 
-    ``null`` is a dashed curve of reference; ``marked`` places get a shaded column behind them (chosen layers).
+    ``null`` is a dashed curve of reference; ``marked`` places get a shaded column behind them
+    (chosen layers).
     """
     left, bottom, top, right = 52, 40, 26, 12
     every = [v for _, *parts, _ in series for part in parts for v in part if v is not None] + [v for v in null or () if v is not None]

@@ -11,7 +11,8 @@ _FEWEST = 8  # with fewer trials every ranking is noise
 
 
 def parameter_importance(board: pl.DataFrame, prefix: str = "params.") -> dict[str, float]:
-    """Importance (summing to 1) of each parameter that varies and is set in every scored trial; {} where there are too few trials.
+    """Importance (summing to 1) of each parameter that varies and is set in every scored trial; {}
+    where there are too few trials.
 
     Args:
         board: leaderboard rows of one study, with ``score`` and ``params.*`` columns.

@@ -42,9 +42,11 @@ SHOWN_REJECTS = 200
 
 
 def write_report(run: str | os.PathLike[str], check: FileCheck | None = None) -> Path:
-    """Write ``report.html`` into a run folder and return its path. Whatever the run has so far is shown.
+    """Write ``report.html`` into a run folder and return its path. Whatever the run has so far is
+    shown.
 
-    Trials and a saved ensemble whose files changed since they were recorded are left out, and the user is told (``check``).
+    Trials and a saved ensemble whose files changed since they were recorded are left out, and the
+    user is told (``check``).
 
     Example:
         >>> raysere.write_report("runs/emodb")  # doctest: +SKIP
@@ -93,7 +95,9 @@ def collect(run: Path, check: FileCheck) -> dict[str, Any]:
 
 
 def _figures(run: Path, check: FileCheck) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
-    """evaluation.json and ensemble.yaml, each None where it is not there; both None where a file changed since they were saved."""
+    """evaluation.json and ensemble.yaml, each None where it is not there; both None where a file
+    changed since they were saved.
+    """
     try:
         bundle = checked_record(run) if (run / "ensemble" / "ensemble.yaml").is_file() else None
     except (ConfigError, DataError, MissingFileError) as error:
@@ -333,7 +337,9 @@ def _cell(name: str, value: Any) -> str:
 
 
 def _layers(study: str, scored: list[Record], colour: str) -> list[tuple[str, Markup, str]]:
-    """Learned layer weights of the best trial that has them, else the best score reached with each single layer."""
+    """Learned layer weights of the best trial that has them, else the best score reached with each
+    single layer.
+    """
     best = max((record for record in scored if _layer_weights(record)), key=lambda record: record.score or 0, default=None)
     found = []
     if best is not None:

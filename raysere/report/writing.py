@@ -13,7 +13,8 @@ from raysere.base.files import atomic_write
 
 
 def write_template(path: Path, template: str, values: Mapping[str, Any]) -> Path:
-    """Write a template of the package (``report/page.html.j2``), filled with values, to ``path``, and return it.
+    """Write a template of the package (``report/page.html.j2``), filled with values, to ``path``,
+    and return it.
 
     A value that is Markup is not escaped.
     """

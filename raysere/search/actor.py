@@ -1,4 +1,6 @@
-"""What Tune holds: the worker's Trainable, and the driver's callback that puts finished trials into the ledger."""
+"""What Tune holds: the worker's Trainable, and the driver's callback that puts finished trials into
+the ledger.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
 
 
 class TrialActor(Trainable):
-    """Runs trials one after the other in one process; a step trains to the next rung or to the end, so few results travel."""
+    """Runs trials one after the other in one process; a step trains to the next rung or to the end,
+    so few results travel.
+    """
 
     def setup(self, config: dict[str, Any]) -> None:
         keep_memory()
@@ -33,10 +37,12 @@ class TrialActor(Trainable):
 
 
 class LedgerCallback(Callback):
-    """Records a trial when Tune is done with it, whether it ended by itself, was stopped, or its process died for the last time.
+    """Records a trial when Tune is done with it, whether it ended by itself, was stopped, or its
+    process died for the last time.
 
-    A record is written, and the next configuration asked for, one step of Tune after the trial's end: by then its worker has the
-    next trial already, and does not wait for the disk or for the sampler.
+    A record is written, and the next configuration asked for, one step of Tune after the trial's
+    end: by then its worker has the next trial already, and does not wait for the disk or for the
+    sampler.
     """
 
     def __init__(self, board: Board, searcher: LaneSearcher) -> None:
@@ -77,7 +83,8 @@ class LedgerCallback(Callback):
         proposal = self.board.given_up.pop(trial.trial_id, None)
         reason = _reason(trial.error_file)
         fault = machine_fault(reason, named_file(reason) or self.board.run_dir)
-        # Ray ends a worker where the memory of its machine runs low. That passes; and a trial that runs alone is too large for the machine
+        # Ray ends a worker where the memory of its machine runs low. That passes; and a trial that
+        # runs alone is too large for the machine
         passes = MEMORY_IS_LOW in reason and (proposal is None or self.searcher.slots == 1)
         if fault is not None and not passes:
             self.board.fail(fault)

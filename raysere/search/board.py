@@ -1,4 +1,7 @@
-"""The driver's board of a search: which lanes there are, what is recorded, what went wrong. No Tune here."""
+"""The driver's board of a search: which lanes there are, what is recorded, what went wrong.
+
+No Tune here.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +41,10 @@ class SearchSummary:
     """What a search did.
 
     Attributes:
-        trials: finished trials of its studies, earlier ones included. statuses: how many of each status.
-        ran: trained now. copied: copied now from an equal configuration. resumed: found finished at the start.
+        trials: finished trials of its studies, earlier ones included. statuses: how many of each
+            status.
+        ran: trained now. copied: copied now from an equal configuration. resumed: found finished at
+            the start.
         best: study to (trial id, score) of its best trial. seconds: wall time.
     """
 
@@ -55,7 +60,9 @@ class SearchSummary:
 
 @dataclass
 class Board:
-    """State of one search in its driver process; everything that must survive the process is in the ledger."""
+    """State of one search in its driver process; everything that must survive the process is in the
+    ledger.
+    """
 
     run_dir: Path
     studies: list[StudySpec]
@@ -110,7 +117,9 @@ class Board:
         ]
 
     def _gains(self) -> dict[int, Gains]:
-        """By outer fold the predictions of all its finished trials, for studies whose sampler asks for gains."""
+        """By outer fold the predictions of all its finished trials, for studies whose sampler asks
+        for gains.
+        """
         self.gains: dict[int, Gains] = {}
         asking = [study for study in self.studies if study.objective == "ensemble_gain"]
         if not asking:
@@ -233,7 +242,8 @@ class Board:
     def _show(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Write something for TensorBoard in the writer's thread.
 
-        A fault of the machine ends the search, as the next trial would meet it, too; any other is said at the end.
+        A fault of the machine ends the search, as the next trial would meet it, too; any other is
+        said at the end.
         """
 
         def show() -> None:
@@ -251,7 +261,9 @@ class Board:
         return self._writer.submit(function, *arguments)
 
     def catch_up(self) -> None:
-        """Write what TensorBoard shows of the studies, and the events of finished trials that a kill left without."""
+        """Write what TensorBoard shows of the studies, and the events of finished trials that a
+        kill left without.
+        """
         self._search_events = SearchEvents(self.run_dir, self.stamp[:8], self._mine())
         self._show(write_overview, self.run_dir, self.studies)
         studies = {study.name: study for study in self.studies}
@@ -260,7 +272,9 @@ class Board:
                 self._write_events(record, studies[record.study])
 
     def close(self) -> list[str]:
-        """Wait for the ledger and for the TensorBoard events; an event that failed for a reason of its own is said, and costs no trial."""
+        """Wait for the ledger and for the TensorBoard events; an event that failed for a reason of
+        its own is said, and costs no trial.
+        """
         self._show(self._search_events.close)
         self._writer.shutdown(wait=True)
         faults = [str(future.exception()) for future in self._written if future.exception() is not None]

@@ -21,7 +21,8 @@ _READERS = 8  # at once: of a shared file system, waiting takes longer than hash
 
 
 class FileCheck:
-    """Reads finished trials and checks their files. One a command: it reads the files of each trial once, and says everything once.
+    """Reads finished trials and checks their files. One a command: it reads the files of each trial
+    once, and says everything once.
 
     Args:
         tell: takes a line for the user; None writes it to standard error.
@@ -33,7 +34,10 @@ class FileCheck:
         self._told: set[Path] = set()
 
     def trials(self, ledger: Ledger) -> list[Record]:
-        """The finished trials that are as they were recorded, by id. Others are left out, and the user is told."""
+        """The finished trials that are as they were recorded, by id.
+
+        Others are left out, and the user is told.
+        """
         found = self._look(ledger)
         records = [one for one in found if not isinstance(one, Fault)]
         faults = [one for one in found if isinstance(one, Fault) and one.path.parent not in self._told]
@@ -56,7 +60,10 @@ class FileCheck:
         return records
 
     def set_aside(self, ledger: Ledger) -> None:
-        """Hide every trial that is not as it was recorded, and say so: its number is free then. Only for the one driver of a run."""
+        """Hide every trial that is not as it was recorded, and say so: its number is free then.
+
+        Only for the one driver of a run.
+        """
         faults = [one for one in self._look(ledger) if isinstance(one, Fault)]
         for number, fault in enumerate(faults):
             hidden = ledger.set_aside(fault.trial)

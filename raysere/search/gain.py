@@ -1,10 +1,13 @@
-"""What each finished trial adds to the ensemble of the others: the value that ``objective: ensemble_gain`` feeds the sampler with.
+"""What each finished trial adds to the ensemble of the others: the value that
+``objective: ensemble_gain`` feeds the sampler with.
 
-After Levesque, Gagne and Sabourin 2016 (arXiv:1605.06394): at proposal n an ensemble of :data:`SIZE` slots is chosen greedily
-with replacement from all finished trials, slot ``n mod SIZE`` is emptied, and every finished trial is valued by the score of the
-ensemble with that trial in the empty slot. So all values of one proposal stand on one ground, trials that are good by
-themselves but alike are worth little, and the slots come by turns. A value is a function of the finished trials' predictions
-and of n alone; it is made anew for each proposal and recorded nowhere. What a trial's record holds stays its own score.
+After Levesque, Gagne and Sabourin 2016 (arXiv:1605.06394): at proposal n an ensemble of
+:data:`SIZE` slots is chosen greedily with replacement from all finished trials, slot ``n mod SIZE``
+is emptied, and every finished trial is valued by the score of the ensemble with that trial in the
+empty slot. So all values of one proposal stand on one ground, trials that are good by themselves
+but alike are worth little, and the slots come by turns. A value is a function of the finished
+trials' predictions and of n alone; it is made anew for each proposal and recorded nowhere. What a
+trial's record holds stays its own score.
 """
 
 from __future__ import annotations
@@ -65,7 +68,9 @@ class Gains:
         return dict(zip(trials, gains.tolist(), strict=True))
 
     def _stacked(self, trials: list[str], rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(M, N, K) with zeros where a trial has no prediction, and float (M, N) 1 where it has one."""
+        """(M, N, K) with zeros where a trial has no prediction, and float (M, N) 1 where it has
+        one.
+        """
         width = self._found[trials[0]][1].shape[1]
         members, present = np.zeros((len(trials), len(rows), width)), np.zeros((len(trials), len(rows)))
         for number, trial in enumerate(trials):
@@ -75,7 +80,9 @@ class Gains:
         return members, present
 
     def _scores(self, sums: np.ndarray, counts: np.ndarray, members: np.ndarray, present: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Score (M,) of the mean of the ensemble (``sums`` (N, K) over ``counts`` (N,) members) and each candidate."""
+        """Score (M,) of the mean of the ensemble (``sums`` (N, K) over ``counts`` (N,) members) and
+        each candidate.
+        """
         step = max(1, _BLOCK // max(1, sums.size))
         parts = [self._block(sums + members[at : at + step], counts + present[at : at + step], rows) for at in range(0, len(members), step)]
         return np.concatenate(parts)

@@ -1,8 +1,10 @@
-"""Whether a finished trial is still what was recorded: SHA-256 hashes in its ``DONE``, checked once a command.
+"""Whether a finished trial is still what was recorded: SHA-256 hashes in its ``DONE``, checked once
+a command.
 
-``DONE`` has ``files``, the hash of every other file of the folder, and ``sha256``, the hash of its own content without that key. They tell
-of a file that was changed, cut short or lost; not of somebody who may write the folder, since who changes a file can change ``DONE`` too.
-A trial that was recorded before there were hashes has neither key, and stays so.
+``DONE`` has ``files``, the hash of every other file of the folder, and ``sha256``, the hash of its
+own content without that key. They tell of a file that was changed, cut short or lost; not of
+somebody who may write the folder, since who changes a file can change ``DONE`` too. A trial that
+was recorded before there were hashes has neither key, and stays so.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ def hash_folder(folder: Path) -> dict[str, str]:
 
 
 def sealed(done: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of ``DONE`` with the hash of itself; as it is where ``files`` is None (nobody knows what its files were)."""
+    """The content of ``DONE`` with the hash of itself; as it is where ``files`` is None (nobody
+    knows what its files were).
+    """
     if done["files"] is None:
         return {key: value for key, value in done.items() if key != "files"}
     return {**done, "sha256": _seal(json.loads(json.dumps(done, allow_nan=False)))}
@@ -34,7 +38,9 @@ def _seal(done: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Fault:
-    """A trial that is not as it was recorded: the ``path`` of one file, and ``what`` is wrong with it (``was changed ...``)."""
+    """A trial that is not as it was recorded: the ``path`` of one file, and ``what`` is wrong with
+    it (``was changed ...``).
+    """
 
     trial: str
     path: Path
@@ -46,7 +52,8 @@ class Fault:
 
 
 def find_fault(folder: Path, done: Any) -> Fault | None:
-    """The first file of a trial that differs from what its ``DONE`` says; None where all is as recorded, or was recorded without hashes.
+    """The first file of a trial that differs from what its ``DONE`` says; None where all is as
+    recorded, or was recorded without hashes.
 
     Raises OSError for a file that is there and cannot be read.
     """

@@ -1,4 +1,6 @@
-"""A lane: one study on one outer fold, with its Optuna study, its free trial numbers and its successive halving."""
+"""A lane: one study on one outer fold, with its Optuna study, its free trial numbers and its
+successive halving.
+"""
 
 from __future__ import annotations
 
@@ -40,12 +42,13 @@ class Proposal:
 
 
 class Lane:
-    """One study on one outer fold: its Optuna study, the numbers that are still free, and its successive halving.
+    """One study on one outer fold: its Optuna study, the numbers that are still free, and its
+    successive halving.
 
     Args:
         finished: the lane's finished trials, from the ledger.
-        gains: values of trials for ``objective: ensemble_gain``: then the Optuna study is made anew for each proposal, since what a
-            trial adds to the ensemble depends on the others.
+        gains: values of trials for ``objective: ensemble_gain``: then the Optuna study is made anew
+            for each proposal, since what a trial adds to the ensemble depends on the others.
     """
 
     def __init__(self, study: StudySpec, outer: int, finished: list[Record], *, gains: Gains | None = None) -> None:
@@ -76,7 +79,9 @@ class Lane:
             )
 
     def _refill(self, record: Record) -> None:
-        """Put a finished trial back into the Optuna study and into the rungs, as if it had just finished."""
+        """Put a finished trial back into the Optuna study and into the rungs, as if it had just
+        finished.
+        """
         self.ended[record.number] = record.params
         if self.gains is None:
             self._add(record.params, value=record.value(self.study.penalty))
@@ -100,7 +105,9 @@ class Lane:
         )
 
     def _revalue(self, number: int, gains: Gains) -> None:
-        """The Optuna study as proposal ``number`` sees it: finished trials by their gains, and those that run."""
+        """The Optuna study as proposal ``number`` sees it: finished trials by their gains, and
+        those that run.
+        """
         self.optuna = optuna.create_study(direction="maximize", pruner=optuna.pruners.NopPruner(), sampler=self._sampler(number))
         values = gains.values(number)
         for ended in sorted(self.ended):
@@ -143,7 +150,10 @@ class Lane:
 
 
 def _halving(study: StudySpec) -> AsyncHyperBandScheduler | None:
-    """Ray's asynchronous halving for one lane. ``max_t`` only bounds the rungs: trials end by themselves."""
+    """Ray's asynchronous halving for one lane.
+
+    ``max_t`` only bounds the rungs: trials end by themselves.
+    """
     if study.asha is None:
         return None
     limit = study.max_epochs or 10_000
@@ -160,7 +170,9 @@ def _halving(study: StudySpec) -> AsyncHyperBandScheduler | None:
 
 @dataclass
 class _Known:
-    """What a lane's halving knows a trial by: the same name in every attempt, so that a retried trial stands in a rung once."""
+    """What a lane's halving knows a trial by: the same name in every attempt, so that a retried
+    trial stands in a rung once.
+    """
 
     trial_id: str
     lane: Lane = field(repr=False)

@@ -32,10 +32,12 @@ COLUMNS: dict[str, Any] = {
 
 
 def leaderboard(run_dir: str | os.PathLike[str], *, write: bool = True, records: Sequence[Record] | None = None) -> pl.DataFrame:
-    """All finished trials of a run (or those in ``records``), by score (best first; trials without one last), then status, then id.
+    """All finished trials of a run (or those in ``records``), by score (best first; trials without
+    one last), then status, then id.
 
-    ``params.NAME`` columns are null where the branch was not taken; a parameter that is a number in some trials and a text in others
-    is a text. ``error`` is the first line of what went wrong. Also written to ``leaderboard.parquet``, unless ``write`` is False.
+    ``params.NAME`` columns are null where the branch was not taken; a parameter that is a number in
+    some trials and a text in others is a text. ``error`` is the first line of what went wrong. Also
+    written to ``leaderboard.parquet``, unless ``write`` is False.
 
     Example:
         >>> raysere.leaderboard("runs/emodb").head()  # doctest: +SKIP

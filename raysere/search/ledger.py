@@ -1,8 +1,9 @@
 """The ledger: one immutable folder for each finished trial, ``trials/ID``.
 
-A worker stages what a trial has so far in a hidden folder; the driver adds ``DONE`` and renames it to ``trials/ID``. So a
-folder is there whole or not at all, whatever was killed, and Tune's and Optuna's own state is never needed again. ``DONE``
-repeats what ``params.yaml`` says, since a thousand trials are read in an eighth of the time without YAML, and holds the hashes of all files
+A worker stages what a trial has so far in a hidden folder; the driver adds ``DONE`` and renames it
+to ``trials/ID``. So a folder is there whole or not at all, whatever was killed, and Tune's and
+Optuna's own state is never needed again. ``DONE`` repeats what ``params.yaml`` says, since a
+thousand trials are read in an eighth of the time without YAML, and holds the hashes of all files
 (:mod:`raysere.search.hashes`), which commands check that certify a trial.
 """
 
@@ -46,14 +47,20 @@ class Record:
     """A finished trial.
 
     Attributes:
-        trial, study, space, method, features, modality, outer, number, seed: where it belongs and how it was seeded.
-        config: hash of the configuration. params: the configuration, inactive branches left out. resolved: all of the method's
-            ``Params``, defaults included (empty where they could not be built).
-        status: ``done`` (trained to its end), ``stopped`` (by successive halving), ``infeasible`` or ``error``.
-        score: development score of the best epoch; None without one. epoch: that epoch. epochs: how many were trained.
-        seconds: of training. memory: bytes at its peak, ``resident`` of the worker and ``gpu`` (empty where nobody looked).
+        trial, study, space, method, features, modality, outer, number, seed: where it belongs and
+        how it was seeded.
+        config: hash of the configuration. params: the configuration, inactive branches left out.
+            resolved: all of the method's ``Params``, defaults included (empty where they could not
+            be built).
+        status: ``done`` (trained to its end), ``stopped`` (by successive halving), ``infeasible``
+            or ``error``.
+        score: development score of the best epoch; None without one. epoch: that epoch. epochs: how
+            many were trained.
+        seconds: of training. memory: bytes at its peak, ``resident`` of the worker and ``gpu``
+            (empty where nobody looked).
         twin_of: the finished trial of the same configuration from which this one was copied.
-        files: name to SHA-256 of each file; None for a trial that was recorded before hashes were kept.
+        files: name to SHA-256 of each file; None for a trial that was recorded before hashes were
+            kept.
     """
 
     folder: Path
@@ -90,11 +97,16 @@ class Record:
         return self.score if self.scored and self.score is not None else penalty
 
     def rows(self) -> pl.DataFrame:
-        """``metrics.parquet``: a row an epoch, with ``epoch`` (from 0), ``score`` and what the loop logs (:meth:`Trainer.epoch`)."""
+        """``metrics.parquet``: a row an epoch, with ``epoch`` (from 0), ``score`` and what the loop
+        logs (:meth:`Trainer.epoch`).
+        """
         return read_parquet(self.folder / "metrics.parquet")
 
     def predictions(self) -> pl.DataFrame:
-        """``predictions.parquet`` of the best epoch. Raises MissingFileError where the trial has none (infeasible, error)."""
+        """``predictions.parquet`` of the best epoch.
+
+        Raises MissingFileError where the trial has none (infeasible, error).
+        """
         path = self.folder / "predictions.parquet"
         if not path.is_file():
             raise MissingFileError(f"The trial {self.trial} has no predictions (status {self.status})", where=self.folder)
@@ -122,7 +134,11 @@ class Ledger:
             return []
 
     def read(self, trial: str) -> Record:
-        """One record. Raises MissingFileError, or DataError for a folder that is no finished trial of a known format."""
+        """One record.
+
+        Raises MissingFileError, or DataError for a folder that is no finished trial of a known
+        format.
+        """
         return self.record(trial, read_json(self.folder / trial / "DONE"))
 
     def record(self, trial: str, done: dict[str, Any]) -> Record:
@@ -147,13 +163,17 @@ class Ledger:
         return sorted(records, key=lambda record: (record.outer, record.number))
 
     def staged_path(self, trial: str, attempt: str, epochs: int) -> Path:
-        """Where a worker stages a trial: a name of its own for each attempt, so that an orphan of a killed run disturbs nobody."""
+        """Where a worker stages a trial: a name of its own for each attempt, so that an orphan of a
+        killed run disturbs nobody.
+        """
         return self.folder / f".{trial}.{attempt}.{epochs:05d}{_STAGED}"
 
     def finalise(self, trial: str, staged: Path, done: dict[str, Any]) -> None:
-        """Flush a staged folder, add ``DONE`` and rename it to ``trials/ID``. A record that is there already stays as it is.
+        """Flush a staged folder, add ``DONE`` and rename it to ``trials/ID``. A record that is
+        there already stays as it is.
 
-        ``done`` may have ``files``, the hashes that the writer of the files took, or None for files whose hashes nobody knows.
+        ``done`` may have ``files``, the hashes that the writer of the files took, or None for files
+        whose hashes nobody knows.
         """
         target = self.folder / trial
         with explain_write_errors(target):
@@ -179,14 +199,17 @@ class Ledger:
         return self.read(head["trial"])
 
     def copy(self, twin: Record, head: dict[str, Any], attempt: str) -> Record:
-        """Record a trial whose configuration another one of the lane has already: the same files under a new id."""
+        """Record a trial whose configuration another one of the lane has already: the same files
+        under a new id.
+        """
         staged = self.staged_path(head["trial"], attempt, 0)
         with atomic_folder(staged, flush=False) as folder:
             for source in twin.folder.iterdir():
                 if source.name not in ("params.yaml", "DONE"):
                     shutil.copyfile(source, folder / source.name)
             write_head(folder, {**head, "resolved": twin.resolved})
-            # the hashes that the twin's files had when they were written: a file that changed before or while it was copied is found out
+            # the hashes that the twin's files had when they were written: a file that changed
+            # before or while it was copied is found out
             files = None if twin.files is None else {**twin.files, "params.yaml": file_hash(folder / "params.yaml")}
         first = twin.twin_of or twin.trial
         done = {**read_json(twin.folder / "DONE"), "head": None, "seconds": 0.0, "files": files}
@@ -201,18 +224,24 @@ class Ledger:
                 shutil.rmtree(path, ignore_errors=True)
 
     def forget_errors(self, studies: set[str]) -> int:
-        """Take the trials that ended with an error off the ledger, so that they run again; returns how many."""
+        """Take the trials that ended with an error off the ledger, so that they run again; returns
+        how many.
+        """
         failed = [record for record in self.trials() if record.study in studies and record.status == "error"]
         for record in failed:
             shutil.rmtree(self._hide(record.trial, f".{record.trial}.again{_STAGED}"), ignore_errors=True)
         return len(failed)
 
     def set_aside(self, trial: str) -> Path:
-        """Take a trial off the ledger and keep all that is there of it, under a hidden name; returns that folder."""
+        """Take a trial off the ledger and keep all that is there of it, under a hidden name;
+        returns that folder.
+        """
         return self._hide(trial, f".{trial}.changed-{uuid.uuid4().hex[:8]}")
 
     def _hide(self, trial: str, name: str) -> Path:
-        """Rename a trial's folder, and put what TensorBoard shows of it there too: else the next attempt would not be shown."""
+        """Rename a trial's folder, and put what TensorBoard shows of it there too: else the next
+        attempt would not be shown.
+        """
         hidden = self.folder / name
         shutil.rmtree(hidden, ignore_errors=True)
         with explain_write_errors(hidden):
@@ -226,7 +255,10 @@ class Ledger:
 
 
 def make_record(folder: Path, head: dict[str, Any], done: dict[str, Any]) -> Record:
-    """The record of what ``params.yaml`` and ``DONE`` say. Raises DataError where they are not of a known format."""
+    """The record of what ``params.yaml`` and ``DONE`` say.
+
+    Raises DataError where they are not of a known format.
+    """
     try:
         if head["format"] != TRIAL_FORMAT:
             raise DataError(f"The trial is of the format {head['format']!r}, and this version reads {TRIAL_FORMAT!r}", where=folder)
@@ -250,7 +282,9 @@ def make_record(folder: Path, head: dict[str, Any], done: dict[str, Any]) -> Rec
 
 
 def _repeated(staged: Path) -> dict[str, Any]:
-    """The head of a staged trial for its ``DONE``; nothing where JSON cannot hold it (a parameter that is not finite)."""
+    """The head of a staged trial for its ``DONE``; nothing where JSON cannot hold it (a parameter
+    that is not finite).
+    """
     head = json_head(read_yaml(staged / "params.yaml"))
     return {} if head is None else {"head": head}
 

@@ -1,7 +1,7 @@
 """Imports of a search worker, loaded into idle workers of Ray at the start.
 
-A trial's process then begins at once, while the driver was still reading its own files. pyarrow stands first: torch before it has
-crashed processes.
+A trial's process then begins at once, while the driver was still reading its own files. pyarrow
+stands first: torch before it has crashed processes.
 """
 
 import pyarrow  # noqa: F401

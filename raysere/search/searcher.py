@@ -1,12 +1,15 @@
-"""The next configuration: Optuna's TPE, a study for each lane, behind Ray Tune's Searcher and TrialScheduler.
+"""The next configuration: Optuna's TPE, a study for each lane, behind Ray Tune's Searcher and
+TrialScheduler.
 
-A lane is one study on one outer fold. All lanes share one Tune run, so that actors are reused across them.
+A lane is one study on one outer fold. All lanes share one Tune run, so that actors are reused
+across them.
 
-Optuna is asked and told directly (``Study.ask`` / ``Study.tell``), not through ``ray.tune.search.optuna.OptunaSearch``: that
-class holds one study a Tune run, does not let a conditional (define-by-run) space be filled with earlier results, hides failed
-trials from the sampler and restores itself from a pickle. Here the study of a lane is rebuilt from the ledger at each
-start, and every trial number brings its own seeded TPE sampler: what trial n is depends on the finished trials and on n,
-never on how often the search was interrupted.
+Optuna is asked and told directly (``Study.ask`` / ``Study.tell``), not through
+``ray.tune.search.optuna.OptunaSearch``: that class holds one study a Tune run, does not let a
+conditional (define-by-run) space be filled with earlier results, hides failed trials from the
+sampler and restores itself from a pickle. Here the study of a lane is rebuilt from the ledger at
+each start, and every trial number brings its own seeded TPE sampler: what trial n is depends on the
+finished trials and on n, never on how often the search was interrupted.
 """
 
 from __future__ import annotations
@@ -28,9 +31,11 @@ ATTEMPTS = 3  # a trial whose process dies is tried so often
 
 
 class LaneSearcher(Searcher):
-    """Tune's view of all lanes: the next trial comes from the lane with the fewest running trials, then the smallest share started.
+    """Tune's view of all lanes: the next trial comes from the lane with the fewest running trials,
+    then the smallest share started.
 
-    So lanes advance side by side, and as long as there are at least as many lanes as workers no lane runs two trials at once.
+    So lanes advance side by side, and as long as there are at least as many lanes as workers no
+    lane runs two trials at once.
     """
 
     def __init__(self, board: Board, slots: int = 1) -> None:
@@ -57,10 +62,11 @@ class LaneSearcher(Searcher):
         return {"job": json.dumps(self.board.job(proposal))}
 
     def ask_ahead(self) -> None:
-        """Ask for the next configuration while all workers are busy, so that the next free one need not wait for the sampler.
+        """Ask for the next configuration while all workers are busy, so that the next free one need
+        not wait for the sampler.
 
-        Only where several trials run at once: their sampler does not know the running ones in any case, and a search of one
-        trial at a time must propose from all that is finished.
+        Only where several trials run at once: their sampler does not know the running ones in any
+        case, and a search of one trial at a time must propose from all that is finished.
         """
         if self._ahead is None and not self.again and len(self.live) >= self.slots > 1 and self.board.failure is None:
             try:
@@ -83,7 +89,9 @@ class LaneSearcher(Searcher):
             lane.tell(proposal, record.value(lane.study.penalty))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tell the lane; a trial whose process died goes back to be tried again, and is given up after the last attempt."""
+        """Tell the lane; a trial whose process died goes back to be tried again, and is given up
+        after the last attempt.
+        """
         proposal = self.live.pop(trial_id, None)
         if proposal is None or self.board.failure is not None:
             return

@@ -1,8 +1,9 @@
 """The first trials of a lane, spread evenly over the space.
 
-With ten random draws a choice of three is missed altogether once in sixty searches, and what the first trials never saw TPE
-seldom asks for. Here every block of k numbers holds each of the k choices once, and the numbers of the start-up fall into
-as many equal strata of each range, in an order of their own for each parameter (Latin hypercube sampling, McKay 1979).
+With ten random draws a choice of three is missed altogether once in sixty searches, and what the
+first trials never saw TPE seldom asks for. Here every block of k numbers holds each of the k
+choices once, and the numbers of the start-up fall into as many equal strata of each range, in an
+order of their own for each parameter (Latin hypercube sampling, McKay 1979).
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from raysere.base.files import digest
 
 
 class SpreadSampler(optuna.samplers.BaseSampler):
-    """Values of the trial of one number; they depend on the seed, the number and the parameter's name alone.
+    """Values of the trial of one number; they depend on the seed, the number and the parameter's
+    name alone.
 
     Args:
         seed: of the lane, the same for all its numbers.

@@ -30,7 +30,10 @@ class StudyFeature(_Model):
 
 
 class Asha(_Model):
-    """Successive halving (Li et al. 2018, arXiv:1810.05934): rungs at ``grace`` epochs, each next ``reduction`` times later."""
+    """Successive halving (Li et al.
+
+    2018, arXiv:1810.05934): rungs at ``grace`` epochs, each next ``reduction`` times later.
+    """
 
     grace: int = Field(5, ge=1)
     reduction: int = Field(3, ge=2)
@@ -43,13 +46,15 @@ class StudySpec(_Model):
         name: such as ``pooled-speech``; it begins the id of every trial.
         space: :meth:`raysere.search.space.grammar.Space.to_dict` of the checked space.
         store: folder of the feature store; relative to the run directory unless absolute.
-        class_map: name, list or mapping, as :func:`raysere.corpora.labels.class_map` takes it; None for attributes only.
+        class_map: name, list or mapping, as :func:`raysere.corpora.labels.class_map` takes it; None
+            for attributes only.
         by: what never crosses a split. transductive: a transfer adapts to its test rows, too.
         outer: outer folds, each one a lane of its own; None where the protocol has none (lane 0).
         trials: trials of each lane.
         max_epochs: upper limit of every trial's epochs.
         threads: torch threads of a worker; None takes the CPUs of a trial.
-        objective: what the sampler learns from: a trial's own ``score``, or its ``ensemble_gain`` (see :mod:`raysere.search.gain`).
+        objective: what the sampler learns from: a trial's own ``score``, or its ``ensemble_gain``
+            (see :mod:`raysere.search.gain`).
         precision: of matrix products, see :class:`raysere.training.loop.Trainer`.
     """
 
@@ -95,7 +100,9 @@ class StudySpec(_Model):
         return f"{self.name}-{number:04d}" if self.outer is None else f"{self.name}-o{outer:02d}-{number:04d}"
 
     def config_hash(self, params: dict[str, Any]) -> str:
-        """Equal for configurations that train the same model on the same features (the fold is not part of it)."""
+        """Equal for configurations that train the same model on the same features (the fold is not
+        part of it).
+        """
         return digest(
             {
                 "method": self.method,
@@ -108,11 +115,15 @@ class StudySpec(_Model):
         )
 
     def trial_seed(self, outer: int, config: str) -> int:
-        """Seed of a trial, from its configuration alone: neither the order of the search nor a restart can change it."""
+        """Seed of a trial, from its configuration alone: neither the order of the search nor a
+        restart can change it.
+        """
         return int(digest({"seed": self.seed, "outer": outer, "config": config}, 8), 16) % (2**31)
 
     def sampler_seed(self, outer: int, number: int) -> int:
-        """Seed of the sampler for the trial of that number, so that a resumed search proposes what the uninterrupted one would."""
+        """Seed of the sampler for the trial of that number, so that a resumed search proposes what
+        the uninterrupted one would.
+        """
         return int(digest({"seed": self.seed, "study": self.name, "outer": outer, "number": number}, 8), 16)
 
     def rungs(self, epochs: int) -> list[int]:
@@ -130,7 +141,8 @@ def study_path(run_dir: Path, name: str) -> Path:
 def save_study(run_dir: Path, study: StudySpec) -> None:
     """Write ``study.json``; a study that the run holds already may only grow.
 
-    Raises ConfigError that names what differs, since its finished trials would not be comparable with the new ones.
+    Raises ConfigError that names what differs, since its finished trials would not be comparable
+    with the new ones.
     """
     path = study_path(run_dir, study.name)
     new = study.model_dump(mode="json")

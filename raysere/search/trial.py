@@ -1,7 +1,7 @@
 """One trial in a worker process: build, train to the next rung, stage the outcome. No Ray here.
 
-Everything is built from the run directory and ``study.json``. What is expensive (torch, manifest, labels, feature views)
-stays in the process for the next trial: see :class:`TrialCache`.
+Everything is built from the run directory and ``study.json``. What is expensive (torch, manifest,
+labels, feature views) stays in the process for the next trial: see :class:`TrialCache`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ OUTCOME = "outcome.json"
 
 
 def _on_this_node(store: str, key: str) -> str:
-    """The store folder to map: the store itself, or with ``RAYSERE_LOCAL_STORE`` the copy that the node's store actor keeps there."""
+    """The store folder to map: the store itself, or with ``RAYSERE_LOCAL_STORE`` the copy that the
+    node's store actor keeps there.
+    """
     local = os.environ.get("RAYSERE_LOCAL_STORE")
     if not local:
         return store
@@ -38,7 +40,9 @@ def _on_this_node(store: str, key: str) -> str:
 
 
 class TrialCache:
-    """What a worker process keeps between trials: studies, labels by class map and task, feature views, the folds of a lane."""
+    """What a worker process keeps between trials: studies, labels by class map and task, feature
+    views, the folds of a lane.
+    """
 
     def __init__(self) -> None:
         self._kept: dict[tuple[Any, ...], Any] = {}
@@ -49,7 +53,9 @@ class TrialCache:
         return self._kept[key]
 
     def study(self, run_dir: Path, name: str, stamp: str) -> StudySpec:
-        """The study; ``stamp`` changes with the driver, so that a longer-lived process never uses an older ``study.json``."""
+        """The study; ``stamp`` changes with the driver, so that a longer-lived process never uses
+        an older ``study.json``.
+        """
         return self._keep(("study", run_dir, name, stamp), lambda: read_study(run_dir, name))
 
     def data(self, run_dir: Path, study: StudySpec, outer: int) -> Any:
@@ -117,7 +123,8 @@ class TrialRun:
 
     Args:
         run_dir: absolute path, readable and writable by every worker.
-        job: ``study``, ``outer``, ``number``, ``trial``, ``params``, ``config``, ``attempt``, ``stamp``, ``cpu``, ``gpu``.
+        job: ``study``, ``outer``, ``number``, ``trial``, ``params``, ``config``, ``attempt``,
+            ``stamp``, ``cpu``, ``gpu``.
     """
 
     def __init__(self, run_dir: Path, job: dict[str, Any], workshop: TrialCache = WORKSHOP) -> None:
@@ -133,11 +140,12 @@ class TrialRun:
         self._curves = LiveCurves(self.run_dir / "search" / job["study"] / job["trial"])
 
     def advance(self) -> dict[str, Any]:
-        """Train to the next rung or to the end, stage what there is, and say how it stands; it never raises for a fault of the trial.
+        """Train to the next rung or to the end, stage what there is, and say how it stands; it
+        never raises for a fault of the trial.
 
-        Returns ``score`` (best so far; the penalty where there is none), ``epoch`` (trained so far), ``status`` (``running``,
-        ``done``, ``infeasible``, ``error`` or ``fatal``: a fault of the machine or of the data, which ends the search),
-        ``staged`` (folder) and ``error``.
+        Returns ``score`` (best so far; the penalty where there is none), ``epoch`` (trained so
+        far), ``status`` (``running``, ``done``, ``infeasible``, ``error`` or ``fatal``: a fault of
+        the machine or of the data, which ends the search), ``staged`` (folder) and ``error``.
         """
         start = time.perf_counter()
         try:
@@ -170,7 +178,9 @@ class TrialRun:
         return {"score": self._score(), "epoch": self.epochs, "status": status, "staged": str(staged), "error": error}
 
     def _begin(self) -> None:
-        """Read the lane's data (a fault there is nobody's configuration, so it ends the search) and build the trainer."""
+        """Read the lane's data (a fault there is nobody's configuration, so it ends the search) and
+        build the trainer.
+        """
         import torch
         from pydantic import ValidationError
 
@@ -237,7 +247,9 @@ class TrialRun:
         return {**head(self.study, self.job), "resolved": self.resolved}
 
     def _stage(self, status: str, error: str | None) -> Path:
-        """Write the whole folder under a hidden name of this attempt and epoch, then drop the older one."""
+        """Write the whole folder under a hidden name of this attempt and epoch, then drop the older
+        one.
+        """
         staged = self.ledger.staged_path(self.job["trial"], self.job["attempt"], self.epochs)
         shutil.rmtree(staged, ignore_errors=True)
         failed = status in ("infeasible", "error")
@@ -270,7 +282,8 @@ class TrialRun:
                 save_file(
                     {name: tensor.detach().cpu().contiguous() for name, tensor in self.trainer.state().items()},
                     str(folder / "model.safetensors"),
-                    # one entry: safetensors writes several in an order that changes from process to process
+                    # one entry: safetensors writes several in an order that changes from process to
+                    # process
                     metadata={"raysere": json.dumps({"format": "raysere.trial/1", "trial": self.job["trial"]})},
                 )
             outcome["files"] = hash_folder(folder)
@@ -296,7 +309,9 @@ class TrialRun:
         return metrics.confusion(truth, predicted, len(data.task.classes))
 
     def _fatal(self, fault: BaseException) -> dict[str, Any]:
-        """What stops the whole search travels as plain values: any process can build the error again."""
+        """What stops the whole search travels as plain values: any process can build the error
+        again.
+        """
         self._free("fatal")
         fault = machine_fault(fault, named_file(fault) or self.run_dir) or fault
         if isinstance(fault, RaysereError):
@@ -318,7 +333,10 @@ class TrialRun:
         return {"score": 0.0, "epoch": self.epochs, "status": "fatal", "staged": "", "error": json.dumps(parts)}
 
     def _memory(self) -> dict[str, int]:
-        """Bytes at the peak since the trial began: ``resident`` of this process, mapped features included, and ``gpu`` of its tensors."""
+        """Bytes at the peak since the trial began:
+
+        ``resident`` of this process, mapped features included, and ``gpu`` of its tensors.
+        """
         peaks = {"resident": peak_bytes()}
         if self.study is not None and self.study.device.startswith("cuda"):
             import torch
@@ -360,10 +378,12 @@ def head(study: StudySpec, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _classify(fault: BaseException) -> tuple[str, str] | None:
-    """What is recorded of a trial that failed: ``infeasible`` for what this configuration cannot do here, ``error`` (with the traceback).
+    """What is recorded of a trial that failed: ``infeasible`` for what this configuration cannot do
+    here, ``error`` (with the traceback).
 
-    None for a fault of the machine, of which nothing is recorded: disk, permission, open files, and memory that is lacking while a file is
-    read or written. Memory that is lacking while a configuration trains is too little for this configuration.
+    None for a fault of the machine, of which nothing is recorded: disk, permission, open files, and
+    memory that is lacking while a file is read or written. Memory that is lacking while a
+    configuration trains is too little for this configuration.
     """
     if isinstance(fault, ConfigError | InfeasibleTrial):
         return "infeasible", fault.message
@@ -375,7 +395,11 @@ def _classify(fault: BaseException) -> tuple[str, str] | None:
 
 
 def _rows_frame(rows: list[dict[str, Any]]) -> Any:
-    """Epoch rows as a frame: ``epoch`` int64, other columns float64, or lists of it; a column that some epochs lack has nulls there."""
+    """Epoch rows as a frame:
+
+    ``epoch`` int64, other columns float64, or lists of it; a column that some epochs lack has nulls
+    there.
+    """
     import polars as pl
 
     if not rows:
@@ -395,7 +419,9 @@ def _column(name: str, values: list[Any]) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Numbers, texts, lists and mappings that JSON can hold: arrays become lists, what is not finite becomes null."""
+    """Numbers, texts, lists and mappings that JSON can hold: arrays become lists, what is not
+    finite becomes null.
+    """
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
@@ -408,5 +434,7 @@ def plain(value: Any) -> Any:
 
 
 def attempt_name(*parts: Any) -> str:
-    """Short name of one attempt at a trial; the parts hold something that no other driver process has."""
+    """Short name of one attempt at a trial; the parts hold something that no other driver process
+    has.
+    """
     return digest([str(part) for part in parts], 8)

@@ -1,4 +1,6 @@
-"""The search itself: one Ray Tune run for all lanes, with reused actors; the ledger says what is done."""
+"""The search itself: one Ray Tune run for all lanes, with reused actors; the ledger says what is
+done.
+"""
 
 from __future__ import annotations
 
@@ -50,17 +52,20 @@ def run_search(
 ) -> SearchSummary:
     """Run every trial of every study that the ledger of ``run_dir`` does not hold yet.
 
-    Can be killed at any instant and called again: finished trials never run again, each number runs exactly once, and with one
-    trial at a time the search goes on exactly as it would have without the interruption. Needs ``manifest.parquet`` and ``splits.parquet``
-    in ``run_dir``, the features in the store, and a connected Ray (``raysere.base.cluster.start_ray``).
+    Can be killed at any instant and called again: finished trials never run again, each number runs
+    exactly once, and with one trial at a time the search goes on exactly as it would have without
+    the interruption. Needs ``manifest.parquet`` and ``splits.parquet`` in ``run_dir``, the features
+    in the store, and a connected Ray (``raysere.base.cluster.start_ray``).
 
     Args:
         run_dir: a folder that all workers reach under this path.
         studies: their lanes share the workers; lanes advance side by side.
         resources: of one trial, ``{"cpu": 1, "gpu": 0.25}``.
-        max_concurrent: trials at once; default: as many as the machine holds, on a cluster as many as it holds at any time.
+        max_concurrent: trials at once; default: as many as the machine holds, on a cluster as many
+            as it holds at any time.
         retry_errors: run trials again that ended with an unexpected error.
-        check: of the command that this is part of. A finished trial whose files changed is set aside, said, and trained anew.
+        check: of the command that this is part of. A finished trial whose files changed is set
+            aside, said, and trained anew.
 
     Raises:
         KeyboardInterrupt: after Ctrl-C, with a run that can be resumed.
@@ -130,7 +135,8 @@ def run_search(
 
 
 def complete_search(run_dir: str | os.PathLike[str], studies: list[StudySpec]) -> None:
-    """Write what a start that ended after its last trial did not come to write: TensorBoard events, the leaderboard. Needs no Ray.
+    """Write what a start that ended after its last trial did not come to write: TensorBoard events,
+    the leaderboard. Needs no Ray.
 
     Raises EnvironmentFault where the run folder cannot be written.
     """
@@ -178,9 +184,10 @@ def _machines() -> str:
 def _tune(board: Board, trial: Mapping[str, float], slots: int, *, growing: bool = False) -> None:
     """One run of Tune over what is still to do.
 
-    Where the cluster may grow, as many trials as it holds now are proposed ahead and wait for a place: nodes that join find work, and
-    an autoscaler sees that there is some. Tune gives a waiting trial to whichever worker is free first, so a node that joins is used
-    where trials take longer than the start of a worker (some seconds).
+    Where the cluster may grow, as many trials as it holds now are proposed ahead and wait for a
+    place: nodes that join find work, and an autoscaler sees that there is some. Tune gives a
+    waiting trial to whichever worker is free first, so a node that joins is used where trials take
+    longer than the start of a worker (some seconds).
     """
     with _quiet(), _signals_restored(), _environment({**_SWITCHES, "TUNE_MAX_PENDING_TRIALS_PG": str(slots)}), _idle_workers_taken():
         from ray import tune
@@ -247,9 +254,10 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 def _idle_workers_taken() -> Iterator[None]:
     """Let Tune's actors run in the workers that a local Ray has made ready.
 
-    Tune gives every actor environment variables, and Ray starts a new process for an actor whose environment differs from that of its idle
-    workers: several seconds of imports. The local Ray was started with the one variable that matters here (see
-    :mod:`raysere.base.cluster`); on a cluster, and in a Ray that has no such tables, Tune does as it always does.
+    Tune gives every actor environment variables, and Ray starts a new process for an actor whose
+    environment differs from that of its idle workers: several seconds of imports. The local Ray was
+    started with the one variable that matters here (see :mod:`raysere.base.cluster`); on a cluster,
+    and in a Ray that has no such tables, Tune does as it always does.
     """
     from ray.tune.execution import class_cache
 

@@ -1,4 +1,7 @@
-"""The HTTP application: routes, status codes, the OpenAPI document and the page. It does not know Ray."""
+"""The HTTP application: routes, status codes, the OpenAPI document and the page.
+
+It does not know Ray.
+"""
 
 from __future__ import annotations
 
@@ -79,9 +82,11 @@ def create_app(
         folder: saved ensemble.
         limits: bounds.
         measures: folder for the counters of all replicas on this machine.
-        token_sha256: hex SHA-256 of the bearer token that every request but the probes must carry; None asks for none.
+        token_sha256: hex SHA-256 of the bearer token that every request but the probes must carry;
+            None asks for none.
         device, threads, apart: see :class:`~raysere.serving.engine.Engine`.
-        replicas: that answer, this one among them; a proxy that knows all of them to be full asks none.
+        replicas: that answer, this one among them; a proxy that knows all of them to be full asks
+            none.
         loopback: whether the server listens on this machine alone: requests must then name it so.
     """
     engine = Engine(folder, limits, device=device, threads=threads, apart=apart)
@@ -148,7 +153,9 @@ def _add_routes(app: FastAPI, engine: Engine, limits: Limits) -> None:
 
     @app.get("/v1/model")
     async def model() -> dict[str, Any]:
-        """Members, classes, calibration, training data, figures with their intervals, licences, limits."""
+        """Members, classes, calibration, training data, figures with their intervals, licences,
+        limits.
+        """
         return engine.describe()
 
     @app.get("/v1/card", response_class=Response, responses={200: {"content": {"text/markdown": {}}}, 404: {"model": ErrorResponse}})
@@ -183,7 +190,9 @@ def _add_routes(app: FastAPI, engine: Engine, limits: Limits) -> None:
 
 
 def _add_pages(app: FastAPI) -> None:
-    """The two pages and what they load: the same files for everybody; what the model is they ask for with the token."""
+    """The two pages and what they load: the same files for everybody; what the model is they ask
+    for with the token.
+    """
     served = {path: (_OWN / name, "text/html") for path, name in _PAGES.items()} | _ASSETS
 
     async def static(request: Request) -> FileResponse:
@@ -262,7 +271,9 @@ _BATCH_FORM = {"file": {"type": "array", "items": _FILE}, "text": {"type": "arra
 
 
 def _body(model: type[Any], form: dict[str, Any]) -> dict[str, Any]:
-    """The two forms of a request in the OpenAPI document; the server reads them itself, to count while it reads."""
+    """The two forms of a request in the OpenAPI document; the server reads them itself, to count
+    while it reads.
+    """
     schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
     for name, nested in schema.pop("$defs", {}).items():
         schema = _inline(schema, name, nested)

@@ -26,7 +26,10 @@ _FEW = 4  # items that may wait however slow the model is
 
 @dataclass(eq=False)  # told apart by identity: equality would compare the audio of what waits
 class Job:
-    """The items of one request, answered together. ``units`` is the expected work: items and seconds of audio."""
+    """The items of one request, answered together.
+
+    ``units`` is the expected work: items and seconds of audio.
+    """
 
     items: list[Any]
     units: float
@@ -35,7 +38,8 @@ class Job:
 
 @dataclass(eq=False)
 class Place:
-    """An admitted request whose items are still on their way to the queue (read, decoded), where they count already.
+    """An admitted request whose items are still on their way to the queue (read, decoded), where
+    they count already.
 
     It counts for :data:`_FRESH_S` alone: clients that send slowly keep nobody out.
     """
@@ -56,8 +60,9 @@ class Batcher:
     """One thread that works through what waits.
 
     Args:
-        work: called in the thread with the items of several requests; returns as many answers, each of which may be an exception. What it
-            raises is the fate of the whole batch, so each request is then tried by itself.
+        work: called in the thread with the items of several requests; returns as many answers, each
+            of which may be an exception. What it raises is the fate of the whole batch, so each
+            request is then tried by itself.
         limits: queue, waiting and batch bounds.
     """
 
@@ -88,12 +93,15 @@ class Batcher:
             seconds += self.latency.seconds(sum(work for _, work in here[:taken]))
             here = here[taken:]
         if self.running_since is not None:
-            # What takes longer than it should is taken to need as long again: behind a model that hangs, the wait grows.
+            # What takes longer than it should is taken to need as long again: behind a model that
+            # hangs, the wait grows.
             seconds += abs(self.latency.seconds(self._running_units) - (time.monotonic() - self.running_since))
         return seconds
 
     def admit(self, count: int) -> None:
-        """Raises Fault 429 where ``count`` more items would have to wait too long; cheap, so that a refusal is quick."""
+        """Raises Fault 429 where ``count`` more items would have to wait too long; cheap, so that a
+        refusal is quick.
+        """
         waiting, expected = self.waiting, self.expected_wait()
         if waiting + count > self.limits.queue or (expected > self.limits.wait_s and waiting >= _FEW):
             raise Fault(
@@ -107,7 +115,8 @@ class Batcher:
 
     @contextlib.contextmanager
     def place(self, count: int) -> Iterator[Place]:
-        """Hold a place for a request of ``count`` items while it is read and decoded, so that it is not refused after that.
+        """Hold a place for a request of ``count`` items while it is read and decoded, so that it is
+        not refused after that.
 
         Raises Fault 429 (see :meth:`admit`).
         """
@@ -120,13 +129,19 @@ class Batcher:
             self._coming.discard(place)
 
     def enlarge(self, place: Place, count: int) -> None:
-        """The request has ``count`` items, as it turns out. Raises Fault 429 where so many more do not fit."""
+        """The request has ``count`` items, as it turns out.
+
+        Raises Fault 429 where so many more do not fit.
+        """
         if count > place.count:
             self.admit(count - place.count)
         place.count = count
 
     async def submit(self, items: list[Any], audio_s: float, place: Place) -> list[Any]:
-        """Answers of the items, which take their place. Raises Fault 504 after ``request_s``, and what the work raises."""
+        """Answers of the items, which take their place.
+
+        Raises Fault 504 after ``request_s``, and what the work raises.
+        """
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run())
         job = Job(items, units(len(items), audio_s), asyncio.get_running_loop().create_future())
@@ -154,7 +169,9 @@ class Batcher:
         return [self._waiting.popleft() for _ in range(self._fitting([(len(job.items), job.units) for job in self._waiting]))]
 
     def _fitting(self, requests: Sequence[tuple[int, float]]) -> int:
-        """How many of the requests, (items, units) each, make the next batch; at least one where there is any."""
+        """How many of the requests, (items, units) each, make the next batch; at least one where
+        there is any.
+        """
         count, total = 0, 0.0
         for taken, (items, work) in enumerate(requests):
             too_many = count + items > self.limits.batch_items or self.latency.calm(total + work) > self.limits.batch_s

@@ -10,7 +10,9 @@ import threading
 
 
 def die_with_parent() -> None:
-    """Of a process that is of no use without its parent, however that ends; Ctrl-C is for the parent, which answers first."""
+    """Of a process that is of no use without its parent, however that ends; Ctrl-C is for the
+    parent, which answers first.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None

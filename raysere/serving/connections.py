@@ -1,9 +1,10 @@
 """Bounds on the connections of Ray Serve's HTTP proxies.
 
-uvicorn, which listens in them, waits without limit for the rest of a request's head, and takes heads of any size and any number of
-connections.
+uvicorn, which listens in them, waits without limit for the rest of a request's head, and takes
+heads of any size and any number of connections.
 
-Each proxy calls :func:`bound_connections` when it starts, which puts a class of ours in the place of the protocol that uvicorn would take.
+Each proxy calls :func:`bound_connections` when it starts, which puts a class of ours in the place
+of the protocol that uvicorn would take.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ on_message_complete on_response_complete send_400_response pipeline transport lo
 def bound_connections() -> None:
     """Have uvicorn, in this process, bound the connections that it accepts from now on.
 
-    Where this uvicorn is not what is expected, the log says so, and serving goes on without these bounds.
+    Where this uvicorn is not what is expected, the log says so, and serving goes on without these
+    bounds.
     """
     try:
         from uvicorn import Config
@@ -208,7 +210,9 @@ def _bounded(base: Any) -> Any:
             self._close()
 
         def _close(self) -> None:
-            """Close once the answer is sent; what of it nobody reads is given up, for closing alone would wait for ever."""
+            """Close once the answer is sent; what of it nobody reads is given up, for closing alone
+            would wait for ever.
+            """
             self.transport.close()
             self.loop.call_later(LINGER_S, self.transport.abort)
 

@@ -1,7 +1,8 @@
 """Decode uploads in separate processes, so that a damaged file cannot harm the server.
 
-A decoder process has a bound on its memory, its caller a bound on its time. It writes what it heard as 32-bit float WAV of all
-channels at the file's own rate: the samples that the file itself would give, so predictions are the same numbers.
+A decoder process has a bound on its memory, its caller a bound on its time. It writes what it heard
+as 32-bit float WAV of all channels at the file's own rate: the samples that the file itself would
+give, so predictions are the same numbers.
 """
 
 from __future__ import annotations
@@ -49,19 +50,23 @@ class Decoder:
         self._alone = asyncio.Lock()  # a file that killed a decoder is tried once more, with nobody beside it
 
     async def warm(self, spool: Spool) -> None:
-        """Start the processes now rather than at the first request; with a full disk they have to wait."""
+        """Start the processes now rather than at the first request; with a full disk they have to
+        wait.
+        """
         with contextlib.suppress(Fault), spool.request() as kept:
             await self.decode([b"none"] * self.limits.decoders, kept)
 
     async def decode(self, audio: Sequence[bytes | None], kept: Kept) -> list[Clip | Fault | None]:
-        """The clips of one request, in files of its own; what can be told from the headers is known of all before the first is decoded.
+        """The clips of one request, in files of its own; what can be told from the headers is known
+        of all before the first is decoded.
 
         Args:
             audio: items of the request; None for one without audio.
             kept: files of the request.
 
         Returns:
-            For each item its clip, None, or its Fault: 413 (too long, too many samples), 415 (no audio), 422 (what else is wrong with it).
+            For each item its clip, None, or its Fault: 413 (too long, too many samples), 415 (no
+            audio), 422 (what else is wrong with it).
 
         Raises:
             Fault: of the request as a whole: 413 (too much altogether), 503 (no room for it now).
@@ -135,7 +140,11 @@ def _confine(megabytes: int) -> None:
 
 @contextlib.contextmanager
 def _bounded(limits: Limits) -> Iterator[None]:
-    """In a decoder process: SIGALRM ends what takes too long (a decoder that hangs dies, and its pool tells), and errors become Faults."""
+    """In a decoder process:
+
+    SIGALRM ends what takes too long (a decoder that hangs dies, and its pool tells), and errors
+    become Faults.
+    """
     signal.setitimer(signal.ITIMER_REAL, limits.decode_s)
     try:
         with full_disk():

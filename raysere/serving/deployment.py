@@ -1,4 +1,7 @@
-"""The ensemble as a Ray Serve application: ``raysere serve`` runs it, and a ``RayService`` imports :func:`build`."""
+"""The ensemble as a Ray Serve application:
+
+``raysere serve`` runs it, and a ``RayService`` imports :func:`build`.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +45,10 @@ class Options(BaseModel):
         replicas: processes that answer, each with one copy of every backbone.
         cpus, gpus: of the cluster, for each replica; with ``gpus`` the backbones run on ``cuda``.
         threads: of torch in each replica; None: as many as its cpus.
-        token_sha256: hex SHA-256 of the token to ask for. Where it is None and RAYSERE_TOKEN is set in the replica, its hash is taken.
-        loopback: whether the proxies listen on this machine alone: requests must then name it so. :func:`serving` knows.
+        token_sha256: hex SHA-256 of the token to ask for. Where it is None and RAYSERE_TOKEN is set
+            in the replica, its hash is taken.
+        loopback: whether the proxies listen on this machine alone: requests must then name it so.
+            :func:`serving` knows.
         limits: see :class:`~raysere.serving.limits.Limits`.
     """
 
@@ -62,7 +67,8 @@ class Options(BaseModel):
 def build(options: dict[str, Any], measures: Path | None = None) -> Any:
     """The Serve application for ``Options``. Raises ConfigError for a limit that cannot be.
 
-    ``measures`` is the folder in which the replicas of a node share their counters; default: one of its own among the temporary files.
+    ``measures`` is the folder in which the replicas of a node share their counters; default: one of
+    its own among the temporary files.
     """
     from ray import serve
 
@@ -89,7 +95,9 @@ def build(options: dict[str, Any], measures: Path | None = None) -> Any:
 
 
 def replica_app(asked: Options, limits: Limits, measures: Path) -> Any:
-    """The application of one replica, made where it runs: the token may be in that node's environment alone."""
+    """The application of one replica, made where it runs: the token may be in that node's
+    environment alone.
+    """
     from raysere.serving.app import create_app
 
     logging.getLogger("raysere").setLevel(logging.INFO)
@@ -108,8 +116,10 @@ def replica_app(asked: Options, limits: Limits, measures: Path) -> Any:
 
 
 def _keep_calls_of_deployments_on_loopback() -> None:
-    """Bind the gRPC server that Serve opens in every replica to loopback: by itself it listens on all addresses, and on a cluster without
-    tokens it unpickles what anybody sends. It is for calls from other deployments, which raysere has none of; its port is opened later."""
+    """Bind the gRPC server that Serve opens in every replica to loopback: by itself it listens on
+    all addresses, and on a cluster without tokens it unpickles what anybody sends. It is for calls
+    from other deployments, which raysere has none of; its port is opened later.
+    """
     from ray.serve._private import constants, replica
 
     if getattr(constants, "RAY_SERVE_USE_GRPC_BY_DEFAULT", False) or getattr(constants, "RAY_SERVE_PROXY_USE_GRPC", False):
@@ -128,7 +138,8 @@ def token_hash(token: str | None) -> str | None:
 def read_token(file: Path | None, host: str) -> str | None:
     """The bearer token from ``file`` or RAYSERE_TOKEN.
 
-    Raises ConfigError where there is none and ``host`` is not loopback, and for one that can be guessed or that no header can carry.
+    Raises ConfigError where there is none and ``host`` is not loopback, and for one that can be
+    guessed or that no header can carry.
     """
     if file is not None:
         with file.open("rb") as opened:
@@ -187,7 +198,8 @@ class Server:
 
 @contextlib.contextmanager
 def serving(options: Options, *, host: str = "127.0.0.1", port: int = 8000, ready_s: float = 120) -> Iterator[Server]:
-    """Serve an ensemble for the length of the block; on leaving it what was accepted is answered first.
+    """Serve an ensemble for the length of the block; on leaving it what was accepted is answered
+    first.
 
     Args:
         options: see :class:`Options`.
@@ -195,7 +207,8 @@ def serving(options: Options, *, host: str = "127.0.0.1", port: int = 8000, read
         ready_s: seconds within which all replicas must be ready.
 
     Raises:
-        MissingFileError, DataError: no sound ensemble there. EnvironmentFault: the port is taken, or the replicas do not start.
+        MissingFileError, DataError: no sound ensemble there. EnvironmentFault: the port is taken,
+            or the replicas do not start.
     """
     options = options.model_copy(update={"ensemble": str(Path(options.ensemble).resolve()), "loopback": on_loopback(host)})
     limits: Limits = read_limits(options.limits)
@@ -230,7 +243,9 @@ def serving(options: Options, *, host: str = "127.0.0.1", port: int = 8000, read
 
 
 def _check_listens_there(host: str, port: int) -> None:
-    """Raise EnvironmentFault where Serve ran on the cluster already: it keeps the address of its start, which may be open to everybody."""
+    """Raise EnvironmentFault where Serve ran on the cluster already: it keeps the address of its
+    start, which may be open to everybody.
+    """
     from ray.serve.context import _get_global_client
 
     client: Any = _get_global_client()
@@ -244,7 +259,9 @@ def _check_listens_there(host: str, port: int) -> None:
 
 
 def _cores(options: Options) -> int:
-    """Cores that a local Ray is told of: what the replicas ask for, also where the machine has fewer (they share then)."""
+    """Cores that a local Ray is told of: what the replicas ask for, also where the machine has
+    fewer (they share then).
+    """
     from raysere.base.cluster import available_cores
 
     return max(available_cores(), -(-int(options.cpus * options.replicas * 1000) // 1000)) + 1
@@ -279,9 +296,11 @@ def _check_port(host: str, port: int) -> None:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Callable[[], str]]:
-    """Within the block SIGINT and SIGTERM raise nothing: the function that is given waits for one and names it.
+    """Within the block SIGINT and SIGTERM raise nothing: the function that is given waits for one
+    and names it.
 
-    To be entered once Ray runs, which puts handlers of its own in their place (its SIGTERM ends the process with a trace).
+    To be entered once Ray runs, which puts handlers of its own in their place (its SIGTERM ends the
+    process with a trace).
     """
     came: list[int] = []
     before = {number: signal.signal(number, lambda got, frame: came.append(got)) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -32,7 +32,8 @@ class Engine:
     """Make it with :meth:`open`; ``close`` it. One replica has one.
 
     Args:
-        folder: saved ensemble. When another one stands there, the engine changes over to it; a broken one is refused, the old stays.
+        folder: saved ensemble. When another one stands there, the engine changes over to it; a
+            broken one is refused, the old stays.
         limits: bounds.
         device: of the backbones and members.
         threads: of torch; None leaves them.
@@ -50,7 +51,10 @@ class Engine:
         self._watch: asyncio.Task[None] | None = None
 
     async def open(self) -> Engine:
-        """Open the ensemble with all its members and backbones. Raises what ``Ensemble.load`` and ``Ensemble.open`` raise."""
+        """Open the ensemble with all its members and backbones.
+
+        Raises what ``Ensemble.load`` and ``Ensemble.open`` raise.
+        """
         self.model = await asyncio.to_thread(self._load)
         self.spool = await asyncio.to_thread(Spool, self.limits.spool_bytes)
         self.decoder = Decoder(self.limits)
@@ -77,7 +81,9 @@ class Engine:
         return self.model.bundle
 
     def check(self) -> None:
-        """Raises RuntimeError where the model has died, or hung for long: the replica is to be replaced."""
+        """Raises RuntimeError where the model has died, or hung for long: the replica is to be
+        replaced.
+        """
         if self.model is not None and not self.model.alive:
             raise RuntimeError("the process of the model has died")
         since = self.batcher.running_since
@@ -89,7 +95,8 @@ class Engine:
     async def predict(
         self, given: list[Given], place: Place, *, votes: bool, trace: bool = False
     ) -> tuple[str, list[dict[str, Any] | Fault]]:
-        """(fingerprint of the ensemble, an answer as ``schema.Prediction`` or the Fault of each item). Raises Fault for the whole.
+        """(fingerprint of the ensemble, an answer as ``schema.Prediction`` or the Fault of each
+        item). Raises Fault for the whole.
 
         ``place`` is the one of the request in the queue (see :meth:`Batcher.place`).
         """
@@ -163,7 +170,10 @@ class Engine:
             old.close()
 
     async def _look(self) -> None:
-        """Change over when another ensemble stands in the folder. The old one answers until the new one is open."""
+        """Change over when another ensemble stands in the folder.
+
+        The old one answers until the new one is open.
+        """
         again = 0.0
         while True:
             await asyncio.sleep(_LOOK_S)
@@ -187,7 +197,9 @@ class Engine:
     # ---- what it is ----------------------------------------------------------------------------------------------------------------------
 
     def describe(self) -> dict[str, Any]:
-        """``GET /v1/model``: members, classes, calibration, training data, figures with their intervals, licences and limits."""
+        """``GET /v1/model``: members, classes, calibration, training data, figures with their
+        intervals, licences and limits.
+        """
         record, task = self.bundle.record, self.bundle.task
         return {
             "format": "raysere.model/1",
@@ -228,7 +240,10 @@ class Engine:
 
 
 def segments(seconds: float, limits: Limits) -> list[tuple[float, float] | None]:
-    """Segments of a trace: ``segment_s`` long, half overlapping, or with longer steps where there would be too many."""
+    """Segments of a trace:
+
+    ``segment_s`` long, half overlapping, or with longer steps where there would be too many.
+    """
     length = min(limits.segment_s, seconds)
     step = max(limits.segment_s / 2, (seconds - length) / max(1, limits.segments - 1))
     count = 1 + max(0, round(-(-(seconds - length) // step)))

@@ -9,7 +9,8 @@ from starlette.responses import JSONResponse
 
 from raysere.base.errors import DataError
 
-#: How the reason of a clip that cannot be used begins (``corpora/audiofile.py``, ``features/audio.py``): status and code.
+#: How the reason of a clip that cannot be used begins (``corpora/audiofile.py``,
+#: ``features/audio.py``): status and code.
 _CLIPS: tuple[tuple[str, int, str], ...] = (
     ("not audio", 415, "not_audio"),
     ("unknown length", 415, "not_audio"),

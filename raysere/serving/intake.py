@@ -1,7 +1,7 @@
 """Read the items of a request; every bound is checked while reading.
 
-JSON is counted before it is parsed, and parsed in a thread, one body after the other: the event loop stays free, and no more than one body
-is in memory in several forms.
+JSON is counted before it is parsed, and parsed in a thread, one body after the other: the event
+loop stays free, and no more than one body is in memory in several forms.
 """
 
 from __future__ import annotations
@@ -36,14 +36,18 @@ _THREAD = ThreadPoolExecutor(1, thread_name_prefix="raysere-intake")
 
 
 class Held:
-    """Bytes of bodies that a replica holds, from their arrival to the answer: clients that send slowly are many, its memory is not."""
+    """Bytes of bodies that a replica holds, from their arrival to the answer: clients that send
+    slowly are many, its memory is not.
+    """
 
     def __init__(self, limits: Limits) -> None:
         self._most, self._now = _BODIES * limits.body_bytes, 0
 
     @contextlib.contextmanager
     def request(self) -> Iterator[Callable[[int], None]]:
-        """For one request: a function that takes the number of bytes that came, and raises Fault 429 where they do not fit."""
+        """For one request: a function that takes the number of bytes that came, and raises Fault
+        429 where they do not fit.
+        """
         mine = 0
 
         def take(count: int) -> None:
@@ -60,7 +64,10 @@ class Held:
 
 
 async def read_single(request: Request, limits: Limits, take: Callable[[int], None] = lambda count: None) -> tuple[Given, PredictRequest]:
-    """The item of ``POST /v1/predict``; ``take`` as of :class:`Held`. Raises Fault: 400, 408, 413, 415, 422, 429."""
+    """The item of ``POST /v1/predict``; ``take`` as of :class:`Held`.
+
+    Raises Fault: 400, 408, 413, 415, 422, 429.
+    """
     if _kind(request) == "json":
         return await _apart(_single, await _body(request, limits, take), limits)
     form = await _form(request, limits, 1, take)
@@ -73,7 +80,10 @@ async def read_single(request: Request, limits: Limits, take: Callable[[int], No
 async def read_batch(
     request: Request, limits: Limits, take: Callable[[int], None] = lambda count: None
 ) -> tuple[list[Given | Fault], bool]:
-    """Items of ``POST /v1/predict/batch``, each or its fault, and whether votes are wanted. Raises Fault for the request as a whole."""
+    """Items of ``POST /v1/predict/batch``, each or its fault, and whether votes are wanted.
+
+    Raises Fault for the request as a whole.
+    """
     if _kind(request) == "json":
         return await _apart(_batch, await _body(request, limits, take), limits)
     form = await _form(request, limits, limits.items, take)
@@ -119,7 +129,10 @@ async def _in_time(limits: Limits) -> AsyncIterator[None]:
 
 
 async def _counted(request: Request, limits: Limits, take: Callable[[int], None]) -> AsyncGenerator[bytes, None]:
-    """The body as it arrives. Raises Fault 413 as soon as it is too long, whatever its headers say."""
+    """The body as it arrives.
+
+    Raises Fault 413 as soon as it is too long, whatever its headers say.
+    """
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > limits.body_bytes:
         raise _too_large(limits)
@@ -182,7 +195,8 @@ def _json(body: bytes) -> Any:
 
 
 class _Outline:
-    """Counts what is outside of texts while JSON arrives, before anything is made of it: a megabyte of brackets would become a gigabyte.
+    """Counts what is outside of texts while JSON arrives, before anything is made of it: a megabyte
+    of brackets would become a gigabyte.
 
     Wrong JSON may be counted wrongly, but only after its first fault, where the parser stops.
     """
@@ -193,7 +207,10 @@ class _Outline:
         self._in_text, self._left = False, b""
 
     def add(self, chunk: bytes) -> None:
-        """Raises Fault: 400 where it nests too deep, 413 where it is more than the fields of all items."""
+        """Raises Fault:
+
+        400 where it nests too deep, 413 where it is more than the fields of all items.
+        """
         chunk = self._left + chunk
         self._left = b"\\" * ((len(chunk) - len(chunk.rstrip(b"\\"))) % 2)  # belongs to the next character, which may be a quote
         whole = chunk[: len(chunk) - len(self._left)]
@@ -214,7 +231,8 @@ class _Parser(MultiPartParser):
     spool_max_size = 1 << 40  # nothing goes to the disk: what comes is bounded, and is wanted in memory
 
     def __init__(self, request: Request, files: int, stream: AsyncGenerator[bytes, None]) -> None:
-        # without its parameter ``charset``: some encodings of Python take minutes to decode, and forms are in UTF-8
+        # without its parameter ``charset``: some encodings of Python take minutes to decode, and
+        # forms are in UTF-8
         kind = ";".join(part for part in request.headers["content-type"].split(";") if not part.strip().lower().startswith("charset"))
         headers = Headers({"content-type": kind})
         super().__init__(headers, stream, max_files=files, max_fields=files + 8, max_part_size=1 << 20)
@@ -291,7 +309,10 @@ def _given(item: Item, limits: Limits) -> Given:
 
 
 def _decoded(text: str) -> bytes:
-    """Base64 of a file, by pieces: while one is decoded, no other thread of Python has a turn. Raises ValueError."""
+    """Base64 of a file, by pieces: while one is decoded, no other thread of Python has a turn.
+
+    Raises ValueError.
+    """
     if 0 <= text.find("=") < len(text) - 2:
         raise ValueError("padding within")
     return b"".join(base64.b64decode(text[at : at + _PIECE], validate=True) for at in range(0, len(text), _PIECE))

@@ -11,11 +11,13 @@ _FORGET = 0.1  # weight of the latest batch
 class Latency:
     """Seconds of a batch, as ``load * (fixed + slope * units)``.
 
-    Under load, a batch takes longer whatever is in it: parts that were fitted to such batches would take that for a large fixed part, and
-    make the batches small. So the parts stay as they were on a calm machine, and only ``load`` follows.
+    Under load, a batch takes longer whatever is in it: parts that were fitted to such batches would
+    take that for a large fixed part, and make the batches small. So the parts stay as they were on
+    a calm machine, and only ``load`` follows.
 
     Args:
-        tried: (units, seconds) of batches on a calm machine; their line by least squares, neither part negative.
+        tried: (units, seconds) of batches on a calm machine; their line by least squares, neither
+            part negative.
     """
 
     def __init__(self, tried: Sequence[tuple[float, float]] = ()) -> None:

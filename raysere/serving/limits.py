@@ -19,14 +19,17 @@ class Limits(BaseModel):
         text: characters of one transcript.
         items: clips or texts of one batch request.
         queue: clips and texts that may wait; more are refused with 429.
-        wait_s: expected seconds of waiting above which a request is refused with 429 instead, unless fewer than four clips and texts wait.
+        wait_s: expected seconds of waiting above which a request is refused with 429 instead,
+            unless fewer than four clips and texts wait.
         request_s: seconds after which a request is answered with 504.
         decode_s: seconds that decoding one clip may take.
         decoders: processes that decode.
         decoder_mb: address space of such a process in megabytes.
-        spool_mb: megabytes of uploads and decoded audio on the disk, of all requests together; a request that needs more by itself is
-            refused with 413, one for which there is no room now with 503.
-        batch_s: seconds that one batch may take, as far as can be told from earlier ones: how long a request may have to wait for another.
+        spool_mb: megabytes of uploads and decoded audio on the disk, of all requests together; a
+            request that needs more by itself is refused with 413, one for which there is no room
+            now with 503.
+        batch_s: seconds that one batch may take, as far as can be told from earlier ones: how long
+            a request may have to wait for another.
         batch_items: clips and texts of one batch.
         segment_s: length of a trace's segments in seconds; a new one begins each half of it.
         segments: of one trace; a longer clip has longer steps.

@@ -50,7 +50,8 @@ class Answering(Protocol):
 
     Attributes:
         bundle: the ensemble.
-        tried: (clips, seconds of audio together, seconds it took) of batches that it answered when it was opened.
+        tried: (clips, seconds of audio together, seconds it took) of batches that it answered when
+            it was opened.
         alive: False where it will never answer again.
     """
 
@@ -88,7 +89,9 @@ class Model:
         self.tried = self._try()
 
     def answer(self, asked: list[Asked]) -> list[dict[str, Any]]:
-        """The parts of ``schema.Prediction`` that the model knows, for each row; ``error`` where it can say nothing."""
+        """The parts of ``schema.Prediction`` that the model knows, for each row; ``error`` where it
+        can say nothing.
+        """
         ensemble = self.ensemble
         table = ensemble.predict(
             [None if row.clip is None else row.clip.path for row in asked],
@@ -129,7 +132,9 @@ class Model:
         """Nothing is left to end."""
 
     def _try(self) -> list[tuple[int, float, float]]:
-        """Answer for noise: what is slow the first time is done then, and how long a batch takes is known before anybody waits."""
+        """Answer for noise: what is slow the first time is done then, and how long a batch takes is
+        known before anybody waits.
+        """
         import soundfile
 
         found: list[tuple[int, float, float]] = []
@@ -150,9 +155,11 @@ class Model:
 
 
 class ModelApart:
-    """A :class:`Model` in a process of its own: it and what reads requests do not wait for one another's interpreter.
+    """A :class:`Model` in a process of its own: it and what reads requests do not wait for one
+    another's interpreter.
 
-    Same arguments and errors. Where the process dies, ``answer`` raises Fault 503, and ``alive`` is False.
+    Same arguments and errors. Where the process dies, ``answer`` raises Fault 503, and ``alive`` is
+    False.
     """
 
     def __init__(self, folder: Path, device: str = "cpu", threads: int | None = None) -> None:

@@ -1,8 +1,8 @@
 """Refuse requests that pages of other sites caused, by ``Host``, ``Origin`` and ``Sec-Fetch-Site``.
 
-A page of another site reaches a server on this machine in two ways: it posts to its address (the browser adds ``Origin``), or its own name
-is made to resolve to this machine (DNS rebinding; then ``Host`` is that name). Programs that are no browsers send what they like, and are
-not meant here.
+A page of another site reaches a server on this machine in two ways: it posts to its address (the
+browser adds ``Origin``), or its own name is made to resolve to this machine (DNS rebinding; then
+``Host`` is that name). Programs that are no browsers send what they like, and are not meant here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""Code in Ray Serve's HTTP proxies: errors in the form of the API, and refusals when all replicas are full.
+"""Code in Ray Serve's HTTP proxies: errors in the form of the API, and refusals when all replicas
+are full.
 
-:func:`middlewares` is what RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names (``raysere/base/cluster.py`` and the image set it); every
-proxy of the cluster calls it when it starts.
+:func:`middlewares` is what RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names
+(``raysere/base/cluster.py`` and the image set it); every proxy of the cluster calls it when it
+starts.
 """
 
 from __future__ import annotations
@@ -17,9 +19,11 @@ from raysere.serving.connections import BOUNDED, bound_connections, warn
 from raysere.serving.faults import Fault, error_response
 
 FULL = "raysere-full"  # in a replica's 429: "REPLICA OF SECONDS", how long it, one of OF, will hardly have room; no client sees it
-# In the scope of a request to a replica, where no client can write: how many the proxy refused on that route since the last, to be counted.
+# In the scope of a request to a replica, where no client can write: how many the proxy refused on
+# that route since the last, to be counted.
 REFUSED = "raysere.refused"
-# Headers by which a client would steer Serve: its time-out, what it does where a client hangs up, and the choice of replica.
+# Headers by which a client would steer Serve: its time-out, what it does where a client hangs up,
+# and the choice of replica.
 _STEER = ("x-request-timeout-seconds", "x-request-disconnect-disabled", "serve-multiplexed-model-id", "x-session-id")
 
 _SLOWED_S = 0.1  # of a refusal at the door: who comes back at once, whatever Retry-After says, takes no processor from the answers
@@ -34,9 +38,11 @@ _LOST = Fault(500, "internal", "The replica that had the request has died", reme
 
 
 class ErrorsAsJson:
-    """ASGI middleware that replaces the proxy's own errors, plain text with traces of Ray's actors; those of a replica pass as they are.
+    """ASGI middleware that replaces the proxy's own errors, plain text with traces of Ray's actors;
+    those of a replica pass as they are.
 
-    Serve answers 404 for an application that is deleted, while its replicas still work off what they accepted.
+    Serve answers 404 for an application that is deleted, while its replicas still work off what
+    they accepted.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -89,7 +95,8 @@ class Door:
 
 
 class RefusalsAtTheDoor:
-    """ASGI middleware that refuses what every replica would refuse: a refusal there costs as much as a small answer does.
+    """ASGI middleware that refuses what every replica would refuse: a refusal there costs as much
+    as a small answer does.
 
     It holds until the first replica expects to have room again, half a second at the most.
     """
@@ -126,7 +133,9 @@ class RefusalsAtTheDoor:
 
 
 class OnlyRequests:
-    """ASGI middleware that lets HTTP requests through, without the headers by which a client would steer Serve, and no WebSockets."""
+    """ASGI middleware that lets HTTP requests through, without the headers by which a client would
+    steer Serve, and no WebSockets.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app, self._warned = app, False

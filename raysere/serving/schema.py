@@ -48,7 +48,9 @@ class Attribute(BaseModel):
 
 
 class Answer(BaseModel):
-    """Probabilities are calibrated on held-out speakers; ``confidence`` is that of the predicted class."""
+    """Probabilities are calibrated on held-out speakers; ``confidence`` is that of the predicted
+    class.
+    """
 
     predicted: str | None
     confidence: float | None

@@ -1,8 +1,9 @@
 """Temporary files of requests: in a folder of the replica, bounded, and removed with the request.
 
-Files are made here and only opened elsewhere. So a process that works on after its request has ended, because nobody can stop it, finds
-no file to write into, or one without a name that goes with the process. The folder is locked (flock) while the replica lives, however it
-ends: a folder that can be locked was left by one that died, and the next replica on the machine removes it.
+Files are made here and only opened elsewhere. So a process that works on after its request has
+ended, because nobody can stop it, finds no file to write into, or one without a name that goes with
+the process. The folder is locked (flock) while the replica lives, however it ends: a folder that
+can be locked was left by one that died, and the next replica on the machine removes it.
 """
 
 from __future__ import annotations
@@ -41,13 +42,16 @@ def spool_full() -> Fault:
 
 
 class Spool:
-    """A new folder among the temporary files that only this user reads; what replicas left that died is removed first.
+    """A new folder among the temporary files that only this user reads; what replicas left that
+    died is removed first.
 
     Args:
-        limit: bytes of all requests together, as they will be once they are written; also of one request alone.
+        limit: bytes of all requests together, as they will be once they are written; also of one
+            request alone.
 
     Raises:
-        EnvironmentFault: the folder of temporary files cannot be written, or its file system has no locks.
+        EnvironmentFault: the folder of temporary files cannot be written, or its file system has no
+            locks.
     """
 
     def __init__(self, limit: int) -> None:
@@ -95,9 +99,11 @@ class Kept:
         self._ended = False
 
     def files(self, sizes: Iterable[int]) -> list[Path]:
-        """New empty files that will have these sizes in bytes. All are counted before the first is made.
+        """New empty files that will have these sizes in bytes. All are counted before the first is
+        made.
 
-        Raises Fault: 413 where this request alone needs more than the bound, 503 where there is no room for it now.
+        Raises Fault: 413 where this request alone needs more than the bound, 503 where there is no
+        room for it now.
         """
         wanted, spool = list(sizes), self._spool
         with spool.lock:
@@ -122,7 +128,9 @@ class Kept:
         return made
 
     def until(self, work: Future[Any]) -> None:
-        """The bytes of the request count until ``work`` is done, also where the request ends before: it may still be writing."""
+        """The bytes of the request count until ``work`` is done, also where the request ends
+        before: it may still be writing.
+        """
         with self._spool.lock:
             self._working += 1
         work.add_done_callback(self._done)
@@ -155,7 +163,9 @@ class Kept:
 
 @contextlib.contextmanager
 def full_disk() -> Iterator[None]:
-    """Within the block a full disk is Fault 503: no fault of the audio, and none of the server's code."""
+    """Within the block a full disk is Fault 503: no fault of the audio, and none of the server's
+    code.
+    """
     try:
         yield
     except OSError as error:
@@ -177,7 +187,10 @@ def _on_disk(path: Path) -> int:
 
 
 def _own_folder() -> tuple[Path, int]:
-    """A new folder and the descriptor that locks it. No process started later has the descriptor: it closes when one is executed."""
+    """A new folder and the descriptor that locks it.
+
+    No process started later has the descriptor: it closes when one is executed.
+    """
     try:
         for _ in range(_TRIES):
             folder = Path(tempfile.mkdtemp(prefix=PREFIX))  # new, mode 0700: no link, and nobody else's
@@ -193,7 +206,10 @@ def _own_folder() -> tuple[Path, int]:
 
 
 def _sweep() -> None:
-    """Remove the folders of replicas that have died. Those of other users and of the living are left alone."""
+    """Remove the folders of replicas that have died.
+
+    Those of other users and of the living are left alone.
+    """
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         try:
             held = _locked(folder)
@@ -205,9 +221,11 @@ def _sweep() -> None:
 
 
 def _locked(folder: Path) -> int:
-    """Descriptor of this user's folder, locked until it is closed. Raises OSError where it is not there, a link, held, or not this user's.
+    """Descriptor of this user's folder, locked until it is closed. Raises OSError where it is not
+    there, a link, held, or not this user's.
 
-    It is the folder that is locked and not a file in it: services that tidy the temporary files leave such a folder alone, too.
+    It is the folder that is locked and not a file in it: services that tidy the temporary files
+    leave such a folder alone, too.
     """
     held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:

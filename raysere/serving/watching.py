@@ -19,7 +19,9 @@ def watch(logs: Path, host: str, port: int) -> int:
 
     class Board(program.TensorBoard):
         def _register_info(self, server: Any) -> None:
-            """Leave no note for notebooks: it would follow a link that stands in a folder of /tmp where everybody may write."""
+            """Leave no note for notebooks: it would follow a link that stands in a folder of /tmp
+            where everybody may write.
+            """
 
     main_lib.global_init()
     board = Board(plugins=default.get_plugins(), server_class=listening)
@@ -28,7 +30,9 @@ def watch(logs: Path, host: str, port: int) -> int:
 
 
 def names(host: str) -> Callable[[str], bool]:
-    """Whether a server that listens on ``host`` goes by a name: on loopback as this machine itself, beyond by any address and own name."""
+    """Whether a server that listens on ``host`` goes by a name: on loopback as this machine itself,
+    beyond by any address and own name.
+    """
     if on_loopback(host):
         return on_loopback
     own = {host.lower(), "localhost", socket.gethostname().lower(), socket.getfqdn().lower()}
@@ -36,7 +40,9 @@ def names(host: str) -> Callable[[str], bool]:
 
 
 def guarded(app: Any, named: Callable[[str], bool]) -> Any:
-    """The WSGI application, which only gets requests to a name that ``named`` knows and from no page of another site."""
+    """The WSGI application, which only gets requests to a name that ``named`` knows and from no
+    page of another site.
+    """
 
     def application(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         def header(name: str) -> str | None:

@@ -20,8 +20,9 @@ NAN = float("nan")
 class Estimate:
     """A value; NaN has a ``reason``.
 
-    ``low`` and ``high`` are a 95 % interval over speakers. ``null`` and ``null_edge`` are the mean of the value where there is nothing to
-    find, and the end of its one-sided 95 % range; ``p`` is the permutation p of that null, never 0.
+    ``low`` and ``high`` are a 95 % interval over speakers. ``null`` and ``null_edge`` are the mean
+    of the value where there is nothing to find, and the end of its one-sided 95 % range; ``p`` is
+    the permutation p of that null, never 0.
     """
 
     value: float
@@ -38,7 +39,9 @@ class Estimate:
 
 
 def percentiles(draws: ArrayLike, level: float = 0.95) -> tuple[float, float]:
-    """The percentile interval of bootstrap draws, NaN left out; (NaN, NaN) where fewer than half of them are numbers."""
+    """The percentile interval of bootstrap draws, NaN left out; (NaN, NaN) where fewer than half of
+    them are numbers.
+    """
     values = np.asarray(draws, dtype=np.float64)
     finite = values[np.isfinite(values)]
     if len(finite) < max(2, len(values) / 2):
@@ -49,9 +52,11 @@ def percentiles(draws: ArrayLike, level: float = 0.95) -> tuple[float, float]:
 
 
 def permutation_p(observed: float, null: ArrayLike) -> float:
-    """``(1 + #{null >= observed}) / (1 + B)``: never 0, since the order that was seen is one of those that could be (docs/methods.md 1.4).
+    """``(1 + #{null >= observed}) / (1 + B)``: never 0, since the order that was seen is one of
+    those that could be (docs/methods.md 1.4).
 
-    Values equal but for rounding count as equal. NaN where ``observed`` is NaN or no permutation gave a number.
+    Values equal but for rounding count as equal. NaN where ``observed`` is NaN or no permutation
+    gave a number.
     """
     values = np.asarray(null, dtype=np.float64)
     values = values[np.isfinite(values)]
@@ -62,8 +67,10 @@ def permutation_p(observed: float, null: ArrayLike) -> float:
 
 
 def spearman(x: ArrayLike, y: ArrayLike) -> float:
-    """Spearman's rank correlation (ties get their mean rank) of the pairs of which both are numbers; NaN with fewer than three, or where
-    one side is constant. Raises DataError for different lengths."""
+    """Spearman's rank correlation (ties get their mean rank) of the pairs of which both are
+    numbers; NaN with fewer than three, or where one side is constant. Raises DataError for
+    different lengths.
+    """
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     if x.shape != y.shape or x.ndim != 1:
         raise DataError(f"A rank correlation needs two rows of equal length: {x.shape} and {y.shape}")
@@ -90,10 +97,11 @@ def spearman_test(x: ArrayLike, y: ArrayLike, *, permutations: int = 999, seed: 
 def jackknife_interval(
     value: float, left_out: Sequence[ArrayLike], bounds: tuple[float, float] = (-math.inf, math.inf)
 ) -> tuple[float, float]:
-    """``value`` and 1.96 standard errors of the delete-a-group jackknife to either side, cut to ``bounds``.
+    """``value`` and 1.96 standard errors of the delete-a-group jackknife to either side, cut to
+    ``bounds``.
 
-    For what a bootstrap would bias: it holds some speakers twice, which blurs centroids and which CKA takes for structure. Two corpora are
-    drawn independently, so their variances add.
+    For what a bootstrap would bias: it holds some speakers twice, which blurs centroids and which
+    CKA takes for structure. Two corpora are drawn independently, so their variances add.
 
     Args:
         left_out: for each corpus the values without each of its groups of speakers (G,).

@@ -12,7 +12,8 @@ from raysere.pipeline.stages import extract_feature, own_ray
 
 
 def utterance_feature(experiment: Experiment, feature: str | None) -> tuple[str, FeatureSpec]:
-    """A feature of the experiment (default: its first) at utterance granularity, with all its layers.
+    """A feature of the experiment (default: its first) at utterance granularity, with all its
+    layers.
 
     Raises UnknownNameError, ConfigError: no such feature, or one that counts words.
     """
@@ -26,7 +27,8 @@ def utterance_feature(experiment: Experiment, feature: str | None) -> tuple[str,
 
 
 def frame_feature(experiment: Experiment, feature: str | None, layer: int | None) -> tuple[str, FeatureSpec]:
-    """A feature of the experiment by frames: as it stands there, or else the same backbone with ``granularity: frame``.
+    """A feature of the experiment by frames: as it stands there, or else the same backbone with
+    ``granularity: frame``.
 
     Args:
         feature: its name; None takes the only one of audio, or the only one at frame granularity.
@@ -73,7 +75,9 @@ def by_frames(config: FeatureConfig, layer: int | None) -> FeatureConfig:
 def extracted(
     experiment: Experiment, spec: FeatureSpec, manifest: Manifest, progress: Progress
 ) -> tuple[FeatureView, list[dict[str, str]]]:
-    """The features of all utterances of a manifest, and ``path, utterance, reason, stage`` of those that cannot have them."""
+    """The features of all utterances of a manifest, and ``path, utterance, reason, stage`` of those
+    that cannot have them.
+    """
     from raysere.features.store.store import FeatureStore
 
     if spec.frame_s:

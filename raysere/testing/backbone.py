@@ -16,14 +16,17 @@ TEXTS = ("I never said that she took the money!", "Yes.", "Und was machen wir je
 def check_backbone(backbone: Backbone, items: Sequence[Item] | None = None, *, tolerance: float = 1e-4) -> None:
     """Assert that a backbone keeps its contract.
 
-    Checked: the description; one array per item and layer, float32, C-contiguous, finite, of the promised width, one row where rows are
-    utterances and equally many rows in all frame layers; layers in the order asked for; the same output twice and for each item in
-    whatever company; inputs left as they are; an item of the shortest allowed length; a layer that is not there and an item without
-    content refused with raysere's errors.
+    Checked: the description; one array per item and layer, float32, C-contiguous, finite, of the
+    promised width, one row where rows are utterances and equally many rows in all frame layers;
+    layers in the order asked for; the same output twice and for each item in whatever company;
+    inputs left as they are; an item of the shortest allowed length; a layer that is not there and
+    an item without content refused with raysere's errors.
 
     Args:
-        items: at least two items of different lengths; default: synthetic voices, or sentences in four languages.
-        tolerance: largest difference between a batch and single items, relative to the largest value of the layer.
+        items: at least two items of different lengths; default: synthetic voices, or sentences in
+            four languages.
+        tolerance: largest difference between a batch and single items, relative to the largest
+            value of the layer.
 
     Raises:
         AssertionError: says which promise is broken.
@@ -63,7 +66,9 @@ def check_backbone(backbone: Backbone, items: Sequence[Item] | None = None, *, t
 
 
 def sample_items(modality: str, sampling_rate: int | None = 16000, *, min_s: float = 0.1, seed: int = 0) -> list[Item]:
-    """Four items: tones with a moving pitch, syllables and noise, the last of the shortest length; or sentences in four languages."""
+    """Four items: tones with a moving pitch, syllables and noise, the last of the shortest length;
+    or sentences in four languages.
+    """
     if modality == "text":
         return [Item(f"check/text{i}", text=text) for i, text in enumerate(TEXTS)]
     rate = sampling_rate or 16000

@@ -7,7 +7,8 @@ In a test of one's own::
     def test_my_corpus():
         check_corpus(MyCorpus, "testdata/my_corpus")
 
-All checks run; the failures come together in one AssertionError that says for each what was expected, what was found and what to change.
+All checks run; the failures come together in one AssertionError that says for each what was
+expected, what was found and what to change.
 """
 
 from __future__ import annotations
@@ -38,7 +39,11 @@ _NO_OPTION = "an_option_that_no_adapter_has"
 
 @dataclass
 class CorpusReport:
-    """What the suite saw: ``loaded`` by the adapter, names of the checks that ``passed`` and that were ``skipped`` (with the reason)."""
+    """What the suite saw:
+
+    ``loaded`` by the adapter, names of the checks that ``passed`` and that were ``skipped`` (with
+    the reason).
+    """
 
     loaded: Loaded
     passed: list[str] = field(default_factory=list)
@@ -83,11 +88,13 @@ def check_corpus(
     options: Mapping[str, Any] | None = None,
     allow_unknown_speakers: bool = False,
 ) -> CorpusReport:
-    """Check that an adapter keeps the contract of :class:`raysere.corpora.adapters.base.Adapter` on a folder.
+    """Check that an adapter keeps the contract of :class:`raysere.corpora.adapters.base.Adapter` on
+    a folder.
 
     Args:
         adapter: a registered name or an adapter class.
-        folder: a folder (or table file) in the corpus's layout. A dozen clips do; nothing in it is changed.
+        folder: a folder (or table file) in the corpus's layout. A dozen clips do; nothing in it is
+            changed.
         columns, options: as for ``load``.
         allow_unknown_speakers: for corpora that tell no speakers at all.
 

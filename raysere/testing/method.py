@@ -36,7 +36,8 @@ def check_method(
     """Run every check on small data; AssertionError says which contract is broken.
 
     Args:
-        params: changes to the defaults that make the method small and quick here. It must learn within its epochs.
+        params: changes to the defaults that make the method small and quick here. It must learn
+            within its epochs.
         kinds: tasks that the method is for. granularities: default: those that it needs.
         learns: UAR (and CCC) that it must reach on held-out speakers of a separable problem.
         idle: parameters that rightly get no gradient, by name.
@@ -68,7 +69,9 @@ def check_method(
 
 
 def check_params(method: Method) -> str:
-    """Params: typed and bounded, with valid defaults; unknown names and values out of bounds are refused."""
+    """Params: typed and bounded, with valid defaults; unknown names and values out of bounds are
+    refused.
+    """
     kind = method.Params
     assert isinstance(getattr(method, "name", None), str), "a method has a name"
     assert issubclass(kind, LoopParams), "Params extend LoopParams"
@@ -113,7 +116,9 @@ def _built(method: Method, params: Any, data: TrialData) -> tuple[torch.nn.Modul
 
 
 def check_losses(method: Method, params: Any, data: TrialData, *, where: str = "", idle: Sequence[str] = ()) -> str:
-    """Loss terms are named finite scalars, also with missing targets, and gradients reach every parameter."""
+    """Loss terms are named finite scalars, also with missing targets, and gradients reach every
+    parameter.
+    """
     model, layers, _ = _built(method, params, data)
     model.train()
     reached: set[str] = set()
@@ -211,8 +216,9 @@ def _same(one: Any, other: Any, part: slice, what: str) -> None:
 
 
 def check_training(method: Method, params: Any, data: TrialData, *, where: str = "", learns: float = 0.7) -> str:
-    """The method learns a separable problem; one seed gives one result whatever else draws numbers; test labels are not read;
-    the saved tensors predict what the trial predicted."""
+    """The method learns a separable problem; one seed gives one result whatever else draws numbers;
+    test labels are not read; the saved tensors predict what the trial predicted.
+    """
 
     def train(trial: TrialData) -> Trainer:
         trainer = Trainer(method, params, trial, seed=3)

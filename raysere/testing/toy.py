@@ -41,9 +41,11 @@ def toy_data(
     noise: float = 0.4,
     seed: int = 0,
 ) -> TrialData:
-    """A separable trial: class and attributes shift the rows of every layer; speakers are disjoint between folds and the test part.
+    """A separable trial: class and attributes shift the rows of every layer; speakers are disjoint
+    between folds and the test part.
 
-    The last quarter of the speakers is the test part. A fifth of the attributes is missing, half of the utterances has votes.
+    The last quarter of the speakers is the test part. A fifth of the attributes is missing, half of
+    the utterances has votes.
     """
     random = np.random.default_rng(seed)
     task = toy_task(kind)
@@ -101,7 +103,9 @@ def toy_data(
 
 
 def with_target(data: TrialData) -> TrialData:
-    """The same trial with half of its test speakers as unlabelled target items that a method may learn from."""
+    """The same trial with half of its test speakers as unlabelled target items that a method may
+    learn from.
+    """
     speaker = data.labels.speaker[data.test]
     adapted = speaker <= np.median(np.unique(speaker))
     return replace(data, test=data.test[~adapted], unlabelled=data.test[adapted])

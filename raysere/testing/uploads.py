@@ -30,7 +30,9 @@ def seeds() -> dict[str, bytes]:
 
 
 def mutated(data: bytes, draw: random.Random) -> bytes:
-    """A file with some of its bytes changed, cut out, doubled, or put in front; headers are hit as often as bodies."""
+    """A file with some of its bytes changed, cut out, doubled, or put in front; headers are hit as
+    often as bodies.
+    """
     found = bytearray(data)
     for _ in range(draw.choice((1, 1, 2, 4, 16))):
         where = draw.randrange(min(64, len(found))) if draw.random() < 0.5 else draw.randrange(len(found))
@@ -59,7 +61,9 @@ _WRONG: tuple[Any, ...] = (
 
 
 def wrong_body(draw: random.Random) -> bytes:
-    """JSON for a prediction route with one to three values replaced, added or left out, or its bytes mutated, or nested ever deeper."""
+    """JSON for a prediction route with one to three values replaced, added or left out, or its
+    bytes mutated, or nested ever deeper.
+    """
     kind = draw.randrange(8)
     if kind == 0:
         return draw.choice((b"[", b'{"items":')) * draw.choice((10, 10_000))

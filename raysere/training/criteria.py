@@ -1,6 +1,7 @@
 """Criteria for a model on a target domain that read no target label (docs/methods.md 4.4).
 
-Posteriors p are (n, C) of target items; features are of the trained model. Which direction is better stands in :data:`BETTER`.
+Posteriors p are (n, C) of target items; features are of the trained model. Which direction is
+better stands in :data:`BETTER`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ def mean_entropy(p: np.ndarray) -> float:
 
 
 def infomax(p: np.ndarray) -> float:
-    """``H(mean p) - mean H(p)``, 0 to log C; prefers an even spread over classes, wrong where the target's is not."""
+    """``H(mean p) - mean H(p)``, 0 to log C; prefers an even spread over classes, wrong where the
+    target's is not.
+    """
     return float(-_xlogx(p.mean(0)).sum()) - mean_entropy(p)
 
 
@@ -32,9 +35,11 @@ def bnm(p: np.ndarray) -> float:
 
 
 def snd(p: np.ndarray, temperature: float = 0.05, seed: int = 0) -> float:
-    """Soft neighbourhood density: mean entropy of each item's softmax over cosine similarities to all others (Saito et al. 2021).
+    """Soft neighbourhood density: mean entropy of each item's softmax over cosine similarities to
+    all others (Saito et al. 2021).
 
-    Its maximum log(n - 1) is reached by one class for all and by no opinion, too: see :func:`density_is_meant`.
+    Its maximum log(n - 1) is reached by one class for all and by no opinion, too: see
+    :func:`density_is_meant`.
     """
     if len(p) > DENSITY_ITEMS:
         p = p[np.sort(np.random.default_rng(seed).choice(len(p), DENSITY_ITEMS, replace=False))]
@@ -51,7 +56,9 @@ def snd(p: np.ndarray, temperature: float = 0.05, seed: int = 0) -> float:
 
 
 def density_is_meant(p: np.ndarray, source_prior: np.ndarray) -> bool:
-    """Whether :func:`snd` may be read: answers spread over half as many classes as the source has, and are surer than guesses."""
+    """Whether :func:`snd` may be read: answers spread over half as many classes as the source has,
+    and are surer than guesses.
+    """
     spread = np.exp(-_xlogx(p.mean(0)).sum())
     return bool(spread >= 0.5 * np.exp(-_xlogx(source_prior).sum()) and p.max(1).mean() >= 1.5 / p.shape[1])
 
@@ -61,7 +68,9 @@ def density_is_meant(p: np.ndarray, source_prior: np.ndarray) -> bool:
 
 @dataclass(frozen=True)
 class Weights:
-    """Density ratios target / source (n,) of source items, and whether an estimate by them can be trusted."""
+    """Density ratios target / source (n,) of source items, and whether an estimate by them can be
+    trusted.
+    """
 
     values: np.ndarray
 
@@ -72,15 +81,19 @@ class Weights:
 
     @property
     def reliable(self) -> bool:
-        """Effective share of 5 % or more, no weight above 50 (docs/methods.md 4.4), and a mean near 1, which ratios
-        of densities have: where the domains lie apart all weights are nearly 0. The last condition is ours."""
+        """Effective share of 5 % or more, no weight above 50 (docs/methods.md 4.4), and a mean near
+        1, which ratios of densities have: where the domains lie apart all weights are nearly 0. The
+        last condition is ours.
+        """
         return self.effective >= 0.05 and float(self.values.max()) <= 50 and 1 / 3 <= float(self.values.mean()) <= 3
 
 
 def density_ratio(train_source: np.ndarray, train_target: np.ndarray, of: np.ndarray, seed: int = 0) -> Weights:
-    """``w = (n_S / n_T) P(T | f) / P(S | f)`` of rows ``of`` (n, d) by a logistic domain classifier.
+    """``w = (n_S / n_T) P(T | f) / P(S | f)`` of rows ``of`` (n, d) by a logistic domain
+    classifier.
 
-    80 % of source (n_S, d) and target features (n_T, d) train it, the rest chooses its weight decay by accuracy.
+    80 % of source (n_S, d) and target features (n_T, d) train it, the rest chooses its weight decay
+    by accuracy.
     """
     features = np.concatenate([train_source, train_target]).astype(np.float64)
     domain = np.r_[np.zeros(len(train_source)), np.ones(len(train_target))]
@@ -123,7 +136,8 @@ def weighted_risk(loss: np.ndarray, weights: np.ndarray) -> float:
 
 
 def deep_embedded(loss: np.ndarray, weights: np.ndarray) -> float:
-    """``dev``: ``mean(w l) + eta mean(w) - eta`` with ``eta = -Cov(w l, w) / Var(w)``, the risk with w as control variate.
+    """``dev``: ``mean(w l) + eta mean(w) - eta`` with ``eta = -Cov(w l, w) / Var(w)``, the risk
+    with w as control variate.
 
     Without variance of w the plain mean of l. Lower is better (You et al. 2019).
     """
@@ -144,7 +158,9 @@ def normalised(weights: np.ndarray) -> np.ndarray:
 
 
 def adjusted_mutual_information(one: np.ndarray, other: np.ndarray) -> float:
-    """Of two labellings (n,): mutual information less its mean under permutation, over the mean entropy less the same; 1 for the same."""
+    """Of two labellings (n,): mutual information less its mean under permutation, over the mean
+    entropy less the same; 1 for the same.
+    """
     from scipy.special import gammaln
 
     _, one = np.unique(one, return_inverse=True)
@@ -183,7 +199,9 @@ def cluster(features: np.ndarray, count: int, seed: int = 0, restarts: int = 4) 
 
 
 def class_ami(p: np.ndarray, features: np.ndarray, seed: int = 0) -> float:
-    """Agreement of the predicted classes with k-means of the features into as many clusters (docs/methods.md 4.4)."""
+    """Agreement of the predicted classes with k-means of the features into as many clusters
+    (docs/methods.md 4.4).
+    """
     return adjusted_mutual_information(p.argmax(1), cluster(features, p.shape[1], seed))
 
 
@@ -207,10 +225,12 @@ def criteria_of(
     """All criteria but the source's own score, from one trained model.
 
     Args:
-        source_prior: (C,). train_features: (n, d) of source training items; dev_features, dev_loss: (m, d), (m,) 0/1 errors of source
-            development items. target, target_features: posteriors (t, C) and features (t, d) of unlabelled target items.
+        source_prior: (C,). train_features: (n, d) of source training items; dev_features, dev_loss:
+            (m, d), (m,) 0/1 errors of source development items. target, target_features: posteriors
+            (t, C) and features (t, d) of unlabelled target items.
 
-    A criterion that its guard rejects is left out: importance weights that a few items carry, a density that means nothing.
+    A criterion that its guard rejects is left out: importance weights that a few items carry, a
+    density that means nothing.
     """
     found = {"infomax": infomax(target), "bnm": bnm(target), "class_ami": class_ami(target, target_features, seed)}
     if density_is_meant(target, source_prior):
@@ -225,7 +245,9 @@ def criteria_of(
 
 
 def ranked(trials: Mapping[str, Mapping[str, float]], names: tuple[str, ...]) -> dict[str, float]:
-    """Mean rank of each trial over the criteria (1 the best, ties share); a criterion that a trial lacks ranks it last there."""
+    """Mean rank of each trial over the criteria (1 the best, ties share); a criterion that a trial
+    lacks ranks it last there.
+    """
     keys = list(trials)
     ranks = np.zeros(len(keys))
     for name in names:

@@ -1,4 +1,6 @@
-"""From a manifest and splits to the data of a trial: labels joined by utterance id, folds as row numbers."""
+"""From a manifest and splits to the data of a trial: labels joined by utterance id, folds as row
+numbers.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +26,10 @@ _SEX = {"female": 0, "f": 0, "male": 1, "m": 1}
 def build_labels(manifest: Manifest, class_map: ClassMap | None, task: Task) -> tuple[Labels, dict[str, int]]:
     """Targets and groups of all utterances of a manifest, in its order.
 
-    An utterance whose label the class map leaves out stays, with label -1: its votes can still teach (docs/methods.md 2.4: O/X
-    items), and nothing else reads it. Votes go through the same map; votes for classes outside the task do not count. An
-    attribute that the manifest does not give is the mean of its votes; attributes are mapped from the corpus's scale to the
-    task's.
+    An utterance whose label the class map leaves out stays, with label -1: its votes can still
+    teach (docs/methods.md 2.4: O/X items), and nothing else reads it. Votes go through the same
+    map; votes for classes outside the task do not count. An attribute that the manifest does not
+    give is the mean of its votes; attributes are mapped from the corpus's scale to the task's.
 
     Returns:
         The labels, and how many utterances the class map left out, by own label.
@@ -121,9 +123,9 @@ def trial_data(
 ) -> TrialData:
     """What a trial of one outer split sees.
 
-    Fold f trains on the rows of the pool whose fold is not f (rows without a fold always train) and is scored on those whose
-    fold is f and that have a target. Test rows are predicted only, rows of role ``adapt`` learned from without their labels: the labels
-    of neither are in what is returned.
+    Fold f trains on the rows of the pool whose fold is not f (rows without a fold always train) and
+    is scored on those whose fold is f and that have a target. Test rows are predicted only, rows of
+    role ``adapt`` learned from without their labels: the labels of neither are in what is returned.
 
     Args:
         splits: table of ``outer, utterance, role ("pool", "test" or "adapt"), fold``.
@@ -132,8 +134,9 @@ def trial_data(
         transductive: the test rows are adapted to, too.
 
     Raises:
-        DataError: an unknown outer split, an utterance without labels row, an utterance on both sides of a split, or (unless
-            ``by_speaker`` is False) a speaker whose utterances with a target are trained on while others are held out.
+        DataError: an unknown outer split, an utterance without labels row, an utterance on both
+            sides of a split, or (unless ``by_speaker`` is False) a speaker whose utterances with a
+            target are trained on while others are held out.
     """
     here = splits.filter(pl.col("outer") == outer)
     if not here.height:
@@ -189,7 +192,9 @@ def _only(labels: Labels, rows: np.ndarray) -> Labels:
 
 
 def add_copies(data: TrialData, names: Sequence[str]) -> TrialData:
-    """The same trial with altered copies of its clips: labels of ``utterance@name`` for every name, spoken by speakers of their own."""
+    """The same trial with altered copies of its clips: labels of ``utterance@name`` for every name,
+    spoken by speakers of their own.
+    """
     labels, count = data.labels, len(data.labels)
     rows = np.unique(np.concatenate([part for fold in data.folds for part in (fold.train, fold.dev)]))
     every = np.concatenate([np.arange(count), *([rows] * len(names))])
@@ -216,7 +221,9 @@ def _disjoint(labels: Labels, train: np.ndarray, held: np.ndarray, where: str) -
 
 
 def _persons(labels: Labels, linked_speakers: Sequence[Sequence[str]]) -> np.ndarray:
-    """Code of the person of each row: of his speaker, or of the first of those that are linked to it."""
+    """Code of the person of each row: of his speaker, or of the first of those that are linked to
+    it.
+    """
     head = linked_heads(linked_speakers)
     number: dict[str, int] = {}
     codes = np.array([number.setdefault(head.get(name, name), len(number)) for name in labels.speakers], dtype=np.int64)

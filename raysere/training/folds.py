@@ -25,8 +25,8 @@ BUILD, START, EPOCH, TARGET = 1, 2, 3, 4  # purposes of a seed
 class TrialContext:
     """What the folds of a trial share.
 
-    ``dtype`` is that of matrix products; ``columns`` targets and groups on the device by their names in a ``Batch``;
-    ``pools`` what makes one vector an utterance of a stream before training.
+    ``dtype`` is that of matrix products; ``columns`` targets and groups on the device by their
+    names in a ``Batch``; ``pools`` what makes one vector an utterance of a stream before training.
     """
 
     method: Method
@@ -44,7 +44,9 @@ class TrialContext:
 
 
 def label_columns(data: TrialData, device: torch.device) -> dict[str, Any]:
-    """Targets, groups and domain of all rows on the device, attributes in [0, 1], in the order of the fields of ``Batch``."""
+    """Targets, groups and domain of all rows on the device, attributes in [0, 1], in the order of
+    the fields of ``Batch``.
+    """
     labels, (low, high) = data.labels, data.task.scale
     attributes = (labels.attributes - low) / (high - low) if labels.attributes is not None and data.task.dimensional else None
     columns: dict[str, Any] = {
@@ -65,15 +67,17 @@ def label_columns(data: TrialData, device: torch.device) -> dict[str, Any]:
 
 
 class FoldTrainer:
-    """What one fold is made of. Every random choice follows from the trial's seed and the fold's number.
+    """What one fold is made of. Every random choice follows from the trial's seed and the fold's
+    number.
 
     Attributes:
-        rows, dev: rows of the labels that train and that score, with features and targets. unlabelled: those of the target domain, with
-            features, on the device.
+        rows, dev: rows of the labels that train and that score, with features and targets.
+            unlabelled: those of the target domain, with features, on the device.
         prior: class shares of the training rows (empty without classes).
         best: state of the model at the best epoch; best_dev: predictions of ``dev`` there.
 
-    Raises DataError for a fold without training or development rows, or without any class in a categorical task.
+    Raises DataError for a fold without training or development rows, or without any class in a
+    categorical task.
     """
 
     def __init__(self, context: TrialContext, fold: Fold) -> None:

@@ -1,11 +1,12 @@
 """Features of a trial on the device: one normalised matrix for each fold, indexed by batches.
 
-At utterance granularity the asked layers stand side by side in one matrix (n, W). It is normalised once per fold where
-memory allows, once for all folds where the statistics do not depend on the fold, and else batch by batch; normalised
-matrices stay for the next trials of the process that read the same layers. Chunk and frame rows stand one utterance after
-the other in such a matrix, with a row of zeros at its end that all padding points to; where it does not fit, the view reads
-them batch by batch. Where a method pools them by fixed rules before its first weight, they are pooled once, to such a matrix
-of one row an utterance.
+At utterance granularity the asked layers stand side by side in one matrix (n, W). It is normalised
+once per fold where memory allows, once for all folds where the statistics do not depend on the
+fold, and else batch by batch; normalised matrices stay for the next trials of the process that read
+the same layers. Chunk and frame rows stand one utterance after the other in such a matrix, with a
+row of zeros at its end that all padding points to; where it does not fit, the view reads them batch
+by batch. Where a method pools them by fixed rules before its first weight, they are pooled once, to
+such a matrix of one row an utterance.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ _POOL_ROWS = 256  # utterances that are pooled at once
 
 
 def memory_budget(device: torch.device) -> int:
-    """Bytes that the matrices of a trial may take: half of what the card has free, or 2 GiB of main memory."""
+    """Bytes that the matrices of a trial may take: half of what the card has free, or 2 GiB of main
+    memory.
+    """
     return torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else 2 << 30
 
 
@@ -55,8 +58,9 @@ class TrialStream:
         rows: rows of the labels that the trial sees (training, development and test of all folds).
         folds: how many folds will ask for a normalised matrix.
         budget: bytes for the matrix and its normalised copies.
-        dtype: of matrices of utterance granularity. bfloat16 where products are computed in it anyway: rounded once, and half the bytes to
-            gather. Rows over time stay float32, for their means and deviations.
+        dtype: of matrices of utterance granularity. bfloat16 where products are computed in it
+            anyway: rounded once, and half the bytes to gather. Rows over time stay float32, for
+            their means and deviations.
     """
 
     def __init__(
@@ -103,11 +107,16 @@ class TrialStream:
         return np.where(self.at[rows] >= 0, self.view.lengths(self.at[rows]), 0)
 
     def mask(self, rows: Tensor) -> Tensor | None:
-        """Bool of the shape of ``rows``: which of these label rows have features; None where all of the trial do."""
+        """Bool of the shape of ``rows``: which of these label rows have features; None where all of
+        the trial do.
+        """
         return None if self.complete else self._at[rows] >= 0
 
     def raw(self) -> Tensor:
-        """The layers side by side (n, W) float32 on the device; zeros where absent. With rows over time n counts those, and the zeros."""
+        """The layers side by side (n, W) float32 on the device; zeros where absent.
+
+        With rows over time n counts those, and the zeros.
+        """
         if self._raw is None:
             width = max(stop for _, stop in self.columns.values())
             matrix = torch.zeros(self.size // width, width)
@@ -124,7 +133,9 @@ class TrialStream:
         return self._raw
 
     def fold(self, normaliser: normalise.Normaliser, pool: Pool | None = None) -> FoldStream:
-        """This stream as one fold sees it, pooled where the method can say how and the result fits the memory of the trial."""
+        """This stream as one fold sees it, pooled where the method can say how and the result fits
+        the memory of the trial.
+        """
         if pool is not None and self.ragged and len(self.rows) * pool.width <= self.budget:
             return FoldStream(self, normaliser, self._pooled(normaliser, pool), True, pooled=True)
         matrix: Tensor | None = None
@@ -144,7 +155,9 @@ class TrialStream:
         return FoldStream(self, normaliser, matrix, ready)
 
     def _normalised(self, normaliser: normalise.Normaliser, group: Tensor | None, *, alone: bool) -> Tensor:
-        """The matrix by these statistics, from an earlier trial or made; ``alone``: nobody else needs the raw values."""
+        """The matrix by these statistics, from an earlier trial or made; ``alone``: nobody else
+        needs the raw values.
+        """
 
         def make() -> _Kept:
             values = normaliser.apply_(self.raw() if alone else self.raw().clone(), group)
@@ -155,7 +168,9 @@ class TrialStream:
         return self._held(normaliser, group, str(self.dtype), self.size * self.dtype.itemsize, make)
 
     def _held(self, normaliser: normalise.Normaliser, group: Tensor | None, what: Hashable, size: int, make: Callable[[], _Kept]) -> Tensor:
-        """What depends on the rows, the layers and these statistics alone: kept between trials where there is room for ``size`` bytes."""
+        """What depends on the rows, the layers and these statistics alone: kept between trials
+        where there is room for ``size`` bytes.
+        """
         rows = self.at[self.rows]
         parts = [rows, *(x.cpu().numpy() for x in (normaliser.mean, normaliser.scale, normaliser.idf, group) if x is not None)]
         content = digest(b"".join(np.ascontiguousarray(part).tobytes() for part in parts))
@@ -163,7 +178,9 @@ class TrialStream:
         return (make() if kept is None else kept).values
 
     def _pooled(self, normaliser: normalise.Normaliser, pool: Pool) -> Tensor:
-        """One vector an utterance (n, D), pooled from its normalised rows; the matrix of all rows is not needed for it."""
+        """One vector an utterance (n, D), pooled from its normalised rows; the matrix of all rows
+        is not needed for it.
+        """
 
         def make() -> _Kept:
             stream = FoldStream(self, normaliser, None, False)
@@ -249,7 +266,8 @@ class FoldStream:
 
 
 def stacked_batch(streams: Sequence[FoldStream], rows: Tensor) -> Stream:
-    """The stream of several folds at once: line f of the label rows (F, B) as fold f sees them, layers (F, B, 1, D).
+    """The stream of several folds at once: line f of the label rows (F, B) as fold f sees them,
+    layers (F, B, 1, D).
 
     Needs streams that are :attr:`FoldStream.flat`.
     """

@@ -1,9 +1,10 @@
 """Training steps of one fold, or of several folds as one stacked module.
 
-Folds that are stacked share each forward and backward pass, and nothing else: the loss is a sum over folds of functions of
-disjoint parameters, gradients are clipped fold by fold, and every random choice comes from the generators that the fold would
-use alone. So a stack gives what its folds give one after the other, up to the order of floating-point sums. Folds of unequal
-size are padded with items without targets; a fold that has taken all steps of an epoch sits out the last ones.
+Folds that are stacked share each forward and backward pass, and nothing else: the loss is a sum
+over folds of functions of disjoint parameters, gradients are clipped fold by fold, and every random
+choice comes from the generators that the fold would use alone. So a stack gives what its folds give
+one after the other, up to the order of floating-point sums. Folds of unequal size are padded with
+items without targets; a fold that has taken all steps of an epoch sits out the last ones.
 """
 
 from __future__ import annotations
@@ -30,21 +31,27 @@ _NO_TARGET = {"label": -1, "soft": 0.0, "attributes": math.nan, "sex": -1, "vote
 
 
 class Lockstep:
-    """Trains and predicts ``folds``: one as it is, several stacked. Their own modules always hold the present weights."""
+    """Trains and predicts ``folds``: one as it is, several stacked.
+
+    Their own modules always hold the present weights.
+    """
 
     def __init__(self, folds: Sequence[FoldTrainer]) -> None:
         self.folds, self.context, self.stacked = list(folds), folds[0].context, len(folds) > 1
         models = [fold.model for fold in folds]
         self.model = stack(models) if self.stacked else models[0]
         self.parameters = _trained(self.model)
-        # one learning rate for all where all take equally many steps, else one a fold, on the fold's part of the same memory
+        # one learning rate for all where all take equally many steps, else one a fold, on the
+        # fold's part of the same memory
         self.parts = [self.parameters] if len({len(fold.cuts) for fold in folds}) == 1 else [_trained(model) for model in models]
         params = self.context.params
         self.optimiser = AdamW(self.parts, lr=params.lr, weight_decay=params.weight_decay)
         self.steps = [0] * len(self.folds)
 
     def train(self, epoch: int, sums: dict[str, Tensor]) -> None:
-        """One epoch; each loss term, times the items of its batch, is added to ``sums`` on the device."""
+        """One epoch; each loss term, times the items of its batch, is added to ``sums`` on the
+        device.
+        """
         device = self.context.device
         seeds = [fold.seed(EPOCH, epoch) for fold in self.folds]
         method = self.context.method
@@ -95,7 +102,9 @@ class Lockstep:
             self.steps = [taken + (count > 0) for taken, count in zip(self.steps, items, strict=True)]
 
     def _target_rows(self, epoch: int) -> Callable[[int], Tensor]:
-        """Gives the next n rows of the target domain: one fresh order of all of them after the other."""
+        """Gives the next n rows of the target domain: one fresh order of all of them after the
+        other.
+        """
         fold = self.folds[0]
         generator = torch.Generator().manual_seed(fold.seed(TARGET, epoch))
         waiting = fold.unlabelled[:0]
@@ -122,7 +131,9 @@ class Lockstep:
             sums[name] = sums.get(name, torch.zeros((), device=self.context.device)) + value * len(fold.index)
 
     def _hand_out(self, items: Sequence[int]) -> None:
-        """Give each fold's parameters their part of the stacked gradients; a fold without items takes no step."""
+        """Give each fold's parameters their part of the stacked gradients; a fold without items
+        takes no step.
+        """
         for parameter, *own in zip(self.parameters, *self.parts, strict=True):
             gradients = [None] * len(own) if parameter.grad is None else parameter.grad.unbind()
             for part, gradient, count in zip(own, gradients, items, strict=True):
@@ -132,7 +143,8 @@ class Lockstep:
         """Batches of one fold in this order."""
         fold = self.folds[0]
         rows = order.split(fold.cuts)
-        # one gather an epoch, then slices: a gather a step and column costs more than the head's own arithmetic
+        # one gather an epoch, then slices: a gather a step and column costs more than the head's
+        # own arithmetic
         nothing: list[Any] = [None] * len(rows)
         columns = [nothing if values is None else values[order].split(fold.cuts) for values in self.context.columns.values()]
         for number, here in enumerate(rows):
@@ -140,7 +152,9 @@ class Lockstep:
             yield Batch(here, streams, *(column[number] for column in columns)), [len(here)]
 
     def _padded(self, orders: Sequence[Tensor]) -> Iterator[tuple[Batch, list[int]]]:
-        """Batches of all folds, (F, B) with B the largest of the step, and the items of each fold, 0 where it has no step left."""
+        """Batches of all folds, (F, B) with B the largest of the step, and the items of each fold,
+        0 where it has no step left.
+        """
         steps = max(len(fold.cuts) for fold in self.folds)
         items = np.zeros((steps, len(self.folds)), dtype=np.int64)
         for number, fold in enumerate(self.folds):
@@ -163,7 +177,9 @@ class Lockstep:
         return {name: stacked_batch([fold.streams[name] for fold in self.folds], rows) for name in self.folds[0].streams}
 
     def predict(self, rows: Sequence[np.ndarray]) -> list[Prediction]:
-        """For each fold predictions (n, ...) on the CPU in the order of its ``rows``, by the present weights."""
+        """For each fold predictions (n, ...) on the CPU in the order of its ``rows``, by the
+        present weights.
+        """
         if not self.stacked:
             return [self._predict_one(rows[0])]
         longest = max(map(len, rows))
@@ -219,7 +235,9 @@ class Lockstep:
 
 
 class _Feed:
-    """What ``begin_epoch`` may look at: all training items of one fold, and all of the target domain."""
+    """What ``begin_epoch`` may look at: all training items of one fold, and all of the target
+    domain.
+    """
 
     def __init__(self, lockstep: Lockstep) -> None:
         self.lockstep = lockstep

@@ -1,8 +1,9 @@
 """The training loop: all folds of a trial together, one epoch at a time, one best epoch for all.
 
-Whole data on the device where it fits, index batches, no DataLoader. The same seed, machine and number of threads give the
-same predictions: every random choice of a fold (initial weights, order, dropout, mixup) follows from the trial's seed and
-the fold's number, whatever ran before in the process.
+Whole data on the device where it fits, index batches, no DataLoader. The same seed, machine and
+number of threads give the same predictions: every random choice of a fold (initial weights, order,
+dropout, mixup) follows from the trial's seed and the fold's number, whatever ran before in the
+process.
 """
 
 from __future__ import annotations
@@ -38,25 +39,30 @@ class Trainer:
 
     Args:
         method, params: what to train; ``params`` may be a dict.
-        data: from :func:`raysere.training.data.trial_data`. Rows without features in one of the streams (in
-            all of them, where the method takes partial ones) are neither trained on nor predicted.
+        data: from :func:`raysere.training.data.trial_data`. Rows without features in one of the
+            streams (in all of them, where the method takes partial ones) are neither trained on nor
+            predicted.
         seed: of the trial; it does not depend on the order of trials.
         device: torch device. threads: torch threads, or None to leave them.
         memory: bytes that the feature matrices may take; beyond it rows are read batch by batch.
-        precision: of matrix products: ``auto`` is bfloat16 on a GPU and float32 elsewhere; ``float32``; ``bfloat16`` (faster
-            on CPUs that multiply it). Weights, losses and the optimiser are float32 in all of them.
-        stacked: train all folds in one pass; None does so where the method can and it pays. The results are the same up to rounding.
+        precision: of matrix products: ``auto`` is bfloat16 on a GPU and float32 elsewhere;
+            ``float32``; ``bfloat16`` (faster on CPUs that multiply it). Weights, losses and the
+            optimiser are float32 in all of them.
+        stacked: train all folds in one pass; None does so where the method can and it pays. The
+            results are the same up to rounding.
 
     Attributes:
         rows: one dict an epoch, see :meth:`epoch`.
-        best: ``epoch``, ``score``, ``dev_loss`` and ``metrics`` of the best epoch: the highest score over the development
-            rows of all folds at once; among equal scores the lowest development loss.
+        best: ``epoch``, ``score``, ``dev_loss`` and ``metrics`` of the best epoch: the highest
+            score over the development rows of all folds at once; among equal scores the lowest
+            development loss.
         shapes: task and streams, as :func:`load_predictor` needs them.
 
     Raises:
         ConfigError: these params cannot work on these features, or cannot be stacked.
         DataError: a fold without training or development rows.
-        InfeasibleTrial: out of memory, or the loss is no longer finite; recorded as such by the search.
+        InfeasibleTrial: out of memory, or the loss is no longer finite; recorded as such by the
+            search.
     """
 
     def __init__(
@@ -128,11 +134,13 @@ class Trainer:
         return len(self.rows) >= self.params.epochs or self._stale >= self.params.patience
 
     def epoch(self) -> dict[str, Any]:
-        """One epoch of every fold, then the development score over all folds at once; the row that it appends to ``rows``.
+        """One epoch of every fold, then the development score over all folds at once; the row that
+        it appends to ``rows``.
 
-        ``epoch`` counts from 0. ``train.TERM`` are mean loss terms, ``loss`` their sum, ``dev_loss`` the negative log
-        likelihood and/or squared error on development rows, ``score`` the task's metric, the others by their names;
-        ``layer_weights.STREAM`` is a list in the order of the layers, mean over the folds, where such weights are learned.
+        ``epoch`` counts from 0. ``train.TERM`` are mean loss terms, ``loss`` their sum,
+        ``dev_loss`` the negative log likelihood and/or squared error on development rows, ``score``
+        the task's metric, the others by their names; ``layer_weights.STREAM`` is a list in the
+        order of the layers, mean over the folds, where such weights are learned.
         """
         number = len(self.rows)
         with infeasible_when_full():
@@ -152,7 +160,8 @@ class Trainer:
             shares = _mean_shares([fold.model.layer_weights() for fold in self.folds])  # type: ignore[operator]
             row |= {f"layer_weights.{name}": list(weights.values()) for name, weights in shares.items()}
         self.rows.append(row)
-        # the source's score says little of when a target is adapted to: there the last epoch is kept
+        # the source's score says little of when a target is adapted to: there the last epoch is
+        # kept
         risen = not self.best or row["score"] > self.best["score"] or self.method.needs.target_domain
         self._stale = 0 if risen else self._stale + 1
         if risen or (row["score"] == self.best["score"] and loss < self.best["dev_loss"]):
@@ -165,7 +174,9 @@ class Trainer:
         return row
 
     def _criteria(self) -> dict[str, float]:
-        """``criterion.NAME``, mean over the folds, of :mod:`raysere.training.criteria` at the kept weights; nothing without features."""
+        """``criterion.NAME``, mean over the folds, of :mod:`raysere.training.criteria` at the kept
+        weights; nothing without features.
+        """
         found: dict[str, list[float]] = {}
         for group in self.groups:
             adapted = group.best_of(group.folds[0].unlabelled.cpu().numpy())
@@ -209,10 +220,12 @@ class Trainer:
         return loss, values
 
     def predictions(self) -> pl.DataFrame:
-        """Predictions of the best epoch: every development row by the fold that did not train on it, every test row by all folds.
+        """Predictions of the best epoch: every development row by the fold that did not train on
+        it, every test row by all folds.
 
-        Columns ``utterance, fold, split, p.CLASS...`` and/or attributes on the task's scale. Test rows: softmax of the mean
-        fold logits, mean attributes, fold null. Rows without features have none.
+        Columns ``utterance, fold, split, p.CLASS...`` and/or attributes on the task's scale. Test
+        rows: softmax of the mean fold logits, mean attributes, fold null. Rows without features
+        have none.
         """
         self._need_epoch()
         ids = self.data.labels.utterances
@@ -239,16 +252,20 @@ class Trainer:
         return result
 
     def state(self) -> dict[str, Tensor]:
-        """Tensors of the best epoch for safetensors: ``fold{f}.model.NAME`` and ``fold{f}.norm.STREAM.NAME``."""
+        """Tensors of the best epoch for safetensors:
+
+        ``fold{f}.model.NAME`` and ``fold{f}.norm.STREAM.NAME``.
+        """
         self._need_epoch()
         return {name: value for fold in self.folds for name, value in fold.state().items()}
 
     def describe(self) -> dict[str, Any]:
         """What a report tells of this trial, as plain JSON.
 
-        ``parameters`` (of one fold), ``epoch``, ``folds``, ``train_rows``, ``normalise`` by stream, ``transductive`` (a
-        prediction depends on other unlabelled clips of its speaker, or on tested clips that were adapted to), ``effective_prior`` by
-        class (mean of the folds), and ``layer_weights`` by stream and layer where they are learned.
+        ``parameters`` (of one fold), ``epoch``, ``folds``, ``train_rows``, ``normalise`` by stream,
+        ``transductive`` (a prediction depends on other unlabelled clips of its speaker, or on
+        tested clips that were adapted to), ``effective_prior`` by class (mean of the folds), and
+        ``layer_weights`` by stream and layer where they are learned.
         """
         self._need_epoch()
         streams = self.folds[0].streams

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 
 class LoopParams(BaseModel):
-    """What the one loop needs of every method; a method's ``Params`` adds its own. Units: epochs, items a batch."""
+    """What the one loop needs of every method; a method's ``Params`` adds its own.
+
+    Units: epochs, items a batch.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -69,8 +72,9 @@ class Needs:
 class Batch:
     """B utterances on the device.
 
-    ``label`` int64 (B,), -1 none; ``soft`` (B, C) or None; ``attributes`` (B, A) in [0, 1] with NaN where missing, or None;
-    ``sex`` 0 female, 1 male, -1 unknown; ``speaker`` int64 codes. In predictions there are no targets.
+    ``label`` int64 (B,), -1 none; ``soft`` (B, C) or None; ``attributes`` (B, A) in [0, 1] with NaN
+    where missing, or None; ``sex`` 0 female, 1 male, -1 unknown; ``speaker`` int64 codes. In
+    predictions there are no targets.
     """
 
     rows: Tensor
@@ -87,7 +91,8 @@ class Batch:
 
 @dataclass(frozen=True)
 class Step:
-    """Where training stands: ``step`` of ``total`` optimiser steps, ``epoch`` from 0, and a generator for every random choice.
+    """Where training stands: ``step`` of ``total`` optimiser steps, ``epoch`` from 0, and a
+    generator for every random choice.
 
     The generator lives on the CPU, so that choices do not depend on the device.
     """
@@ -100,9 +105,11 @@ class Step:
 
 @dataclass
 class Prediction:
-    """``logits`` float32 (B, C) and/or ``attributes`` float32 (B, A) in [0, 1], optionally their ``std``.
+    """``logits`` float32 (B, C) and/or ``attributes`` float32 (B, A) in [0, 1], optionally their
+    ``std``.
 
-    ``hidden`` float32 (B, H), the last features before the heads, where a method is judged by them (criteria without target labels).
+    ``hidden`` float32 (B, H), the last features before the heads, where a method is judged by them
+    (criteria without target labels).
     """
 
     logits: Tensor | None = None
@@ -112,7 +119,9 @@ class Prediction:
 
 
 class Feed(Protocol):
-    """All items of a fold in batches, in a fixed order: of the source with targets, of the target domain without."""
+    """All items of a fold in batches, in a fixed order: of the source with targets, of the target
+    domain without.
+    """
 
     def source(self) -> Iterator[Batch]: ...
 
@@ -120,7 +129,9 @@ class Feed(Protocol):
 
 
 class Pool(Protocol):
-    """Makes one vector (B, ``width``) of the rows of a stream; ``key`` tells apart what gives different vectors of the same layers."""
+    """Makes one vector (B, ``width``) of the rows of a stream; ``key`` tells apart what gives
+    different vectors of the same layers.
+    """
 
     @property
     def width(self) -> int: ...
@@ -132,7 +143,8 @@ class Pool(Protocol):
 
 
 class Method(abc.ABC):
-    """A way of learning emotion from features. Stateless: all state is in the module that ``build`` returns.
+    """A way of learning emotion from features. Stateless: all state is in the module that ``build``
+    returns.
 
     ``Params`` is the typed, bounded configuration whose defaults are the published ones.
     """
@@ -142,30 +154,42 @@ class Method(abc.ABC):
     needs: ClassVar[Needs] = Needs()
 
     def check(self, params: Any, shapes: Shapes) -> None:  # noqa: B027 (a hook: accepting is the default)
-        """Raise ConfigError where these params cannot work on these streams (a layer that is not there). Default: accept."""
+        """Raise ConfigError where these params cannot work on these streams (a layer that is not
+        there). Default: accept.
+        """
 
     def layers(self, params: Any, shapes: Shapes) -> dict[str, list[int]]:
-        """Which layers of each stream this configuration reads; only these are mapped. Default: all."""
+        """Which layers of each stream this configuration reads; only these are mapped.
+
+        Default: all.
+        """
         return {name: sorted(stream.layers) for name, stream in shapes.streams.items()}
 
     def train_rows(self, params: Any, labels: Labels, rows: np.ndarray, task: Task) -> np.ndarray:
-        """Which of the training ``rows`` this configuration learns from. Default: those that have a target of the task."""
+        """Which of the training ``rows`` this configuration learns from.
+
+        Default: those that have a target of the task.
+        """
         return rows[labels.has_target(task)[rows]]
 
     def pools(self, params: Any, shapes: Shapes) -> Mapping[str, Pool]:
-        """Of which streams the module reads nothing but one vector an utterance that none of its weights enters, and that vector.
+        """Of which streams the module reads nothing but one vector an utterance that none of its
+        weights enters, and that vector.
 
-        The loop then computes the vectors once, not in every epoch, and gives the module streams of granularity ``pooled``; rows
-        batch by batch still come in predictions of :mod:`raysere.training.predictor`. Default: none.
+        The loop then computes the vectors once, not in every epoch, and gives the module streams of
+        granularity ``pooled``; rows batch by batch still come in predictions of
+        :mod:`raysere.training.predictor`. Default: none.
         """
         return {}
 
     def stacks(self, params: Any, shapes: Shapes) -> bool:
-        """Whether several folds may train as one module whose parameters, batches and losses have a leading dimension of folds.
+        """Whether several folds may train as one module whose parameters, batches and losses have a
+        leading dimension of folds.
 
-        Then ``losses`` and ``predict`` must also work on a module of :func:`raysere.nn.stacking.stack` and on batches
-        with a leading dimension F in every tensor (streams (F, B, T, D) of utterance granularity), give one value a fold (F,),
-        take nothing from items without a target (short batches are padded with them), draw random numbers by
+        Then ``losses`` and ``predict`` must also work on a module of
+        :func:`raysere.nn.stacking.stack` and on batches with a leading dimension F in every tensor
+        (streams (F, B, T, D) of utterance granularity), give one value a fold (F,), take nothing
+        from items without a target (short batches are padded with them), draw random numbers by
         :func:`raysere.nn.dropout.dropout` only, and not use ``step.generator``. Default: no.
         """
         return False
@@ -175,30 +199,43 @@ class Method(abc.ABC):
         """The module, initialised from torch's global generator (the loop seeds it)."""
 
     def start(self, model: nn.Module, data: TrialData, rows: Any, seed: int) -> None:  # noqa: B027
-        """Data-dependent initialisation from training ``rows`` only (k-means codebooks, statistics). Default: nothing."""
+        """Data-dependent initialisation from training ``rows`` only (k-means codebooks,
+        statistics). Default: nothing.
+        """
 
     def begin_epoch(self, model: nn.Module, feed: Feed, epoch: int, seed: int) -> None:  # noqa: B027
-        """What an epoch needs to know of all items before its first step (k-means of what the model makes of them). Default: nothing.
+        """What an epoch needs to know of all items before its first step (k-means of what the model
+        makes of them). Default: nothing.
 
         Called in eval mode without gradients, never for stacked folds.
         """
 
     @abc.abstractmethod
     def losses(self, model: nn.Module, batch: Batch, step: Step) -> Mapping[str, Tensor]:
-        """Named scalar terms; the loop adds and logs them, those whose name begins with ``_`` it only logs. ``model.training`` is True."""
+        """Named scalar terms; the loop adds and logs them, those whose name begins with ``_`` it
+        only logs. ``model.training`` is True.
+        """
 
     @abc.abstractmethod
     def predict(self, model: nn.Module, batch: Batch) -> Prediction:
         """Predictions of a batch; called in eval mode without gradients."""
 
     def effective_prior(self, params: Any, train_prior: tuple[float, ...]) -> tuple[float, ...]:
-        """The class prior that the trained logits carry (docs/methods.md 2.7). Default: the training prior."""
+        """The class prior that the trained logits carry (docs/methods.md 2.7).
+
+        Default: the training prior.
+        """
         return train_prior
 
 
 class ClosedMethod(Method):
-    """A method whose weights follow from all training rows at once, without gradient steps; its ``Params`` hold ``epochs`` to 1."""
+    """A method whose weights follow from all training rows at once, without gradient steps; its
+    ``Params`` hold ``epochs`` to 1.
+    """
 
     @abc.abstractmethod
     def solve(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        """Set the weights from a batch of all training rows; named scalar terms at the solution. Without gradients and in float32."""
+        """Set the weights from a batch of all training rows; named scalar terms at the solution.
+
+        Without gradients and in float32.
+        """

@@ -1,8 +1,8 @@
 """Metrics and their intervals, shared by training, search, ensemble and report.
 
-Every statistic here is a function of sums over items: a confusion matrix (C, C), or six moment sums of two variables.
-Sums over items are sums over speakers, so a bootstrap over speakers re-weighs per-speaker sums and never touches an item
-again: 2,000 draws cost one matrix product.
+Every statistic here is a function of sums over items: a confusion matrix (C, C), or six moment sums
+of two variables. Sums over items are sums over speakers, so a bootstrap over speakers re-weighs
+per-speaker sums and never touches an item again: 2,000 draws cost one matrix product.
 
 Labels of -1 mean "no label" and are left out everywhere; so are attribute values that are NaN.
 """
@@ -26,7 +26,8 @@ Statistic = Callable[[NDArray], NDArray]
 
 
 def uar_of(confusion: ArrayLike) -> NDArray:
-    """Unweighted average recall: mean recall over the classes that have items. NaN when no class has any.
+    """Unweighted average recall: mean recall over the classes that have items. NaN when no class
+    has any.
 
     Example:
         >>> float(uar_of([[8, 2], [1, 1]]))
@@ -40,7 +41,8 @@ def uar_of(confusion: ArrayLike) -> NDArray:
 
 
 def macro_f1_of(confusion: ArrayLike) -> NDArray:
-    """Macro-F1: mean of 2 tp / (true + predicted) over the classes that occur as true or as predicted class.
+    """Macro-F1: mean of 2 tp / (true + predicted) over the classes that occur as true or as
+    predicted class.
 
     Example:
         >>> round(float(macro_f1_of([[8, 2], [1, 1]])), 3)
@@ -66,7 +68,8 @@ def accuracy_of(confusion: ArrayLike) -> NDArray:
 
 
 def weighted_f1_of(confusion: ArrayLike) -> NDArray:
-    """Mean of the classes' F1 weighed by their true items, as MELD's authors report it. NaN for an empty matrix.
+    """Mean of the classes' F1 weighed by their true items, as MELD's authors report it. NaN for an
+    empty matrix.
 
     Example:
         >>> round(float(weighted_f1_of([[8, 2], [1, 1]])), 3)
@@ -80,9 +83,11 @@ def weighted_f1_of(confusion: ArrayLike) -> NDArray:
 
 
 def ccc_of(moments: ArrayLike) -> NDArray:
-    """Concordance correlation from moment sums (..., 6): n, sum x, sum y, sum xx, sum yy, sum xy (docs/methods.md 1.2).
+    """Concordance correlation from moment sums (..., 6): n, sum x, sum y, sum xx, sum yy, sum xy
+    (docs/methods.md 1.2).
 
-    ``2 cov / (var x + var y + (mean x - mean y)^2 + 1e-8)`` with population moments; 0 when both are constant.
+    ``2 cov / (var x + var y + (mean x - mean y)^2 + 1e-8)`` with population moments; 0 when both
+    are constant.
     """
     n, x, y, xx, yy, xy = np.moveaxis(np.asarray(moments, dtype=np.float64), -1, 0)
     n = np.maximum(n, 1e-300)
@@ -104,8 +109,8 @@ REPORTED: dict[str, Statistic] = {**CATEGORICAL, "weighted_f1": weighted_f1_of}
 
 
 def statistic_of(metric: str) -> Statistic:
-    """The function from sums to score for a :class:`Task` metric or a reported one: on (..., C, C) counts, or (..., A, 6) moments for
-    ``ccc``.
+    """The function from sums to score for a :class:`Task` metric or a reported one: on (..., C, C)
+    counts, or (..., A, 6) moments for ``ccc``.
 
     Example:
         >>> statistic_of("uar") is uar_of
@@ -164,7 +169,9 @@ def accuracy(labels: ArrayLike, predicted: ArrayLike, classes: int | None = None
 
 
 def _pairs(x: ArrayLike, y: ArrayLike) -> tuple[NDArray, NDArray]:
-    """Columns (N, A) in float64, centred on the mean label so that sums of squares keep their digits; NaN pairs as 0 with n = 0."""
+    """Columns (N, A) in float64, centred on the mean label so that sums of squares keep their
+    digits; NaN pairs as 0 with n = 0.
+    """
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     x, y = (x[:, None], y[:, None]) if x.ndim == 1 else (x, y)
     valid = np.isfinite(x) & np.isfinite(y)
@@ -175,7 +182,8 @@ def _pairs(x: ArrayLike, y: ArrayLike) -> tuple[NDArray, NDArray]:
 
 
 def ccc(x: ArrayLike, y: ArrayLike) -> float:
-    """Concordance correlation of predictions ``x`` and labels ``y`` (n,), pairs with NaN left out (docs/methods.md 1.2).
+    """Concordance correlation of predictions ``x`` and labels ``y`` (n,), pairs with NaN left out
+    (docs/methods.md 1.2).
 
     Example:
         >>> round(ccc([1.0, 2.0, 3.0], [1.0, 2.0, 4.0]), 3)
@@ -200,8 +208,10 @@ def scores(
     """All metrics of a task by name.
 
     Args:
-        label: int (N,), -1 for none. scores_of_classes: (N, C) logits, log-probabilities or probabilities (the arg-max decides).
-        attributes: (N, A) labels on any scale, NaN where missing. predicted_attributes: (N, A) on the same scale.
+        label: int (N,), -1 for none. scores_of_classes: (N, C) logits, log-probabilities or
+            probabilities (the arg-max decides).
+        attributes: (N, A) labels on any scale, NaN where missing. predicted_attributes: (N, A) on
+            the same scale.
 
     Returns:
         ``uar``, ``macro_f1``, ``accuracy`` and/or ``ccc`` with ``ccc.NAME`` per attribute.
@@ -225,7 +235,10 @@ def score(
     attributes: ArrayLike | None = None,
     predicted_attributes: ArrayLike | None = None,
 ) -> float:
-    """The task's own metric, to be maximised; arguments as :func:`scores`. Raises DataError when its inputs are not given."""
+    """The task's own metric, to be maximised; arguments as :func:`scores`.
+
+    Raises DataError when its inputs are not given.
+    """
     values = scores(
         task, label=label, scores_of_classes=scores_of_classes, attributes=attributes, predicted_attributes=predicted_attributes
     )
@@ -241,9 +254,10 @@ def score(
 class Interval:
     """A value with a percentile interval. Unpacks as ``low, high``.
 
-    ``redrawn`` counts the draws that lacked a class and were drawn again; ``groups`` the groups that were resampled. With
-    fewer than two groups there is nothing to resample, and ``low``, ``high`` and ``error`` are NaN. ``error`` is the standard error: the
-    standard deviation over the draws.
+    ``redrawn`` counts the draws that lacked a class and were drawn again; ``groups`` the groups
+    that were resampled. With fewer than two groups there is nothing to resample, and ``low``,
+    ``high`` and ``error`` are NaN. ``error`` is the standard error: the standard deviation over the
+    draws.
     """
 
     value: float
@@ -265,7 +279,8 @@ def _codes(groups: ArrayLike) -> tuple[NDArray[np.int64], int]:
 
 
 def group_confusions(labels: ArrayLike, predicted: ArrayLike, groups: ArrayLike, classes: int) -> NDArray[np.int64]:
-    """Confusion counts per group (G, C, C); groups in sorted order, so two systems on the same items line up.
+    """Confusion counts per group (G, C, C); groups in sorted order, so two systems on the same
+    items line up.
 
     Example:
         >>> group_confusions([0, 1, 1], [0, 1, 0], ["a", "a", "b"], 2).tolist()
@@ -279,7 +294,9 @@ def group_confusions(labels: ArrayLike, predicted: ArrayLike, groups: ArrayLike,
 
 
 def group_moments(predicted: ArrayLike, attributes: ArrayLike, groups: ArrayLike) -> NDArray[np.float64]:
-    """Moment sums per group (G, A, 6) of predictions and labels (N, A), ready for :func:`ccc_of` (both shifted by the mean label)."""
+    """Moment sums per group (G, A, 6) of predictions and labels (N, A), ready for :func:`ccc_of`
+    (both shifted by the mean label).
+    """
     sums, valid = _pairs(predicted, attributes)
     kept = valid.any(-1)
     codes, number = _codes(np.asarray(groups)[kept])
@@ -289,7 +306,9 @@ def group_moments(predicted: ArrayLike, attributes: ArrayLike, groups: ArrayLike
 
 
 def _draws(sums: NDArray, draws: int, seed: int) -> tuple[NDArray, int]:
-    """How often each group stands in each draw (draws, G); a draw that lacks a class of the whole is drawn again."""
+    """How often each group stands in each draw (draws, G); a draw that lacks a class of the whole
+    is drawn again.
+    """
     generator = np.random.default_rng(seed)
     number = len(sums)
     even = np.full(number, 1 / number)
@@ -317,7 +336,8 @@ def bootstrap_by_group(sums: ArrayLike, statistic: Statistic, *, draws: int = 20
 
     Args:
         sums: per-group sums (G, ...) from :func:`group_confusions` or :func:`group_moments`.
-        statistic: from summed counts or moments (..., C, C) or (..., A, 6) to scores (...), such as ``statistic_of("uar")``.
+        statistic: from summed counts or moments (..., C, C) or (..., A, 6) to scores (...), such as
+            ``statistic_of("uar")``.
     """
     sums = np.asarray(sums, dtype=np.float64)
     value = float(statistic(sums.sum(0)))
@@ -330,7 +350,8 @@ def bootstrap_by_group(sums: ArrayLike, statistic: Statistic, *, draws: int = 20
 def bootstrap_difference(
     first: ArrayLike, second: ArrayLike, statistic: Statistic, *, draws: int = 2000, seed: int = 0, level: float = 0.95
 ) -> Interval:
-    """Interval of ``statistic(first) - statistic(second)`` on the same resamples of the same groups (paired).
+    """Interval of ``statistic(first) - statistic(second)`` on the same resamples of the same groups
+    (paired).
 
     Raises DataError when the two do not cover the same groups with the same true labels.
     """
@@ -358,7 +379,8 @@ def bootstrap(
     """Interval of a metric straight from items.
 
     Args:
-        metric: ``uar``, ``macro_f1``, ``accuracy`` (``truth`` and ``predicted`` int (N,)) or ``ccc`` (float (N, A)).
+        metric: ``uar``, ``macro_f1``, ``accuracy`` (``truth`` and ``predicted`` int (N,)) or
+            ``ccc`` (float (N, A)).
         groups: (N,) speakers.
     """
     if metric == "ccc":

@@ -1,17 +1,20 @@
-"""Normalisation of features inside a fold: z-norm by corpus or by speaker, tf-idf for term counts. State is tensors.
+"""Normalisation of features inside a fold: z-norm by corpus or by speaker, tf-idf for term counts.
+State is tensors.
 
 What is fitted, and on which rows:
 
-* ``corpus``: mean and standard deviation of each corpus's own training rows; a corpus without enough of them, or one that
-  is not known at inference, takes those of all training rows.
-* ``speaker``: mean and standard deviation of each speaker's own rows, those of development and test speakers included.
-  No label is read, yet it is **transductive for those speakers**: a prediction for one clip depends on their other clips.
-  :attr:`Normaliser.transductive` says so, and the trial's description repeats it. A speaker with few rows, and at
-  inference a batch with few, takes the statistics of all training rows; an unknown speaker's batch takes its own.
-* ``tfidf`` (streams of kind ``counts``, whatever ``normalise`` says): smoothed idf of the training rows, then rows of
-  length :data:`TFIDF_LENGTH`.
+* ``corpus``: mean and standard deviation of each corpus's own training rows; a corpus without
+  enough of them, or one that is not known at inference, takes those of all training rows.
+* ``speaker``: mean and standard deviation of each speaker's own rows, those of development and test
+  speakers included. No label is read, yet it is **transductive for those speakers**: a prediction
+  for one clip depends on their other clips. :attr:`Normaliser.transductive` says so, and the
+  trial's description repeats it. A speaker with few rows, and at inference a batch with few, takes
+  the statistics of all training rows; an unknown speaker's batch takes its own.
+* ``tfidf`` (streams of kind ``counts``, whatever ``normalise`` says): smoothed idf of the training
+  rows, then rows of length :data:`TFIDF_LENGTH`.
 
-Values are held to +-:data:`LIMIT` standard deviations; a value that is constant in its statistics becomes 0.
+Values are held to +-:data:`LIMIT` standard deviations; a value that is constant in its statistics
+becomes 0.
 """
 
 from __future__ import annotations
@@ -45,10 +48,12 @@ class Normaliser:
     Attributes:
         kind: none, corpus, speaker or tfidf.
         columns: (start, stop) of each layer in W.
-        mean, scale: float32 (G + 1, W), one row a group, the last for everything else; idf: float32 (W,); empty where the kind has none.
+        mean, scale: float32 (G + 1, W), one row a group, the last for everything else; idf: float32
+            (W,); empty where the kind has none.
         group: int64 (N,) row of ``mean`` for each row of the labels.
         names: names of the G groups (corpora).
-        shared: whether the statistics do not depend on the fold, so that one normalised copy serves all folds.
+        shared: whether the statistics do not depend on the fold, so that one normalised copy serves
+            all folds.
     """
 
     kind: str
@@ -62,7 +67,9 @@ class Normaliser:
 
     @property
     def transductive(self) -> bool:
-        """Whether a prediction depends on other, unlabelled rows of the same development or test speaker."""
+        """Whether a prediction depends on other, unlabelled rows of the same development or test
+        speaker.
+        """
         return self.kind == "speaker"
 
     def to(self, device: torch.device | str) -> Normaliser:
@@ -98,7 +105,9 @@ class Normaliser:
     # ---- state
 
     def state(self) -> dict[str, Tensor]:
-        """Tensors to save: what inference on new utterances needs (no training speaker's statistics)."""
+        """Tensors to save: what inference on new utterances needs (no training speaker's
+        statistics).
+        """
         if self.kind == "tfidf":
             return {"idf": self.idf.cpu()}
         if self.kind == "none":
@@ -116,7 +125,9 @@ class Normaliser:
         return cls(kind, columns, state.get("mean", _NOTHING), state.get("scale", _NOTHING), state.get("idf", _NOTHING), None, names)
 
     def groups_of(self, corpora: list[str] | None, rows: int) -> Tensor:
-        """Row of ``mean`` for each of ``rows`` new utterances by the name of their corpus; the last row where it is not known."""
+        """Row of ``mean`` for each of ``rows`` new utterances by the name of their corpus; the last
+        row where it is not known.
+        """
         known = {name: number for number, name in enumerate(self.names)}
         return torch.tensor([known.get(name, len(self.names)) for name in (corpora or [""] * rows)], dtype=torch.long)
 
@@ -191,7 +202,9 @@ def _moments(view: FeatureView, columns: dict[int, tuple[int, int]], rows: np.nd
 def _by_speaker(
     view: FeatureView, columns: dict[int, tuple[int, int]], at: np.ndarray, seen: np.ndarray, speaker: np.ndarray, total: int
 ) -> tuple[list[tuple[np.ndarray, np.ndarray]], np.ndarray]:
-    """Moments of each speaker with enough rows among ``seen``, and the table row of every label row."""
+    """Moments of each speaker with enough rows among ``seen``, and the table row of every label
+    row.
+    """
     lengths = view.lengths(at[seen])
     counts = np.bincount(speaker[seen], weights=lengths, minlength=int(speaker.max(initial=0)) + 1)
     trusted = np.flatnonzero(counts >= MIN_OWN_ROWS)
@@ -212,7 +225,9 @@ def _by_speaker(
 
 
 def grouped_moments(x: Tensor, codes: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """Mean and population standard deviation (G, D) in float64 of rows x (n, D) by their group code (n,); every group has rows."""
+    """Mean and population standard deviation (G, D) in float64 of rows x (n, D) by their group code
+    (n,); every group has rows.
+    """
     x = x.double()
     count = torch.zeros(groups, dtype=torch.float64).index_add_(0, codes, torch.ones(len(x), dtype=torch.float64)).unsqueeze(1)
     mean = torch.zeros(groups, x.shape[1], dtype=torch.float64).index_add_(0, codes, x) / count
@@ -232,7 +247,9 @@ def _idf(view: FeatureView, columns: dict[int, tuple[int, int]], rows: np.ndarra
 
 
 def batch_statistics(view: FeatureView, columns: dict[int, tuple[int, int]], rows: np.ndarray) -> tuple[Tensor, Tensor] | None:
-    """Mean and scale (W,) of the given view rows themselves, for an unknown speaker; None when they are too few."""
+    """Mean and scale (W,) of the given view rows themselves, for an unknown speaker; None when they
+    are too few.
+    """
     rows = rows[view.present[rows]]
     if view.lengths(rows).sum() < MIN_OWN_ROWS:
         return None

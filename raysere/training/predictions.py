@@ -1,4 +1,7 @@
-"""The table of predictions of a trial: ``utterance, fold, split, p.CLASS...`` and/or attributes; never a label."""
+"""The table of predictions of a trial:
+
+``utterance, fold, split, p.CLASS...`` and/or attributes; never a label.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,8 @@ class TrialPredictions:
 
     Attributes:
         utterances: n ids. fold: int32 (n,), -1 for none. split: n of "dev" or "test".
-        probabilities: float32 (n, C) or None. attributes, std: float32 (n, A) on the task's scale, or None.
+        probabilities: float32 (n, C) or None. attributes, std: float32 (n, A) on the task's scale,
+            or None.
     """
 
     utterances: list[str]
@@ -44,7 +48,11 @@ def prediction_table(
     attributes: np.ndarray | None = None,
     std: np.ndarray | None = None,
 ) -> pl.DataFrame:
-    """Rows of one split. ``attributes`` are on the task's scale and are held to it. Raises DataError for values that are not finite."""
+    """Rows of one split.
+
+    ``attributes`` are on the task's scale and are held to it. Raises DataError for values that are
+    not finite.
+    """
     columns: dict[str, pl.Series] = {
         "utterance": pl.Series(list(utterances), dtype=pl.String),
         "fold": pl.Series(list(fold), dtype=pl.Int32),
@@ -68,10 +76,11 @@ def _columns(names: Sequence[str], values: np.ndarray | None) -> dict[str, pl.Se
 
 
 def read_predictions(source: str | os.PathLike[str] | pl.DataFrame, task: Task, split: str | None = None) -> TrialPredictions:
-    """Read what :func:`prediction_table` made, from a parquet file or a frame, aligned by column name.
+    """Read what :func:`prediction_table` made, from a parquet file or a frame, aligned by column
+    name.
 
-    Raises MissingFileError, or DataError where a class of the task has no column, a class outside it has one, or an
-    utterance stands twice in a split.
+    Raises MissingFileError, or DataError where a class of the task has no column, a class outside
+    it has one, or an utterance stands twice in a split.
     """
     where = None if isinstance(source, pl.DataFrame) else Path(source)
     if where is not None and not where.is_file():

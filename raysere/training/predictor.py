@@ -36,7 +36,9 @@ def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def mean_prediction(predictions: Sequence[Prediction]) -> Prediction:
-    """Mean logits and mean attributes of the folds; the spread of fold attributes adds to their own variance."""
+    """Mean logits and mean attributes of the folds; the spread of fold attributes adds to their own
+    variance.
+    """
 
     def stacked(name: str) -> Tensor | None:
         values = [getattr(prediction, name) for prediction in predictions]
@@ -88,13 +90,16 @@ class Predictor:
         corpora: Sequence[str] | None = None,
         batch: int = 256,
     ) -> Prediction:
-        """Mean of the folds, on the CPU: ``logits`` float32 (n, C) and/or ``attributes`` (n, A) in [0, 1].
+        """Mean of the folds, on the CPU: ``logits`` float32 (n, C) and/or ``attributes`` (n, A) in
+        [0, 1].
 
         Args:
-            views: the features by stream name, all with the same utterances in the same order (or the only one).
-            rows: int (n,) rows of the views; they must be present in all of them (in one, where the method takes partial ones).
-            speakers: names (n,), for ``normalise: speaker``; without them the rows are taken for one speaker's. A speaker
-                with too few rows gets the statistics of the training data.
+            views: the features by stream name, all with the same utterances in the same order (or
+                the only one).
+            rows: int (n,) rows of the views; they must be present in all of them (in one, where the
+                method takes partial ones).
+            speakers: names (n,), for ``normalise: speaker``; without them the rows are taken for
+                one speaker's. A speaker with too few rows gets the statistics of the training data.
             corpora: names (n,), for ``normalise: corpus`` where training held several.
 
         Raises ConfigError for a missing stream, DataError for absent rows.
@@ -116,7 +121,10 @@ class Predictor:
         return Prediction(*(_cat([getattr(p, name) for p in parts]) for name in ("logits", "attributes", "std")))
 
     def logits(self, views: Mapping[str, FeatureView] | FeatureView, rows: Any, **named: Any) -> np.ndarray:
-        """Mean fold logits float32 (n, C); arguments as :meth:`predict`. Raises ConfigError when the task has no classes."""
+        """Mean fold logits float32 (n, C); arguments as :meth:`predict`.
+
+        Raises ConfigError when the task has no classes.
+        """
         result = self.predict(views, rows, **named).logits
         if result is None:
             raise ConfigError("This model predicts attributes, not classes")
@@ -168,7 +176,8 @@ class Predictor:
 
 
 def _shapes(method: Method, params: Any, shapes: Shapes) -> dict[str, torch.Size]:
-    """Shapes of the model's tensors, without one of them: a file may name a model of terabytes and hold a few numbers.
+    """Shapes of the model's tensors, without one of them: a file may name a model of terabytes and
+    hold a few numbers.
 
     Empty for a method of somebody's package that computes with values while it is built.
     """
@@ -205,7 +214,8 @@ def load_predictor(
     """A :class:`Predictor` from ``Trainer.state()`` (as read back from safetensors).
 
     Args:
-        params: an instance of ``method.Params`` or its dict. shapes: task and streams of the trial (``train_prior`` is not needed).
+        params: an instance of ``method.Params`` or its dict. shapes: task and streams of the trial
+            (``train_prior`` is not needed).
     """
     if isinstance(params, Mapping):
         params = method.Params(**params)

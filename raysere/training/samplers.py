@@ -14,12 +14,17 @@ BALANCED_FROM = 4  # epoch (from 0) at which natural_then_balanced turns (docs/m
 
 
 def seed_of(*parts: int) -> int:
-    """One 63-bit seed from several numbers (trial seed, fold, purpose); independent streams for different parts."""
+    """One 63-bit seed from several numbers (trial seed, fold, purpose); independent streams for
+    different parts.
+    """
     return int(np.random.SeedSequence([part % 2**32 for part in parts]).generate_state(2, np.uint64)[0] >> np.uint64(1))
 
 
 def fold_generator(seed: int, fold: int) -> torch.Generator:
-    """The one generator of all random choices of a fold: order, mixup, rater dropout. It lives on the CPU."""
+    """The one generator of all random choices of a fold: order, mixup, rater dropout.
+
+    It lives on the CPU.
+    """
     return torch.Generator().manual_seed(seed_of(seed, fold))
 
 
@@ -34,13 +39,13 @@ class Sampler:
 
     Attributes:
         kind: ``natural``, ``balanced`` or ``natural_then_balanced``.
-        label: int64 (n,) of the training rows, -1 for items without a class (they form one more group, of the size of a
-            class, as in docs/methods.md 2.4).
+        label: int64 (n,) of the training rows, -1 for items without a class (they form one more
+            group, of the size of a class, as in docs/methods.md 2.4).
         batch: items a batch.
 
-    An epoch always holds n items, so the number of steps is known before training. A balanced epoch takes every class
-    equally often, each class by turns through fresh permutations of its rows, so no row comes back before all others of its
-    class have been seen.
+    An epoch always holds n items, so the number of steps is known before training. A balanced epoch
+    takes every class equally often, each class by turns through fresh permutations of its rows, so
+    no row comes back before all others of its class have been seen.
     """
 
     kind: str
@@ -58,7 +63,9 @@ class Sampler:
         return len(self.cuts())
 
     def cuts(self) -> list[int]:
-        """Sizes of the batches of an epoch: a last batch of one or two items is merged into the one before."""
+        """Sizes of the batches of an epoch: a last batch of one or two items is merged into the one
+        before.
+        """
         n = len(self.label)
         sizes = [self.batch] * (n // self.batch)
         rest = n - sum(sizes)

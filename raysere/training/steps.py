@@ -13,7 +13,9 @@ from raysere.base.errors import ConfigError, InfeasibleTrial, out_of_memory
 
 
 def schedule(step: int, total: int, warmup: float, kind: str) -> float:
-    """Factor of the learning rate: linear warm-up, then constant, or half a cosine down to 0 at the last step."""
+    """Factor of the learning rate: linear warm-up, then constant, or half a cosine down to 0 at the
+    last step.
+    """
     rise = max(1, round(total * warmup))
     if step < rise:
         return (step + 1) / rise
@@ -21,13 +23,15 @@ def schedule(step: int, total: int, warmup: float, kind: str) -> float:
 
 
 class AdamW:
-    """Decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101) in torch's fused kernel, one call a group.
+    """Decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101) in torch's fused
+    kernel, one call a group.
 
-    The same arithmetic as ``torch.optim.AdamW(fused=True)``, whose constructor imports torch's compiler: two seconds of each
-    worker's start, for nothing that is used here.
+    The same arithmetic as ``torch.optim.AdamW(fused=True)``, whose constructor imports torch's
+    compiler: two seconds of each worker's start, for nothing that is used here.
 
     Args:
-        groups: lists of leaf parameters, all float32; ``rates``: learning rate of each group, to be set before each step.
+        groups: lists of leaf parameters, all float32; ``rates``: learning rate of each group, to be
+            set before each step.
     """
 
     def __init__(self, groups: Sequence[Sequence[nn.Parameter]], *, lr: float, weight_decay: float) -> None:
@@ -113,7 +117,8 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 def matmul_dtype(device: torch.device, precision: str) -> torch.dtype:
-    """What matrix products are computed in: ``auto`` is bfloat16 on a GPU and float32 elsewhere. ConfigError for another name.
+    """What matrix products are computed in: ``auto`` is bfloat16 on a GPU and float32 elsewhere.
+    ConfigError for another name.
 
     bfloat16 works on every CPU; it pays on those that multiply it (AVX512-BF16, AMX).
     """
@@ -129,7 +134,10 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
 
 @contextlib.contextmanager
 def infeasible_when_full() -> Iterator[None]:
-    """Out of memory, on the card or off it, is a configuration that cannot run here: InfeasibleTrial."""
+    """Out of memory, on the card or off it, is a configuration that cannot run here:
+
+    InfeasibleTrial.
+    """
     try:
         yield
     except (MemoryError, RuntimeError) as error:

@@ -17,8 +17,8 @@ ATTRIBUTES: tuple[Literal["arousal", "valence", "dominance"], ...] = ("arousal",
 class Task(BaseModel):
     """What is predicted and how it is scored.
 
-    ``classes`` is the resolved, ordered tuple of class names (empty for a dimensional task); ``scale`` the interval of
-    the attributes. ``metric`` is maximised.
+    ``classes`` is the resolved, ordered tuple of class names (empty for a dimensional task);
+    ``scale`` the interval of the attributes. ``metric`` is maximised.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -40,7 +40,8 @@ class Task(BaseModel):
 
 @dataclass(frozen=True)
 class Labels:
-    """Targets and groups, one row an utterance, in one order that everything else is joined to by id.
+    """Targets and groups, one row an utterance, in one order that everything else is joined to by
+    id.
 
     Attributes:
         utterances: N ids.
@@ -69,7 +70,9 @@ class Labels:
         return len(self.utterances)
 
     def has_target(self, task: Task, *, soft: bool = False) -> np.ndarray:
-        """Bool (N,): rows with a class (or, if ``soft``, at least one vote) or an attribute that the task asks for."""
+        """Bool (N,): rows with a class (or, if ``soft``, at least one vote) or an attribute that
+        the task asks for.
+        """
         result = np.zeros(len(self), dtype=bool)
         if task.categorical:
             result |= self.label >= 0
@@ -82,7 +85,10 @@ class Labels:
 
 @dataclass(frozen=True)
 class Fold:
-    """One training: row numbers into :class:`Labels`. ``dev`` scores; ``test`` is only ever predicted."""
+    """One training: row numbers into :class:`Labels`.
+
+    ``dev`` scores; ``test`` is only ever predicted.
+    """
 
     number: int
     train: np.ndarray
@@ -93,11 +99,12 @@ class Fold:
 class TrialData:
     """All that a trial sees: labels, the folds of one outer split, the test rows, features by name.
 
-    Labels of rows outside the folds are not there: -1, no votes, NaN. ``unlabelled`` int64 are rows of a
-    target domain that may be learned from without them.
+    Labels of rows outside the folds are not there: -1, no votes, NaN. ``unlabelled`` int64 are rows
+    of a target domain that may be learned from without them.
 
-    ``original`` int64 (N,) is the row of the clip that a row is an altered copy of, -1 for clips themselves; None without copies. Folds
-    and test rows hold clips only: copies are trained on where their originals are.
+    ``original`` int64 (N,) is the row of the clip that a row is an altered copy of, -1 for clips
+    themselves; None without copies. Folds and test rows hold clips only: copies are trained on
+    where their originals are.
     """
 
     task: Task

@@ -1,7 +1,9 @@
-"""Machines in one: each with an address on a network of its own, its own process table, host name, shared memory and disk.
+"""Machines in one: each with an address on a network of its own, its own process table, host name,
+shared memory and disk.
 
-A machine is a set of Linux namespaces that ``unshare`` makes, joined to a bridge by a virtual cable; the bridge lies in a namespace, too,
-so that nothing of this machine's own network changes. It needs root and the commands of util-linux and iproute2.
+A machine is a set of Linux namespaces that ``unshare`` makes, joined to a bridge by a virtual
+cable; the bridge lies in a namespace, too, so that nothing of this machine's own network changes.
+It needs root and the commands of util-linux and iproute2.
 """
 
 from __future__ import annotations
@@ -72,13 +74,18 @@ class Machine:
         return ["nsenter", "--target", str(self.first), "--net", "--mount", "--uts", "--ipc", "--pid", *command]
 
     def end(self) -> None:
-        """All its processes, as ``--kill-child`` takes number 1 along, and with that go the others and the namespaces."""
+        """All its processes, as ``--kill-child`` takes number 1 along, and with that go the others
+        and the namespaces.
+        """
         self.process.kill()
         self.process.wait()
 
 
 class Network:
-    """Machines on one bridge, from 10.77.0.1 on. ``disk`` is the path at which each of them has its own folder."""
+    """Machines on one bridge, from 10.77.0.1 on.
+
+    ``disk`` is the path at which each of them has its own folder.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.disk = folder, folder / "disk"

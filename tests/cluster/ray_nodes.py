@@ -1,4 +1,6 @@
-"""Ray nodes on this machine, each a raylet process with a folder of its own as its disk, and raysere commands that run on them."""
+"""Ray nodes on this machine, each a raylet process with a folder of its own as its disk, and
+raysere commands that run on them.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ SPEAKERS, CLIP_S = 4, 0.6
 
 
 def write_table(folder: Path, takes: int = 12, first_s: float = CLIP_S) -> Path:
-    """A corpus of tones, of four speakers, ``takes`` of each and two classes of pitch; the first lasts ``first_s``."""
+    """A corpus of tones, of four speakers, ``takes`` of each and two classes of pitch; the first
+    lasts ``first_s``.
+    """
     import numpy as np
     import soundfile
 
@@ -63,7 +67,9 @@ def experiment(folder: Path, table: Path, name: str, **changes: Any) -> Path:
 
 
 def meeting(folder: Path, table: Path, name: str, nodes: int, **changes: Any) -> Path:
-    """An experiment that trains when ``nodes`` nodes have a trial; ``place-NAME`` gets a file called after each of them."""
+    """An experiment that trains when ``nodes`` nodes have a trial; ``place-NAME`` gets a file
+    called after each of them.
+    """
     place, space = folder / f"place-{name}", folder / "meeting.yaml"
     place.mkdir()
     space.write_text(yaml.safe_dump({"method": "meeting", "space": {"lr": {"float": [1e-4, 1e-2], "log": True}}}))
@@ -103,7 +109,10 @@ def python_path() -> str:
 
 @contextlib.contextmanager
 def cluster_of(folder: Path, nodes: int) -> Iterator[tuple[Any, list[Any]]]:
-    """A head without cores and ``nodes`` workers of one core each. Yields (Ray's cluster, the workers)."""
+    """A head without cores and ``nodes`` workers of one core each.
+
+    Yields (Ray's cluster, the workers).
+    """
     from ray.cluster_utils import Cluster
 
     settings = {
@@ -129,7 +138,10 @@ def join(cluster: Any, folder: Path, number: int) -> Any:
 
 
 def kill(node: Any) -> None:
-    """The raylet of a node, by SIGKILL. A worker that is at work goes on until it has done what it was given."""
+    """The raylet of a node, by SIGKILL.
+
+    A worker that is at work goes on until it has done what it was given.
+    """
     os.kill(node.all_processes["raylet"][0].process.pid, signal.SIGKILL)
 
 

@@ -1,4 +1,6 @@
-"""Extraction on several real Ray nodes that die and join while it is under way, and by two drivers at once."""
+"""Extraction on several real Ray nodes that die and join while it is under way, and by two drivers
+at once.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def _standing(folder: Path, run: str) -> set[str]:
 
 
 def _as_in_one_process(folder: Path, run: str) -> None:
-    """The store holds each utterance once, bit for bit as one process extracts it without Ray, and nothing else."""
+    """The store holds each utterance once, bit for bit as one process extracts it without Ray, and
+    nothing else.
+    """
     store, spec, manifest = _stored(folder, run)
     extract_local(manifest, spec, folder / "local", backbone=Toy.open())
     there, here = (each.open(spec, manifest) for each in (store, FeatureStore(folder / "local")))

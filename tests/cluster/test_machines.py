@@ -1,4 +1,6 @@
-"""A head and two workers with addresses, process tables and disks of their own, started by the command lines of docs/cluster.md."""
+"""A head and two workers with addresses, process tables and disks of their own, started by the
+command lines of docs/cluster.md.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +72,9 @@ def _start(head, *arguments):
 
 @pytest.mark.timeout(600)
 def test_a_search_over_three_machines_gives_what_one_gives(folder, machines, table):
-    """The first trials of a search follow from their numbers alone, so they are the same in whatever order they end."""
+    """The first trials of a search follow from their numbers alone, so they are the same in
+    whatever order they end.
+    """
     head, *workers = machines
     path = meeting(folder, table, "machines", 2)
     finished(_start(head, "tune", path))

@@ -1,4 +1,6 @@
-"""Several real Ray nodes on this machine, each a raylet process with a disk of its own for fetched features: the search."""
+"""Several real Ray nodes on this machine, each a raylet process with a disk of its own for fetched
+features: the search.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def _fetched(folder: Path, nodes: int) -> dict[Path, int]:
 
 @pytest.mark.timeout(600)
 def test_three_nodes_all_extract_and_all_train(tmp_path, table):
-    """No worker goes on before the others are there: it ends only where all three nodes extract, and all three train, side by side."""
+    """No worker goes on before the others are there: it ends only where all three nodes extract,
+    and all three train, side by side.
+    """
     pace = Pace(tmp_path, items=4)
     with cluster_of(tmp_path, 3) as (cluster, nodes):
         names = {node.node_id for node in nodes}

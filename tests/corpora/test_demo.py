@@ -97,7 +97,9 @@ def test_words_and_phones_lie_in_the_clip_in_order(manifest: Manifest) -> None:
 
 
 def test_times_fit_the_sound(manifest: Manifest) -> None:
-    """Samples inside words are far louder than those between sentences: a shift of 0.15 s would show."""
+    """Samples inside words are far louder than those between sentences: a shift of 0.15 s would
+    show.
+    """
     inside, between = [], []
     for row in manifest.table.filter(pl.col("emotion").is_null()).iter_rows(named=True):
         samples, rate = soundfile.read(manifest.path(row))

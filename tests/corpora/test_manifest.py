@@ -73,7 +73,8 @@ def test_nullable_columns_may_be_missing_and_numbers_are_cast() -> None:
 
 
 def test_fingerprint_is_the_same_on_every_machine() -> None:
-    # a change here makes every existing run directory look like another corpus: bump the format instead
+    # a change here makes every existing run directory look like another corpus: bump the format
+    # instead
     assert manifest([row(1), FULL], linked_speakers=[["toy/s1", "toy/s0"]]).fingerprint == GOLDEN
 
 

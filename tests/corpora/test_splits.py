@@ -207,7 +207,9 @@ def test_a_short_name_of_two_corpora_is_refused() -> None:
 
 
 def own(splits: str, speakers: str | None = None) -> pl.DataFrame:
-    """One speaker a letter, three classes each; t d e u - stand for train, dev, test, unlabelled and none."""
+    """One speaker a letter, three classes each; t d e u - stand for train, dev, test, unlabelled
+    and none.
+    """
     names = {"t": "train", "d": "dev", "e": "test", "u": "unlabelled", "-": None}
     return table(
         [((speakers or "abcdefghijkl")[place], label) for place in range(len(splits)) for label in "xyz"],
@@ -337,7 +339,9 @@ def test_meld_like_own_split_works_by_dialogue() -> None:
 
 
 def talks(seed: int = 0) -> pl.DataFrame:
-    """30 training, 24 development and 5 test dialogues of five lines; two speakers, and a class that is in the first part alone."""
+    """30 training, 24 development and 5 test dialogues of five lines; two speakers, and a class
+    that is in the first part alone.
+    """
     rng = np.random.default_rng(seed)
     split = np.repeat(["train"] * 30 + ["dev"] * 24 + ["test"] * 5, 5)
     label = np.where((split == "train") & (rng.random(len(split)) < 0.1), "rare", rng.choice(["x", "y", "z"], len(split)))
@@ -456,7 +460,8 @@ def test_a_class_of_one_speaker_is_trained_on_even_where_the_balance_is_against_
 
 
 def test_outer_folds_leave_enough_speakers_of_a_class_for_inner_ones() -> None:
-    # the best balance of 'rare' is s0 against s1, s2 and s3; then the pool of one outer fold has it from s0 alone
+    # the best balance of 'rare' is s0 against s1, s2 and s3; then the pool of one outer fold has it
+    # from s0 alone
     rare = [("s0", "rare")] * 3 + [(f"s{speaker}", "rare") for speaker in (1, 2, 3)]
     data = table([(f"s{speaker}", label) for speaker in range(8) for label in "aabb"] + rare)
     for seed in range(5):

@@ -1,4 +1,6 @@
-"""Kill the driver at any stage: run again, and nothing finished is redone, nothing is lost, and the result is the same."""
+"""Kill the driver at any stage: run again, and nothing finished is redone, nothing is lost, and the
+result is the same.
+"""
 
 from __future__ import annotations
 
@@ -101,7 +103,9 @@ def test_a_killed_driver_loses_nothing_and_repeats_nothing(tmp_path, reference, 
 
 
 def test_a_disk_that_fills_in_the_middle_ruins_nothing(tmp_path, reference):
-    """Full while the tensors of the second trial are written, then while the ensemble is: each time the same command goes on."""
+    """Full while the tensors of the second trial are written, then while the ensemble is: each time
+    the same command goes on.
+    """
     table, whole = reference
     with small_disk(tmp_path / "disk", "size=1m") as disk:  # a trial on words has tensors of more than that
         path = experiment(tmp_path, table, runs=str(disk.folder / "runs"))

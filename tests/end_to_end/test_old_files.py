@@ -1,4 +1,6 @@
-"""A run, a feature store and an ensemble that version 0.1 wrote still open (``tests/assets/0.1``, made from tones)."""
+"""A run, a feature store and an ensemble that version 0.1 wrote still open (``tests/assets/0.1``,
+made from tones).
+"""
 
 from __future__ import annotations
 

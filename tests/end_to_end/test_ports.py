@@ -1,4 +1,6 @@
-"""Each command that starts Ray is started as a user does: what it opens is on loopback, and nobody without its token runs a task in it."""
+"""Each command that starts Ray is started as a user does: what it opens is on loopback, and nobody
+without its token runs a task in it.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,9 @@ def test_a_server_without_a_token_opens_nothing_to_the_network(place):
 
 
 def test_sockets_are_found_with_their_addresses():
-    """The watcher itself: a socket on all addresses is seen as such, in this process and in one below it."""
+    """The watcher itself: a socket on all addresses is seen as such, in this process and in one
+    below it.
+    """
     with socket.socket() as one, socket.socket(socket.AF_INET6) as two:
         one.bind(("0.0.0.0", 0))
         two.bind(("::1", 0))

@@ -1,4 +1,6 @@
-"""What a user installs is the wheel: it must hold the search spaces, the experiments and the report's page, and run the demo."""
+"""What a user installs is the wheel: it must hold the search spaces, the experiments and the
+report's page, and run the demo.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What cannot be right is said in one message, with the valid choices, the right exit code, and nothing written."""
+"""What cannot be right is said in one message, with the valid choices, the right exit code, and
+nothing written.
+"""
 
 from __future__ import annotations
 

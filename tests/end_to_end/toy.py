@@ -1,4 +1,7 @@
-"""A tiny corpus of tones: classes by pitch and loudness, four speakers, a table beside the files. Quick, and learnable."""
+"""A tiny corpus of tones: classes by pitch and loudness, four speakers, a table beside the files.
+
+Quick, and learnable.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,9 @@ def make_corpus(folder: Path, *, speakers: int = 4, takes: int = 4, text: bool =
 
 
 def experiment(folder: Path, table: Path, **changes: Any) -> Path:
-    """Write a small experiment on the table: two searches, three folds, one trial at a time, so that the order is fixed."""
+    """Write a small experiment on the table: two searches, three folds, one trial at a time, so
+    that the order is fixed.
+    """
     small = {"hidden": 16, "epochs": 4, "batch": 16}
     value = {
         "name": "toy",

@@ -78,7 +78,10 @@ def write_run(
     synthetic=False,
     transform=None,
 ):
-    """A run folder in the ledger's format. Skills may depend on nothing but the seed, so that two runs can share data."""
+    """A run folder in the ledger's format.
+
+    Skills may depend on nothing but the seed, so that two runs can share data.
+    """
     generator = np.random.default_rng(seed)
     label = generator.integers(0, len(classes), items)
     rating = 1 + 6 * generator.random(items)
@@ -264,7 +267,9 @@ def add_features(folder: Path, studies) -> None:
 
 
 def record_hashes(folder: Path) -> None:
-    """Give the trials of a run the hashes that the ledger records; without them they are as an earlier version wrote them."""
+    """Give the trials of a run the hashes that the ledger records; without them they are as an
+    earlier version wrote them.
+    """
     from raysere.search.hashes import hash_folder, sealed
 
     for trial in (folder / "trials").iterdir():

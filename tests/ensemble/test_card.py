@@ -1,4 +1,6 @@
-"""The model card says what ``ensemble.yaml`` and ``evaluation.json`` say, and nothing of the machine that it was made on."""
+"""The model card says what ``ensemble.yaml`` and ``evaluation.json`` say, and nothing of the
+machine that it was made on.
+"""
 
 from __future__ import annotations
 

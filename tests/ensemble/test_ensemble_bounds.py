@@ -1,4 +1,6 @@
-"""An ensemble.yaml that somebody else wrote: its numbers are numbers that can be computed with, its lists are of a size, its models fit."""
+"""An ensemble.yaml that somebody else wrote: its numbers are numbers that can be computed with, its
+lists are of a size, its models fit.
+"""
 
 from __future__ import annotations
 

@@ -133,7 +133,9 @@ def test_the_design_effect_of_independent_rows_is_about_one_and_of_one_group_is_
 
 
 def test_few_speakers_that_err_in_their_own_ways_move_no_bias_far(toy):
-    """Each of six speakers is taken for a class of its own too often; their mean is no bias of the member."""
+    """Each of six speakers is taken for a class of its own too often; their mean is no bias of the
+    member.
+    """
     selection = toy.selection([1.5] * 2, items=600, speakers=6)
     names = np.unique(selection.group)
     shift = np.zeros((6, 4))

@@ -1,4 +1,6 @@
-"""Convex weights, the stack, offsets, and that every choice answers alike when fitted and when saved (docs/methods.md 3.3, 3.5 to 3.10)."""
+"""Convex weights, the stack, offsets, and that every choice answers alike when fitted and when
+saved (docs/methods.md 3.3, 3.5 to 3.10).
+"""
 
 from __future__ import annotations
 
@@ -339,7 +341,9 @@ def test_no_chain_of_priors_corrects_twice():
 
 @pytest.mark.parametrize("calibrate", [True, False])
 def test_a_member_that_was_trained_with_weights_ends_under_the_same_prior(toy, calibrate):
-    """The same evidence with two training priors: corrected to the decision prior, both answer the same."""
+    """The same evidence with two training priors: corrected to the decision prior, both answer the
+    same.
+    """
     selection = toy.selection([1.5], items=1500)
     plain = selection.predictions
     weighted = np.array([0.55, 0.15, 0.15, 0.15])

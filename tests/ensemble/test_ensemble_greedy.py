@@ -181,7 +181,9 @@ def test_the_likelihood_of_a_log_pool_is_that_of_the_mean_of_those_present():
 
 
 def _plain_path(library, objective, params, repeats=None):
-    """Caruana's algorithm as it is written: every sum formed for all rows, in float64 and item by item."""
+    """Caruana's algorithm as it is written: every sum formed for all rows, in float64 and item by
+    item.
+    """
     classes, members, items = library.scores.shape
     rows = np.arange(items) if repeats is None else np.repeat(np.arange(items), repeats)
     scores, present = library.scores[:, :, rows].astype(np.float64), library.present[:, rows]
@@ -217,7 +219,9 @@ def _plain_path(library, objective, params, repeats=None):
 
 @pytest.mark.parametrize("seed", range(60))
 def test_it_chooses_what_the_plain_algorithm_chooses(seed):
-    """Made-up problems with exact ties (coarse contributions), missing predictions, repeats and unanswered rows."""
+    """Made-up problems with exact ties (coarse contributions), missing predictions, repeats and
+    unanswered rows.
+    """
     generator = np.random.default_rng(seed)
     classes, members, items = generator.integers(2, 10), generator.integers(1, 9), generator.integers(3, 60)
     log_pool, coarse = bool(seed % 3 == 0), bool(seed % 2)

@@ -222,7 +222,10 @@ SPARSE = 32
 
 
 def _partial(order=("a", "b", "c")):
-    """48 rows, half of them ``b``: ``text`` is right on the 32 that it answers, ``whole`` on 44 of 48; classes in ``order``."""
+    """48 rows, half of them ``b``:
+
+    ``text`` is right on the 32 that it answers, ``whole`` on 44 of 48; classes in ``order``.
+    """
     label = np.array([0, 1, 1, 2] * 12)
     answers = {"text": label.copy(), "whole": label.copy()}
     answers["whole"][[0, 4, 8, 12]] = 2

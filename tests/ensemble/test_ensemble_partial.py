@@ -1,4 +1,6 @@
-"""A fusion member in an ensemble answers where one of its features is missing, and the answer says so."""
+"""A fusion member in an ensemble answers where one of its features is missing, and the answer says
+so.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,10 @@ OPTIONS = {"hidden": 8, "epochs": 2, "lr": 3e-3, "batch": 16}
 
 @pytest.fixture(scope="module")
 def ensemble(tmp_path_factory):
-    """Two members on audio and text: ``concat``, which takes what there is, and ``pooled``, which needs both."""
+    """Two members on audio and text:
+
+    ``concat``, which takes what there is, and ``pooled``, which needs both.
+    """
     data = toy_data(modalities=("audio", "text"), utterances=60)
     members, weights = {}, {}
     for name in ("concat", "pooled"):

@@ -327,7 +327,10 @@ def test_halving_finds_the_one_file_that_kills():
 
 
 def test_a_file_is_not_to_blame_for_nodes_that_go():
-    """Two nodes go; the first is seen to be gone only when the second worker has died. Then the file kills as often as it takes."""
+    """Two nodes go; the first is seen to be gone only when the second worker has died.
+
+    Then the file kills as often as it takes.
+    """
     tasks = Tasks([Work("long", "long", 9.0)], 1)
     answers = []
     for node, gone in (("a", set()), ("b", {"a"}), ("c", {"a", "b"}), ("c", {"a", "b"}), ("c", {"a", "b"})):

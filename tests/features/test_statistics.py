@@ -81,7 +81,9 @@ def test_clips_in_noise_have_features_of_their_own():
 
 
 def test_a_faster_clip_is_that_clip_resampled(tmp_path):
-    """A tone of 200 Hz at speed 1.25 is one of 250 Hz in 4/5 of the time: the same features as of such a file."""
+    """A tone of 200 Hz at speed 1.25 is one of 250 Hz in 4/5 of the time: the same features as of
+    such a file.
+    """
     time = np.arange(32000) / 16000
     for name, pitch, count in (("a", 200, 32000), ("b", 250, 25600)):
         soundfile.write(tmp_path / f"{name}.wav", (0.3 * np.sin(2 * np.pi * pitch * time[:count])).astype(np.float32), 16000)

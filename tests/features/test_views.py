@@ -44,7 +44,9 @@ def ragged(seed, counts, spec=FRAME):
 
 
 def on_disk(folder, spec, arrays, shard_of):
-    """The same utterances in shards on disk, in the given grouping, plus one row that no view asks for."""
+    """The same utterances in shards on disk, in the given grouping, plus one row that no view asks
+    for.
+    """
     count = len(shard_of)
     names = [f"c{number}" for number in range(count)]
     for shard in sorted({value for value in shard_of if value is not None}):

@@ -1,4 +1,6 @@
-"""Audio and text that tell the class only together, and a mask contract on two streams of different length."""
+"""Audio and text that tell the class only together, and a mask contract on two streams of different
+length.
+"""
 
 from __future__ import annotations
 
@@ -43,9 +45,11 @@ def view(modality: str, ids: list[str], rows: list[np.ndarray | None], granulari
 def interaction(
     utterances: int = 240, *, granularities: tuple[str, str] = ("frame", "frame"), missing: float = 0.0, seed: int = 0
 ) -> TrialData:
-    """Class = audio bit xor text bit. Each bit shifts the rows of its stream, so either stream by itself says nothing.
+    """Class = audio bit xor text bit. Each bit shifts the rows of its stream, so either stream by
+    itself says nothing.
 
-    The last quarter of the 12 speakers is the test part; ``missing`` is the share of utterances that lack each stream (never both).
+    The last quarter of the 12 speakers is the test part; ``missing`` is the share of utterances
+    that lack each stream (never both).
     """
     random = np.random.default_rng(seed)
     bits = random.integers(0, 2, (2, utterances))

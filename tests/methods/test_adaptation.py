@@ -31,7 +31,10 @@ def test_conforms_on_rows_over_time():
 
 
 def gaussians(change, seed=0, count=1200, prior=(0.25, 0.25, 0.25, 0.25)):
-    """Four classes at (+-3, +-1.5) with unit noise; the target is ``change`` of fresh draws. Rows of the trial, as one utterance each."""
+    """Four classes at (+-3, +-1.5) with unit noise; the target is ``change`` of fresh draws.
+
+    Rows of the trial, as one utterance each.
+    """
     from raysere.features.spec import FeatureSpec, LayerSpec
     from raysere.features.views import FeatureView
     from raysere.training.task import Fold, Labels, Task, TrialData

@@ -1,4 +1,6 @@
-"""The fusion members: what they learn, what padding and a missing stream do, and that they are what their modules say."""
+"""The fusion members: what they learn, what padding and a missing stream do, and that they are what
+their modules say.
+"""
 
 from __future__ import annotations
 

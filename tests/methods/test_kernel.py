@@ -184,7 +184,9 @@ def test_frequencies_are_orthogonal_of_gaussian_length_and_frozen():
 
 
 def test_metric_shrinks_what_varies_within_classes():
-    """Two classes apart in the first column, a strong nuisance in the second: factors are those of the full covariance."""
+    """Two classes apart in the first column, a strong nuisance in the second: factors are those of
+    the full covariance.
+    """
     draw = np.random.default_rng(1)
     label = torch.from_numpy(draw.integers(0, 3, 4000))
     x = torch.from_numpy(draw.normal(0, 1, (4000, 8))).float()

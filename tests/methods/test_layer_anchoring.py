@@ -81,7 +81,9 @@ def test_named_anchors_are_read_and_no_other_layer(params, read, anchors):
 
 
 def test_measured_anchors_are_alike_and_tell_the_class():
-    """Layers 2 and 3 tell the class and are the same in both domains; 0 and 1 are noise, 4 and 5 are of another shape in the target."""
+    """Layers 2 and 3 tell the class and are the same in both domains; 0 and 1 are noise, 4 and 5
+    are of another shape in the target.
+    """
     model, batch, feed, _ = built(anchors="group", span=2)
     draw = torch.Generator().manual_seed(0)
 

@@ -1,4 +1,6 @@
-"""Curves of trials under way: as TensorBoard's readers and a running TensorBoard see them, and what is left when the trial has ended."""
+"""Curves of trials under way: as TensorBoard's readers and a running TensorBoard see them, and what
+is left when the trial has ended.
+"""
 
 from __future__ import annotations
 

@@ -36,7 +36,9 @@ FRAMES = FeatureSpec(
 
 
 def two_streams(folder: Path) -> tuple[Path, list[str]]:
-    """The toy run with rows over time beside its words; the third utterance of each speaker and class has none."""
+    """The toy run with rows over time beside its words; the third utterance of each speaker and
+    class has none.
+    """
     run_dir = toy_run(folder)
     table = Manifest.read(run_dir / "manifest.parquet").table
     rng = np.random.default_rng(3)

@@ -1,4 +1,6 @@
-"""``objective: ensemble_gain``: values by hand, and a search that goes on as if it had never been killed."""
+"""``objective: ensemble_gain``: values by hand, and a search that goes on as if it had never been
+killed.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +76,9 @@ def test_blocks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_complement_is_worth_more_than_a_better_copy() -> None:
-    """Two members know classes a and b, a third one only class c: by itself it is the worst, and it gains most."""
+    """Two members know classes a and b, a third one only class c: by itself it is the worst, and it
+    gains most.
+    """
     label = np.repeat([0, 1, 2], 30)
     gains = Gains(labels_of(label), Task(classes=CLASSES))
     pair = np.eye(3)[label] * 0.5 + np.array([0.25, 0.25, 0.0])
@@ -160,7 +164,9 @@ def test_two_tasks_share_no_ensemble(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("local_ray")
 def test_a_search_by_gain_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
-    """Whole, and cut after trial 7: the same configurations, scores and predictions; records hold own scores."""
+    """Whole, and cut after trial 7: the same configurations, scores and predictions; records hold
+    own scores.
+    """
     space = {**SPACE, "defaults": {**SPACE["defaults"], "epochs": 2, "patience": 2}}
     trials = STARTUP + 3
 

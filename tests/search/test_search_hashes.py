@@ -1,4 +1,6 @@
-"""Hashes of finished trials: what is recorded, what is found out, what is said, and that each file is read once a command."""
+"""Hashes of finished trials: what is recorded, what is found out, what is said, and that each file
+is read once a command.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Proposals of a lane: trial 0, numbers, and that a resumed search proposes what the uninterrupted one would."""
+"""Proposals of a lane: trial 0, numbers, and that a resumed search proposes what the uninterrupted
+one would.
+"""
 
 from __future__ import annotations
 
@@ -98,7 +100,9 @@ def test_the_order_in_which_the_ledger_is_read_does_not_matter(uninterrupted: li
 
 
 def test_tpe_climbs_after_the_start(uninterrupted: list[Remembered]) -> None:
-    """A sampler that forgot its past would draw the late half from the same distribution as the early one."""
+    """A sampler that forgot its past would draw the late half from the same distribution as the
+    early one.
+    """
     scores = [record.score for record in uninterrupted if record.score is not None]
     early, late = scores[1:STARTUP], scores[-STARTUP:]
     assert sum(late) / len(late) > sum(early) / len(early) + 0.01

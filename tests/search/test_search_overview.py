@@ -1,4 +1,6 @@
-"""The course of a search in event files, its columns, and the picture of layer weights, pixel by pixel."""
+"""The course of a search in event files, its columns, and the picture of layer weights, pixel by
+pixel.
+"""
 
 from __future__ import annotations
 

@@ -62,7 +62,8 @@ def test_samples_stay_inside_and_leave_inactive_branches_out(raw: dict, seed: in
         assert (name in config) == is_active(dimension, {key: config[key] for key in dimension.when if key in config})
         if name in config:
             assert dimension.holds(config[name]), (name, config[name], dimension)
-    # what the study remembers and what the configuration says are the same, so a ledger can refill a study
+    # what the study remembers and what the configuration says are the same, so a ledger can refill
+    # a study
     searched = space.searched(config)
     assert trial.params == {name: dimension.to_optuna(config[name]) for name, dimension in searched.items()}
     assert trial.distributions == {name: dimension.distribution() for name, dimension in searched.items()}

@@ -33,7 +33,9 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def with_predictions(record: Record, run_dir: Path) -> np.ndarray:
-    """Predictions that are right for two classes and take the third for the first; returns the confusion matrix."""
+    """Predictions that are right for two classes and take the third for the first; returns the
+    confusion matrix.
+    """
     table = pl.read_parquet(run_dir / "manifest.parquet").select("utterance", "emotion")
     said = ["anger" if label == "sadness" else label for label in table["emotion"].to_list()]
     frame = pl.DataFrame(

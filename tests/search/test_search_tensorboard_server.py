@@ -1,4 +1,6 @@
-"""What TensorBoard itself answers and shows of a run: its data endpoints, and its page in a browser."""
+"""What TensorBoard itself answers and shows of a run: its data endpoints, and its page in a
+browser.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What keeps workers busy: processes that are ready before the search, proposals asked ahead, records off the critical path."""
+"""What keeps workers busy: processes that are ready before the search, proposals asked ahead,
+records off the critical path.
+"""
 
 from __future__ import annotations
 

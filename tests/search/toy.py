@@ -1,4 +1,6 @@
-"""A toy run directory: real manifest, splits, labels and feature store, small enough for trials of a tenth of a second."""
+"""A toy run directory: real manifest, splits, labels and feature store, small enough for trials of
+a tenth of a second.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ SPEC = FeatureSpec(
 
 
 def toy_run(folder: Path, *, outers: int = 1, seed: int = 0) -> Path:
-    """A run directory with 6 speakers, 3 classes and 2 folds by speaker; layer 1 tells the classes better than layer 0."""
+    """A run directory with 6 speakers, 3 classes and 2 folds by speaker; layer 1 tells the classes
+    better than layer 0.
+    """
     rng = np.random.default_rng(seed)
     rows = [
         {

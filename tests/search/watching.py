@@ -1,4 +1,6 @@
-"""TensorBoard on a free port of this machine, and a headless Chromium that looks at it over the DevTools protocol."""
+"""TensorBoard on a free port of this machine, and a headless Chromium that looks at it over the
+DevTools protocol.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ def sessions(url: str) -> dict[str, dict[str, Any]]:
 
 
 def look(url: str, wanted: list[str], profile: Path, picture: Path | None = None, size: str = "1400,900", limit_s: float = 90) -> str:
-    """All text of the page in Chromium, shadow trees included, once every wanted text is on it (or the limit is over)."""
+    """All text of the page in Chromium, shadow trees included, once every wanted text is on it (or
+    the limit is over).
+    """
     command = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0", f"--user-data-dir={profile}"]
     process = subprocess.Popen([*command, f"--window-size={size}", "about:blank"], stderr=subprocess.PIPE, text=True)
     try:

@@ -60,7 +60,9 @@ def started(config: uvicorn.Config) -> Iterator[None]:
 
 
 def packed(seconds: float, channels: int = 1, rate: int = 48000) -> bytes:
-    """A flac of a tone and then silence: a few kilobytes that are ``4 * seconds * channels * rate`` bytes once they are decoded."""
+    """A flac of a tone and then silence: a few kilobytes that are ``4 * seconds * channels * rate``
+    bytes once they are decoded.
+    """
     wave = np.zeros((int(seconds * rate), channels), np.float32)
     wave[:9600] = 0.3 * np.sin(np.arange(9600) / 9)[:, None]
     buffer = io.BytesIO()

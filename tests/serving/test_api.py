@@ -1,4 +1,6 @@
-"""The HTTP API on a real ensemble: the numbers of ``Ensemble.predict``, and a status code for everything that is wrong."""
+"""The HTTP API on a real ensemble: the numbers of ``Ensemble.predict``, and a status code for
+everything that is wrong.
+"""
 
 from __future__ import annotations
 

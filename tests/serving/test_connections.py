@@ -1,4 +1,6 @@
-"""Bounds on the connections of a proxy, on uvicorn itself: half-sent requests, heads without end, answers that nobody reads."""
+"""Bounds on the connections of a proxy, on uvicorn itself: half-sent requests, heads without end,
+answers that nobody reads.
+"""
 
 from __future__ import annotations
 
@@ -131,7 +133,9 @@ def test_an_answer_that_nobody_reads_is_given_up(port):
 
 @pytest.mark.parametrize("more", [b"", b"Connection: close\r\n"], ids=["kept alive", "closed"])
 def test_the_end_of_an_answer_that_nobody_reads_is_given_up(monkeypatch, more):
-    """What is left when the answer is complete pauses no writing; closing alone would wait for the client for ever."""
+    """What is left when the answer is complete pauses no writing; closing alone would wait for the
+    client for ever.
+    """
     monkeypatch.setattr(connections, "LINGER_S", HEAD_S)
     config = uvicorn.Config(_app, lifespan="off", log_level="critical", timeout_keep_alive=1)
     config.load()

@@ -1,4 +1,6 @@
-"""Whatever comes in: requests made from the OpenAPI document, and audio files with broken headers and bodies."""
+"""Whatever comes in: requests made from the OpenAPI document, and audio files with broken headers
+and bodies.
+"""
 
 from __future__ import annotations
 

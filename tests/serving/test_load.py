@@ -1,4 +1,6 @@
-"""Under load: batches, refusals, time limits, decoders that die, and a change of the ensemble while requests come."""
+"""Under load: batches, refusals, time limits, decoders that die, and a change of the ensemble while
+requests come.
+"""
 
 from __future__ import annotations
 

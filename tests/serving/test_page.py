@@ -1,4 +1,6 @@
-"""The pages at / and /docs in a real browser: files, recordings and texts are answered and drawn; a token is asked for and sent."""
+"""The pages at / and /docs in a real browser: files, recordings and texts are answered and drawn; a
+token is asked for and sent.
+"""
 
 from __future__ import annotations
 

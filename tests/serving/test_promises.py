@@ -1,4 +1,6 @@
-"""What docs/serving.md promises of answers, refusals and bounds, where it takes a look inside to see it kept."""
+"""What docs/serving.md promises of answers, refusals and bounds, where it takes a look inside to
+see it kept.
+"""
 
 from __future__ import annotations
 

@@ -16,7 +16,9 @@ from raysere.serving.proxy import FULL, REFUSED, middlewares
 
 
 def _behind(messages=None, response=None):
-    """A client of a proxy with the middleware, where ``messages`` are Serve's own answer and ``response`` is a replica's."""
+    """A client of a proxy with the middleware, where ``messages`` are Serve's own answer and
+    ``response`` is a replica's.
+    """
 
     async def serve(scope, receive, send):
         if response is not None:
@@ -64,7 +66,9 @@ def test_what_is_no_request_passes_too():
 
 
 class _Replicas:
-    """An application that refuses as ``says`` tells, one request after the other, and then answers; ``asked`` are those that came."""
+    """An application that refuses as ``says`` tells, one request after the other, and then answers;
+    ``asked`` are those that came.
+    """
 
     def __init__(self, *says):
         self.says, self.asked = list(says), []

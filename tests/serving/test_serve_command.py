@@ -1,4 +1,6 @@
-"""``raysere serve`` as a user starts it: a process of its own, Ray Serve within, and a signal that ends it."""
+"""``raysere serve`` as a user starts it: a process of its own, Ray Serve within, and a signal that
+ends it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What requests keep on the disk: it goes with them however they end, it is bounded, and a disk that is full is no fault of theirs."""
+"""What requests keep on the disk: it goes with them however they end, it is bounded, and a disk
+that is full is no fault of theirs.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Formants of synthesised resonators, the Bark scale at published points, and a vowel space that is free of its speakers."""
+"""Formants of synthesised resonators, the Bark scale at published points, and a vowel space that is
+free of its speakers.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from raysere.studies.units.formants import RATE, bark, burg, formants, resonance
 
 
 def _resonator(hz: float, width: float, rate: float) -> np.ndarray:
-    """The two-pole filter of a resonance: poles of the radius exp(-pi width / rate) at the angle 2 pi hz / rate."""
+    """The two-pole filter of a resonance: poles of the radius exp(-pi width / rate) at the angle 2
+    pi hz / rate.
+    """
     radius = np.exp(-np.pi * width / rate)
     return np.array([1, -2 * radius * np.cos(2 * np.pi * hz / rate), radius**2])
 
@@ -38,7 +42,9 @@ def voiced(f1: float, f2: float, seconds: float, pitch: float, rate: int = RATE,
 
 
 def test_bark_at_published_points() -> None:
-    """Edges of Zwicker's critical bands 2 to 20, which the formula meets within .05 Bark (Traunmüller 1990); its corrections by hand."""
+    """Edges of Zwicker's critical bands 2 to 20, which the formula meets within .05 Bark
+    (Traunmüller 1990); its corrections by hand.
+    """
     edges = [200, 300, 400, 510, 630, 770, 920, 1080, 1270, 1480, 1720, 2000, 2320, 2700, 3150, 3700, 4400, 5300, 6400]
     assert np.abs(bark(edges) - np.arange(2, 21)).max() < 0.07
     assert bark(1000) == pytest.approx(26.81 * 1000 / 2960 - 0.53)
@@ -48,7 +54,9 @@ def test_bark_at_published_points() -> None:
 
 @pytest.mark.parametrize(("f1", "f2"), [(300, 2200), (700, 1200), (400, 800)])
 def test_resonances_of_two_pole_filters_are_found(f1: float, f2: float) -> None:
-    """Between silences an impulse response is predicted without error by its own filter; noise through it, nearly so."""
+    """Between silences an impulse response is predicted without error by its own filter; noise
+    through it, nearly so.
+    """
     for rate in (10_000, 16_000):
         impulse = np.zeros(4000)
         impulse[8] = 1
@@ -61,8 +69,9 @@ def test_resonances_of_two_pole_filters_are_found(f1: float, f2: float) -> None:
 
 
 def test_predictors_are_of_least_error_by_brute_force() -> None:
-    """Order 1: the coefficient minimises the sum of the squared forward and backward errors. All orders: Levinson's recursion is kept, so
-    each predictor is stable."""
+    """Order 1: the coefficient minimises the sum of the squared forward and backward errors. All
+    orders: Levinson's recursion is kept, so each predictor is stable.
+    """
     x = np.random.default_rng(1).normal(size=(3, 50)).cumsum(1)
     grid = np.linspace(-1, 1, 20_001)
     for row in x:
@@ -117,7 +126,9 @@ def test_places_are_free_of_speakers_whatever_each_was_heard_in() -> None:
 
 
 def test_tokens_of_a_manifest(tmp_path: Path) -> None:
-    """Audio of another rate, a limit of tokens, a broken clip, a segment of a file, and vowels too short to be measured."""
+    """Audio of another rate, a limit of tokens, a broken clip, a segment of a file, and vowels too
+    short to be measured.
+    """
     clips = []
     for number in range(3):
         wave = np.concatenate([np.zeros(1600), voiced(300, 2100, 0.2, 110, 16_000, number), voiced(700, 1250, 0.2, 110, 16_000, number)])

@@ -1,4 +1,6 @@
-"""Names out of somebody else's files, on every page that is written: each is shown as the text that it is, and no script runs."""
+"""Names out of somebody else's files, on every page that is written: each is shown as the text that
+it is, and no script runs.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,9 @@ figure figcaption table thead tbody tr th td svg text rect line circle polyline 
 
 
 class Bad:
-    """Texts that try to run a script, each calling ``ran`` with a number of its own; the same for the same name."""
+    """Texts that try to run a script, each calling ``ran`` with a number of its own; the same for
+    the same name.
+    """
 
     def __init__(self) -> None:
         self.texts: dict[str, str] = {}
@@ -82,9 +86,12 @@ class Bad:
 
 
 def make_run(folder: Path, bad: Bad) -> Path:
-    """A run with made-up trials, as ``raysere run`` leaves it before the report; evaluated by the real ensembler."""
+    """A run with made-up trials, as ``raysere run`` leaves it before the report; evaluated by the
+    real ensembler.
+    """
     rng = np.random.default_rng(0)
-    # joined as a page joins them these make one element that takes the focus and runs a script, and none has a blank or a slash
+    # joined as a page joins them these make one element that takes the focus and runs a script, and
+    # none has a blank or a slash
     corpora = ["<svg", 'autofocus=""', 'onfocus="ran(-1)"', 'tabindex="1">']
     classes = [bad(name) for name in ("anger", "neutral", "sadness")]
     rows = []
@@ -247,7 +254,9 @@ def make_units(folder: Path, bad: Bad) -> Path:
 
 @dataclass
 class Seen:
-    """What a browser made of a page: the calls of ``ran``, elements that no page has, all of its text."""
+    """What a browser made of a page: the calls of ``ran``, elements that no page has, all of its
+    text.
+    """
 
     called: list[int]
     foreign: list[str]
@@ -278,7 +287,9 @@ def bad() -> Bad:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory, bad: Bad) -> dict[str, Path]:
-    """The pages by name; ``report`` of an evaluated run, ``changed`` of one whose saved files are all bad, the card as HTML."""
+    """The pages by name; ``report`` of an evaluated run, ``changed`` of one whose saved files are
+    all bad, the card as HTML.
+    """
     root = tmp_path_factory.mktemp("pages")
     run = make_run(root / "run", bad)
     card = root / "card.html"
@@ -301,7 +312,9 @@ _POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy" content="([^"]
 
 @pytest.fixture(scope="module")
 def seen(pages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Seen]:
-    """Each page as a browser has it; as ``NAME bare`` a copy without its policy, and as ``NAME forced`` copies with a script in them."""
+    """Each page as a browser has it; as ``NAME bare`` a copy without its policy, and as
+    ``NAME forced`` copies with a script in them.
+    """
     if CHROMIUM is None:
         warnings.warn("what a browser makes of the pages is NOT TESTED: no chromium on the PATH", stacklevel=1)
         pytest.skip("no chromium on the PATH")

@@ -17,7 +17,9 @@ VOWELS = [f"{vowel}/{emotion}" for vowel in "aeiou" for emotion in ("anger", "sa
 
 
 def languages(shared: float, *, names=VOWELS, each: int = 12, speakers: int = 6, dim: int = 24, seed: int = 0) -> tuple[Cells, Cells]:
-    """Cells of two languages whose centres have ``shared`` in common, beside a large vector that every row has."""
+    """Cells of two languages whose centres have ``shared`` in common, beside a large vector that
+    every row has.
+    """
     random = np.random.default_rng(seed)
     common = random.normal(size=(len(names), dim))
     sides = []

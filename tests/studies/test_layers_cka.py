@@ -19,7 +19,10 @@ def random() -> np.random.Generator:
 
 
 def by_u_statistic(x: np.ndarray, y: np.ndarray) -> float:
-    """Song et al. 2012, equation 5, on Gram matrices of rows that are not centred, with zero diagonals."""
+    """Song et al.
+
+    2012, equation 5, on Gram matrices of rows that are not centred, with zero diagonals.
+    """
     n = len(x)
 
     def hsic(a, b):

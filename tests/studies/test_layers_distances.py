@@ -1,4 +1,6 @@
-"""Label-free distances: the published formulas, no bias under equality, intervals and nulls over speakers."""
+"""Label-free distances: the published formulas, no bias under equality, intervals and nulls over
+speakers.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ from raysere.studies.layers.probes import out_of_fold, proxy_a_distance, relevan
 
 
 def corpora(shift: float = 0.0, scale: float = 1.0, *, speakers: int = 8, each: int = 12, dim: int = 20, own: float = 0.0, seed: int = 0):
-    """Two corpora of Gaussian rows; ``own`` is the standard deviation of what a speaker adds to all of his rows."""
+    """Two corpora of Gaussian rows; ``own`` is the standard deviation of what a speaker adds to all
+    of his rows.
+    """
     random = np.random.default_rng(seed)
     rows, names = [], []
     for side in range(2):
@@ -55,7 +59,9 @@ def test_the_median_pair_has_a_kernel_of_one_over_e():
 
 
 def test_covariances_of_scaled_identities_have_the_closed_form():
-    """C_S = I and C_T = s^2 I on the same scale: (1 - s^2)^2 / s^2 whatever the width (papers T.12, normalised)."""
+    """C_S = I and C_T = s^2 I on the same scale: (1 - s^2)^2 / s^2 whatever the width (papers T.12,
+    normalised).
+    """
     d, s = 6, 2.0
     x = np.concatenate([np.eye(d), -np.eye(d)]) * math.sqrt(d)  # population covariance I, mean 0
     k = np.square(np.concatenate([x, s * x]) @ np.concatenate([x, s * x]).T)
@@ -100,7 +106,9 @@ def test_distances_are_symmetric_and_do_not_see_translation_of_both_or_scale(nam
 
 
 def test_intervals_are_those_of_new_speakers():
-    """Means a standard deviation apart, speakers that differ as much as their utterances: an interval over rows would be far too narrow."""
+    """Means a standard deviation apart, speakers that differ as much as their utterances: an
+    interval over rows would be far too narrow.
+    """
     covered, widths = [], []
     for seed in range(60):
         x, y, speakers = corpora(1.0, own=1.0, dim=4, seed=seed)
@@ -151,7 +159,9 @@ def test_proxy_a_distance_of_equal_and_of_separated_corpora():
 
 
 def test_domains_are_told_on_speakers_that_the_classifier_did_not_hear():
-    """Speakers that are told by heart but share no trace of their corpus: a split by rows would find the corpora apart."""
+    """Speakers that are told by heart but share no trace of their corpus: a split by rows would
+    find the corpora apart.
+    """
     x, y, speakers = corpora(own=3.0, speakers=6, each=20, dim=60, seed=4)
     rows, domain = np.concatenate([x, y]), np.repeat([0, 1], len(x))
     by_row = out_of_fold(rows, domain, np.arange(len(rows)) % 5, 2)

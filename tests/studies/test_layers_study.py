@@ -1,4 +1,6 @@
-"""``analyze layers`` as a whole: a planted shared layer is found without target labels, and what a person gets."""
+"""``analyze layers`` as a whole: a planted shared layer is found without target labels, and what a
+person gets.
+"""
 
 from __future__ import annotations
 
@@ -34,8 +36,10 @@ SHARED, TELLING = 2, (2, 3)
 
 
 def planted(seed: int, *, speakers: int = 6, each: int = 16, dim: int = 16) -> tuple[CorpusLayers, np.ndarray]:
-    """Five layers of a language. Layers 2 and 3 tell the class; only in layer 2 do both languages tell it the same way, with the same
-    covariance and mean; in the others each language has its own. Layer 4 is alike in both, and tells nothing."""
+    """Five layers of a language. Layers 2 and 3 tell the class; only in layer 2 do both languages
+    tell it the same way, with the same covariance and mean; in the others each language has its
+    own. Layer 4 is alike in both, and tells nothing.
+    """
     shared, own = np.random.default_rng(0), np.random.default_rng([1, seed])
     directions = shared.normal(size=(4, dim)) * 1.5
     mixing = np.eye(dim) + 0.6 * shared.normal(size=(dim, dim)) / dim**0.5
@@ -90,7 +94,9 @@ def test_the_oracle_agrees_with_what_was_planted(pair):
 
 
 def test_nothing_outside_the_oracle_changes_with_target_labels(pair):
-    """The label-free part takes no target label; here by its whole answer, with and without the target's own relevance."""
+    """The label-free part takes no target label; here by its whole answer, with and without the
+    target's own relevance.
+    """
     (source, target), (_, other), measured = pair
     labelled = describe(target.corpus, np.random.default_rng(0).permutation(other), 4, SETTINGS)
     without, with_labels = (plain_json(compare(source, one, measured, SETTINGS)) for one in (target, labelled))
@@ -183,7 +189,9 @@ def test_a_chart_as_a_file_has_its_size_and_a_rule_for_everything_that_it_draws(
 
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory):
-    """Two corpora of tones in one experiment: the second at other pitches, with one clip that cannot be read and one without a label."""
+    """Two corpora of tones in one experiment: the second at other pitches, with one clip that
+    cannot be read and one without a label.
+    """
     folder = tmp_path_factory.mktemp("layers")
     random = np.random.default_rng(0)
     for corpus, shift in (("one", 1.0), ("two", 1.3)):

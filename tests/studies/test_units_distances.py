@@ -1,4 +1,6 @@
-"""Distances of distributions over units and the measures without units, against closed forms and brute force."""
+"""Distances of distributions over units and the measures without units, against closed forms and
+brute force.
+"""
 
 from __future__ import annotations
 
@@ -143,7 +145,9 @@ def test_the_correction_keeps_a_difference() -> None:
 
 
 def test_nobody_is_compared_with_himself() -> None:
-    """Speakers who differ much and do not move: paired with themselves they would look more alike than halves of other speakers do."""
+    """Speakers who differ much and do not move: paired with themselves they would look more alike
+    than halves of other speakers do.
+    """
     rng = np.random.default_rng(7)
     tastes = rng.dirichlet(np.full(20, 0.3), 12)
     one, other = (np.stack([rng.multinomial(300, taste) for taste in tastes]) for _ in range(2))

@@ -1,4 +1,6 @@
-"""When a frame is: the published grid of the wav2vec2 family, that of Whisper and of the acoustic frames, on real models."""
+"""When a frame is: the published grid of the wav2vec2 family, that of Whisper and of the acoustic
+frames, on real models.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "i
 
 @pytest.fixture(scope="module")
 def wavlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model with the published kernels and strides, and a layer norm that leaves the extractor local in time."""
+    """A tiny model with the published kernels and strides, and a layer norm that leaves the
+    extractor local in time.
+    """
     import torch
     import transformers as tf
 
@@ -53,7 +57,9 @@ def test_too_short_for_a_frame(wavlm: Path) -> None:
 
 
 def test_a_frame_hears_what_lies_around_its_centre(wavlm: Path) -> None:
-    """Row t of the extractor hears samples 320 t to 320 t + 399 and no others, and their middle is what the clock names."""
+    """Row t of the extractor hears samples 320 t to 320 t + 399 and no others, and their middle is
+    what the clock names.
+    """
     import torch
 
     extractor = open_backbone(f"hf:{wavlm}").model.feature_extractor

@@ -74,7 +74,9 @@ def test_an_empty_cluster_takes_half_of_the_largest() -> None:
 
 
 def test_clusters_that_empty_in_mini_batches_are_filled_again() -> None:
-    """The start sees two points only; the rest of the passes see a heap that is nearest to one of them."""
+    """The start sees two points only; the rest of the passes see a heap that is nearest to one of
+    them.
+    """
     heap = torch.from_numpy(np.random.default_rng(4).normal(0, 1, (900, 2)).astype(np.float32))
     first = torch.cat([torch.zeros(50, 2), torch.full((50, 2), 500.0)])
     (found,) = kmeans(lambda number: iter([first]) if number == 0 else iter(heap.split(300)), 4, lloyd=0)

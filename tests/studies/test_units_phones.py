@@ -1,4 +1,6 @@
-"""Labels of EmoDB and of other corpora as phones: what belongs together, what is dropped, and what becomes of broken files."""
+"""Labels of EmoDB and of other corpora as phones: what belongs together, what is dropped, and what
+becomes of broken files.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Q1 to Q4 on small tables of counts, each against a brute force or a planted effect that only it can see."""
+"""Q1 to Q4 on small tables of counts, each against a brute force or a planted effect that only it
+can see.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ CONFIG = UnitsConfig(permutations=199, bootstraps=300, splits=20, min_speakers=5
 
 
 def side(language: str, phones: list[str], masses: np.ndarray, *, speakers: int = 10, frames: int = 60, spread: float = 0.0, seed: int = 0):
-    """Counts of speakers who share the masses (phones, emotions, K), or, with a spread, mix in a taste of their own."""
+    """Counts of speakers who share the masses (phones, emotions, K), or, with a spread, mix in a
+    taste of their own.
+    """
     rng = np.random.default_rng([seed, *language.encode()])
     counts = np.zeros((speakers, len(phones), len(EMOTIONS), masses.shape[-1]), dtype=np.int64)
     for speaker in range(speakers):
@@ -37,7 +41,9 @@ def two(*peaks: int, units: int = 6) -> np.ndarray:
 
 
 def test_a_vowel_that_is_similar_in_one_emotion_only() -> None:
-    """The vowel e moves with anger in the second language alone; a moves alike in both; i never moves."""
+    """The vowel e moves with anger in the second language alone; a moves alike in both; i never
+    moves.
+    """
     phones = ["a", "e", "i"]
     one = side("xx", phones, np.array([[two(1), two(0)], [two(2), two(2)], [two(4), two(4)]]))
     other = side("yy", phones, np.array([[two(1), two(0)], [two(3), two(2)], [two(4), two(4)]]))
@@ -50,7 +56,9 @@ def test_a_vowel_that_is_similar_in_one_emotion_only() -> None:
 
 
 def test_speakers_who_differ_are_no_movement() -> None:
-    """Strong tastes of few speakers: compared with themselves they would look more alike across emotions than across halves."""
+    """Strong tastes of few speakers: compared with themselves they would look more alike across
+    emotions than across halves.
+    """
     phones = ["a", "e"]
     one = side("xx", phones, np.array([[two(0), two(0)], [two(3), two(2)]]), spread=0.9, frames=300, speakers=6)
     rows = {row["vowel"]: row for row in emotion_shifts(one, CONFIG.model_copy(update={"splits": 300}))}

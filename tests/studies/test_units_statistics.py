@@ -101,7 +101,9 @@ def test_emotions_go_round_among_those_of_the_speaker_and_take_all_phones_along(
 
 
 def test_a_permutation_test_holds_its_level() -> None:
-    """Speakers with tastes of their own and no effect of emotion: p is uniform, since speakers are the blocks."""
+    """Speakers with tastes of their own and no effect of emotion: p is uniform, since speakers are
+    the blocks.
+    """
     rng = np.random.default_rng(6)
     found = []
     for _ in range(120):

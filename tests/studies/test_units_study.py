@@ -1,4 +1,6 @@
-"""The study on planted data: units, shared vowels and movements with emotion are found again; what may not be asked is refused."""
+"""The study on planted data: units, shared vowels and movements with emotion are found again; what
+may not be asked is refused.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ QUICK = UnitsConfig(units=UNITS, seeds=2, permutations=199, bootstraps=100, spli
 
 
 def _masses(language: str, vowel: str, emotion: str) -> np.ndarray:
-    """Two units of its own for each vowel; in the second language a part of the mass lies on those of the vowel two places on."""
+    """Two units of its own for each vowel; in the second language a part of the mass lies on those
+    of the vowel two places on.
+    """
     own = 2 * VOWELS.index(vowel)
     p = np.full(UNITS, 0.01)
     p[own], p[own + 1] = 0.5, 0.4
@@ -85,7 +89,9 @@ def f1(found: set, planted_set: set) -> float:
 
 
 def test_the_planted_units_are_found(data: tuple[FeatureView, pl.DataFrame], result: UnitsResult) -> None:
-    """Every planted centre has a unit of its own, the same one in both languages although each is normalised by itself."""
+    """Every planted centre has a unit of its own, the same one in both languages although each is
+    normalised by itself.
+    """
     view, table = data
     norm = frame_norm(view, 0, "corpus", table["corpus"].to_list(), table["speaker"].to_list())
     found = [
@@ -196,7 +202,9 @@ def test_cells_without_frames_enough_are_nan_with_their_count(data: tuple[Featur
 
 
 def test_anchors_read_no_emotion(data: tuple[FeatureView, pl.DataFrame]) -> None:
-    """With the labels of one language shuffled, and a codebook that is learned without labels, the bounds stay as they are."""
+    """With the labels of one language shuffled, and a codebook that is learned without labels, the
+    bounds stay as they are.
+    """
     view, table = data
     shuffled = table.with_columns(
         emotion=pl.Series(np.random.default_rng(0).permutation(table["emotion"].to_numpy()).tolist(), dtype=pl.String)

@@ -1,4 +1,6 @@
-"""V4, V5 and V6 by layers on planted data: the similarity follows formants where units do, and foretells transfer where vowels do."""
+"""V4, V5 and V6 by layers on planted data: the similarity follows formants where units do, and
+foretells transfer where vowels do.
+"""
 
 from __future__ import annotations
 
@@ -87,7 +89,9 @@ STEP, FRAMES, DIM = 0.01, 20, 8
 
 
 def planted(layers: int = 1) -> tuple[FeatureView, pl.DataFrame]:
-    """Vowels have their own places, and emotion moves them; the second language shares both as often as ``ALIKE`` says."""
+    """Vowels have their own places, and emotion moves them; the second language shares both as
+    often as ``ALIKE`` says.
+    """
     rng = np.random.default_rng(3)
     place, elsewhere = rng.normal(0, 4, (6, DIM)), rng.normal(0, 4, (6, DIM))
     moves = np.array([[2, 0, 0], [0, 2, 0], [0, 0, 2]]) @ rng.normal(size=(3, DIM))

@@ -1,4 +1,6 @@
-"""Altered copies of training clips: heard at another speed, and trained on where their originals are, nowhere else."""
+"""Altered copies of training clips: heard at another speed, and trained on where their originals
+are, nowhere else.
+"""
 
 from dataclasses import replace
 

@@ -25,7 +25,9 @@ def trained(data, method=None, *, seed=0, stop=None, **options):
 
 
 class Scripted(Pooled):
-    """A method whose development scores are given: predictions are right for a share of items that the epoch decides."""
+    """A method whose development scores are given: predictions are right for a share of items that
+    the epoch decides.
+    """
 
     def __init__(self, shares, data):
         self.shares, self.data, self.epoch = shares, data, -1
@@ -104,7 +106,8 @@ def test_a_fold_does_not_depend_on_the_others():
 
 def test_best_epoch_ties_go_to_the_lower_loss_and_patience_counts_scores():
     data = toy_data()
-    #          (share right, sureness): score rises, falls, ties with higher loss, ties with lower loss
+    #          (share right, sureness): score rises, falls, ties with higher loss, ties with lower
+    # loss
     shares = [(0.5, 1.0), (0.8, 1.0), (0.6, 1.0), (0.8, 3.0), (0.8, 0.9), (0.8, 1.0), (0.7, 1.0)]
     losses = [-math.log(math.exp(s) / (math.exp(s) + 2)) for _, s in shares]
     assert losses[3] < losses[1] < losses[4]

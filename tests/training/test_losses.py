@@ -76,7 +76,8 @@ def test_vector_scaling_and_logit_adjustment():
 
 
 def test_logit_adjustment_learns_a_uniform_prior():
-    # with one bias a class and no input, plain cross-entropy finds log prior, the adjusted one finds equal logits
+    # with one bias a class and no input, plain cross-entropy finds log prior, the adjusted one
+    # finds equal logits
     bias = torch.zeros(3, requires_grad=True)
     targets = PRIOR.unsqueeze(0)
     optimiser = torch.optim.LBFGS([bias], max_iter=100)
@@ -113,7 +114,8 @@ def test_rater_dropout():
     assert first[:, 0].unique().numel() > 3
     assert torch.equal(second, distribution[1::3])  # the only rater cannot be dropped
     assert float(third.abs().sum()) == 0
-    # all three votes of class 0 and both of class 1 kept or all lost, or equal thinning: P(share unchanged) by enumeration
+    # all three votes of class 0 and both of class 1 kept or all lost, or equal thinning: P(share
+    # unchanged) by enumeration
     same = sum(
         math.comb(3, a) * math.comb(2, b) * 0.8 ** (a + b) * 0.2 ** (5 - a - b) for a in range(4) for b in range(3) if a * 2 == b * 3
     )

@@ -1,6 +1,8 @@
-"""What two domains' moments can undo and what they cannot: four Gaussian classes and a linear discriminant, medians of five seeds.
+"""What two domains' moments can undo and what they cannot: four Gaussian classes and a linear
+discriminant, medians of five seeds.
 
-Source means (+-3, +-1.5), unit noise, 2000 items a part; the target that statistics are taken of is not the one that is tested.
+Source means (+-3, +-1.5), unit noise, 2000 items a part; the target that statistics are taken of is
+not the one that is tested.
 """
 
 import numpy as np
@@ -52,7 +54,9 @@ def coral_with_the_prior_of_the_target(source, adapt, test, random):
 
 
 def domain_norm(source, adapt, test, random):
-    """As ``normalise: domain`` does: each corpus by its own statistics, of the clips that are learned from."""
+    """As ``normalise: domain`` does: each corpus by its own statistics, of the clips that are
+    learned from.
+    """
     rows = np.concatenate([source[0], adapt, test[0]]).astype(np.float32)
     spec = FeatureSpec(
         backbone="toy", identity="toy", modality="audio", granularity="utterance", dtype="float32", sampling_rate=16000, frame_s=0.02,

@@ -91,7 +91,9 @@ def test_merging_codes_costs_their_divergence_and_never_pays():
 
 
 def test_gradient_of_codewords():
-    """dL/dm_j = (2 beta / N) sum_i q_ij (D_ij - mean_i) (x_i - m_j); zero where all tables are the same."""
+    """dL/dm_j = (2 beta / N) sum_i q_ij (D_ij - mean_i) (x_i - m_j); zero where all tables are the
+    same.
+    """
     x, codes = draw(30, 3, seed=1) * 2, (draw(5, 3, seed=2) * 2).requires_grad_()
     posterior, pi, beta = simplex(30, CLASSES, 3), simplex(5, CLASSES, 4), 0.7
     ones = torch.ones(30, dtype=torch.float64)

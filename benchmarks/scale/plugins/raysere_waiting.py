@@ -1,4 +1,6 @@
-"""Work whose processor is elsewhere: a backbone and a method that wait as for a GPU, so that three nodes on one machine are three nodes."""
+"""Work whose processor is elsewhere: a backbone and a method that wait as for a GPU, so that three
+nodes on one machine are three nodes.
+"""
 
 from __future__ import annotations
 

@@ -45,9 +45,11 @@ def load_corpus(
         name: one of ``CORPORA.names()``.
         path: the folder (or, for ``table``, the file).
         columns: manifest column to the corpus's own column, for ``table`` and ``audformat``.
-        options: what the adapter takes; ``name`` (the value of the ``corpus`` column) is taken by all.
+        options: what the adapter takes; ``name`` (the value of the ``corpus`` column) is taken by
+            all.
 
     Raises:
-        UnknownNameError, MissingFileError, ConfigError, DataError: see :meth:`raysere.corpora.adapters.base.Adapter.load`.
+        UnknownNameError, MissingFileError, ConfigError, DataError: see
+        :meth:`raysere.corpora.adapters.base.Adapter.load`.
     """
     return CORPORA.get(name)().load(path, columns=columns, **(options or {}))

@@ -1,6 +1,7 @@
 """Any database in audformat's layout: ``db.yaml`` and its CSV or parquet tables.
 
-The files are read directly. The audformat package is not needed: it would unpickle tables and write pickles beside the corpus.
+The files are read directly. The audformat package is not needed: it would unpickle tables and write
+pickles beside the corpus.
 """
 
 from __future__ import annotations
@@ -82,17 +83,17 @@ class _Table:
 
 
 class Audformat(Adapter):
-    """A folder with ``db.yaml``. Every row of a table with an emotion (or an attribute) is an utterance; speaker, sex and transcript are
-    looked up by file.
+    """A folder with ``db.yaml``. Every row of a table with an emotion (or an attribute) is an
+    utterance; speaker, sex and transcript are looked up by file.
 
-    Columns are guessed by their id, then by their scheme: emotion, speaker, gender or sex, transcription or transcript or text, arousal,
-    valence,
-    dominance, language. ``columns: {manifest_column: column}`` says otherwise; ``table:column`` names one of several. A table's split id
-    gives the split.
-    Columns with the emotion's scheme and a rater each become votes.
+    Columns are guessed by their id, then by their scheme: emotion, speaker, gender or sex,
+    transcription or transcript or text, arousal, valence, dominance, language.
+    ``columns: {manifest_column: column}`` says otherwise; ``table:column`` names one of several. A
+    table's split id gives the split. Columns with the emotion's scheme and a rater each become
+    votes.
 
-    Options: ``tables`` (ids; default all that hold the emotion), ``header`` (base name, default ``db``), ``name`` (corpus name, default
-    the database's).
+    Options: ``tables`` (ids; default all that hold the emotion), ``header`` (base name, default
+    ``db``), ``name`` (corpus name, default the database's).
     """
 
     name = "audformat"
@@ -116,7 +117,8 @@ class Audformat(Adapter):
         Raises:
             MissingFileError: no header, or a table's file is missing.
             ConfigError: a table or column that the database does not have.
-            DataError: no emotion or attribute in any table, values that contradict each other, a table that exists as pickle only.
+            DataError: no emotion or attribute in any table, values that contradict each other, a
+                table that exists as pickle only.
         """
         if not (path / f"{header}.yaml").is_file():
             raise MissingFileError(f"There is no {header}.yaml", where=path, remedy=f"Expected: {self.layout}.")
@@ -259,7 +261,9 @@ class Audformat(Adapter):
     def _look_up(
         self, rows: dict[Key, dict[str, Any]], every: list[_Table], chosen: dict[str, dict[str, str]], meta: dict[str, Any]
     ) -> None:
-        """Fill what the label tables lack: by segment or by file from other tables, then by speaker from the speaker's scheme."""
+        """Fill what the label tables lack: by segment or by file from other tables, then by speaker
+        from the speaker's scheme.
+        """
         for column, found in chosen.items():
             if column in _LABELS:
                 continue
@@ -300,7 +304,9 @@ class Audformat(Adapter):
         return {}
 
     def _votes(self, rows: dict[Key, dict[str, Any]], every: list[_Table], chosen: dict[str, dict[str, str]], meta: dict[str, Any]) -> None:
-        """One vote a rater: columns of the emotion's scheme that name a human rater and are not the label itself."""
+        """One vote a rater: columns of the emotion's scheme that name a human rater and are not the
+        label itself.
+        """
         raters = {name for name, entry in (meta.get("raters") or {}).items() if (entry or {}).get("type", "human") == "human"}
         labels = chosen.get("emotion", {})
         schemes = {table.columns[labels[table.name]][0] for table in every if table.name in labels} - {None} or set(_GUESSES["emotion"])

@@ -37,7 +37,8 @@ _SEGMENT_SLACK_S = 0.01  # annotation tools round times to centiseconds
 class Loaded:
     """What an adapter found: the usable utterances, and what was turned away.
 
-    ``rejected`` has the columns path, utterance, reason (all str, path may be null) and stage (always ``manifest``).
+    ``rejected`` has the columns path, utterance, reason (all str, path may be null) and stage
+    (always ``manifest``).
     """
 
     manifest: Manifest
@@ -45,38 +46,50 @@ class Loaded:
 
 
 class Adapter(abc.ABC):
-    """A corpus in its published layout. A subclass sets the class attributes and writes :meth:`read`; one instance loads one folder.
+    """A corpus in its published layout. A subclass sets the class attributes and writes
+    :meth:`read`; one instance loads one folder.
 
-    :meth:`read` yields one dict an utterance. Keys are manifest columns; what is left out is null. Of these
+    :meth:`read` yields one dict an utterance. Keys are manifest columns; what is left out is null.
+    Of these
 
-    * ``path`` (str or Path) is relative to the corpus root (an absolute one must lie inside it); None without audio;
-    * ``speaker`` is the corpus's own id (``"03"``): the base makes it ``"emodb/03"``. Where the corpus does not know the speaker,
-      give one id a recording (``"unknown-<recording>"``); None becomes one shared ``unknown`` speaker, which never leaks but costs folds;
-    * ``utterance`` is optional: the default is the path without suffix, plus ``@start-end`` for a segment. The base puts the corpus in
-      front;
-    * ``emotion`` is the corpus's own label, unmapped; ``sex`` may be F, M, female, male, in any case;
-    * ``duration_s`` and ``sampling_rate`` are read from the file by the base and never taken from a table (kept only when ``path`` is
-      None);
-    * ``language`` and ``corpus`` default to the adapter's; ``linked`` is not a column: see :attr:`linked_speakers`;
-    * ``reject`` (str) turns the row away with that reason: a listed file without audio, a name that cannot be right.
+    * ``path`` (str or Path) is relative to the corpus root (an absolute one must lie inside it);
+      None without audio;
+    * ``speaker`` is the corpus's own id (``"03"``): the base makes it ``"emodb/03"``. Where the
+      corpus does not know the speaker, give one id a recording (``"unknown-<recording>"``); None
+      becomes one shared ``unknown`` speaker, which never leaks but costs folds;
+    * ``utterance`` is optional: the default is the path without suffix, plus ``@start-end`` for a
+      segment. The base puts the corpus in front;
+    * ``emotion`` is the corpus's own label, unmapped; ``sex`` may be F, M, female, male, in any
+      case;
+    * ``duration_s`` and ``sampling_rate`` are read from the file by the base and never taken from a
+      table (kept only when ``path`` is None);
+    * ``language`` and ``corpus`` default to the adapter's; ``linked`` is not a column: see
+      :attr:`linked_speakers`;
+    * ``reject`` (str) turns the row away with that reason: a listed file without audio, a name that
+      cannot be right.
 
-    :meth:`read` may call :meth:`note` and :meth:`link`, and may set ``self.audio_root`` (where the audio does not lie under the given
-    folder),
-    ``self.language``, ``self.scale`` and ``self.audio``, where they depend on the folder or on an option.
+    :meth:`read` may call :meth:`note` and :meth:`link`, and may set ``self.audio_root`` (where the
+    audio does not lie under the given folder), ``self.language``, ``self.scale`` and
+    ``self.audio``, where they depend on the folder or on an option.
 
     Attributes:
         name: registered name, and the default of the ``corpus`` column.
         language: BCP-47.
         licence, homepage: as published, one line each.
         classes: name of the default class map in :mod:`raysere.corpora.labels`.
-        layout: one line that says what files are expected; it goes into the error for a folder in which nothing is found.
-        audio: False for a corpus that may come without audio; then missing audio is no reason to reject a row, and its path becomes null.
+        layout: one line that says what files are expected; it goes into the error for a folder in
+            which nothing is found.
+        audio: False for a corpus that may come without audio; then missing audio is no reason to
+            reject a row, and its path becomes null.
         scale: (low, high) of arousal, valence and dominance, or None.
-        linked_speakers: groups of the corpus's own speaker ids that must stay in one fold; those without utterances are left out.
+        linked_speakers: groups of the corpus's own speaker ids that must stay in one fold; those
+            without utterances are left out.
         corpus: while it loads, the value of the ``corpus`` column of rows that name no other.
-        notes: traps that were handled or that the user must know; they go into the manifest and the report.
+        notes: traps that were handled or that the user must know; they go into the manifest and the
+            report.
         synthetic: True for speech that nobody spoke.
-        channels: the corpus's own speaker id to the channel (0 is the left one) that alone is taken of his files with several channels.
+        channels: the corpus's own speaker id to the channel (0 is the left one) that alone is taken
+            of his files with several channels.
     """
 
     name: ClassVar[str]
@@ -99,7 +112,8 @@ class Adapter(abc.ABC):
     def read(self, path: Path, *args: Any, **kwargs: Any) -> Iterator[dict[str, Any]]:
         """Yield the utterances under ``path`` as dicts, in any order.
 
-        A subclass names its options after ``path``, each with a default; a parameter ``columns`` only where it reads the user's own table.
+        A subclass names its options after ``path``, each with a default; a parameter ``columns``
+        only where it reads the user's own table.
         """
 
     def note(self, text: str) -> None:
@@ -116,7 +130,8 @@ class Adapter(abc.ABC):
 
         Args:
             path: the folder that holds the published layout.
-            columns: manifest column to the corpus's own column name, for adapters that read a table of the user.
+            columns: manifest column to the corpus's own column name, for adapters that read a table
+                of the user.
             name: value of the ``corpus`` column (default: the adapter's name).
             options: what the adapter's ``read`` takes.
 
@@ -169,7 +184,10 @@ class Adapter(abc.ABC):
         return Loaded(manifest, pl.DataFrame(table, schema=REJECTED_SCHEMA).sort("utterance", "path"))
 
     def _linked(self, speakers: set[str], rejected: set[str]) -> list[list[str]]:
-        """Groups of linked speakers that are here. They are joined first: who links two others may have no usable utterance himself."""
+        """Groups of linked speakers that are here.
+
+        They are joined first: who links two others may have no usable utterance himself.
+        """
         everyone = speakers | rejected
         named = [
             [key if (key := f"{self.corpus}/{speaker}") in everyone else speaker for speaker in group if speaker is not None]
@@ -241,7 +259,9 @@ class Adapter(abc.ABC):
         return row, reason
 
     def _fill_from_audio(self, rows: list[dict[str, Any]], root: Path, rejected: list[tuple[dict[str, Any], str]]) -> list[dict[str, Any]]:
-        """Durations, rates and segment ends from the files; rows whose file cannot be used go to ``rejected``."""
+        """Durations, rates and segment ends from the files; rows whose file cannot be used go to
+        ``rejected``.
+        """
         paths = sorted({row["path"] for row in rows if row["path"] is not None})
         with ThreadPoolExecutor(max_workers=8) as pool:  # opening files waits on the disk, and libsndfile leaves the interpreter lock
             infos = dict(zip(paths, pool.map(_probe, [root / path for path in paths]), strict=True))
@@ -267,7 +287,9 @@ class Adapter(abc.ABC):
 
 
 def audio_files(root: Path, pattern: str = "**/*") -> list[Path]:
-    """Files under ``root`` whose suffix libsndfile may read, in any case, sorted; hidden files (macOS's ``._x.wav``) are left out."""
+    """Files under ``root`` whose suffix libsndfile may read, in any case, sorted; hidden files
+    (macOS's ``._x.wav``) are left out.
+    """
     return sorted(
         file
         for file in root.glob(pattern)
@@ -276,7 +298,10 @@ def audio_files(root: Path, pattern: str = "**/*") -> list[Path]:
 
 
 def find_audio(root: Path, stem: str) -> Path | None:
-    """The audio file of a published relative ``stem`` (a known suffix on it is ignored), or None. Tries wav, flac, ogg, mp3 and so on."""
+    """The audio file of a published relative ``stem`` (a known suffix on it is ignored), or None.
+
+    Tries wav, flac, ogg, mp3 and so on.
+    """
     base = root / stem
     if base.suffix.lower() in AUDIO_SUFFIXES:
         if base.is_file():
@@ -327,7 +352,10 @@ def _place(row: dict[str, Any], info: AudioInfo) -> str | None:
 
 
 def _one_file_an_utterance(rows: list[dict[str, Any]], rejected: list[tuple[dict[str, Any], str]]) -> list[dict[str, Any]]:
-    """Of two files with one stem (``a.wav`` and ``a.flac``) the first is kept. The same file twice is left for validation to refuse."""
+    """Of two files with one stem (``a.wav`` and ``a.flac``) the first is kept.
+
+    The same file twice is left for validation to refuse.
+    """
     first: dict[str, str | None] = {}
     kept = []
     for row in sorted(

@@ -1,8 +1,9 @@
-"""BIIC-Podcast: natural Taiwanese Mandarin from podcasts, collected and labelled as MSP-Podcast was.
+"""BIIC-Podcast: natural Taiwanese Mandarin from podcasts, collected and labelled as MSP-Podcast
+was.
 
-Upadhyay, Chien, Su, Goncalves, Wu, Salman, Busso, Lee, "An Intelligent Infrastructure Toward Large Scale Naturalistic Affective Speech
-Corpora Collection", ACII 2023. Release 1.01: parts Train, Development and Test, attributes from 1 to 7, names such as
-``BIIC-PODCAST_1000_0321_0003``.
+Upadhyay, Chien, Su, Goncalves, Wu, Salman, Busso, Lee, "An Intelligent Infrastructure Toward Large
+Scale Naturalistic Affective Speech Corpora Collection", ACII 2023. Release 1.01: parts Train,
+Development and Test, attributes from 1 to 7, names such as ``BIIC-PODCAST_1000_0321_0003``.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from raysere.corpora.adapters.msp_podcast import MspPodcast
 
 
 class BiicPodcast(MspPodcast):
-    """The layout and the options of :class:`MspPodcast`: ``Labels/labels_consensus.csv``, ``Labels/labels_detailed.csv``, ``Audios/`` and
-    ``Transcripts/``."""
+    """The layout and the options of :class:`MspPodcast`: ``Labels/labels_consensus.csv``,
+    ``Labels/labels_detailed.csv``, ``Audios/`` and ``Transcripts/``.
+    """
 
     name = "biic-podcast"
     language = "cmn"

@@ -1,8 +1,8 @@
 """CREMA-D: 91 actors, twelve English sentences, six emotions, perceived labels of 2,443 raters.
 
-Cao, Cooper, Keutmann, Gur, Nenkova, Verma, "CREMA-D: Crowd-Sourced Emotional Multimodal Actors Dataset", IEEE Trans. Affective Computing
-5(4), 2014.
-Sentences, codes and table columns are those of the repository's own README.
+Cao, Cooper, Keutmann, Gur, Nenkova, Verma, "CREMA-D: Crowd-Sourced Emotional Multimodal Actors
+Dataset", IEEE Trans. Affective Computing 5(4), 2014. Sentences, codes and table columns are those
+of the repository's own README.
 """
 
 from __future__ import annotations
@@ -45,13 +45,16 @@ _SILENT = "1076_MTI_SAD_XX"
 
 
 class CremaD(Adapter):
-    """``1001_IEO_ANG_HI`` = actor, sentence, emotion, level (LO, MD, HI, XX). ``AudioWAV/`` goes before ``AudioMP3/`` where both are there.
+    """``1001_IEO_ANG_HI`` = actor, sentence, emotion, level (LO, MD, HI, XX). ``AudioWAV/`` goes
+    before ``AudioMP3/`` where both are there.
 
     Options:
-        label: ``intended`` (default: the emotion that the actor was asked for) or ``perceived`` (what most raters chose, from
-            ``processedResults/summaryTable.csv``; no label where two emotions tie).
-        stimulus: which ratings count as votes and as the perceived label: ``voice`` (default), ``face`` or ``audio_visual``.
-            Votes come from ``finishedResponses.csv`` where it is there.
+        label: ``intended`` (default: the emotion that the actor was asked for) or ``perceived``
+            (what most raters chose, from ``processedResults/summaryTable.csv``; no label where two
+            emotions tie).
+        stimulus: which ratings count as votes and as the perceived label: ``voice`` (default),
+            ``face`` or ``audio_visual``. Votes come from ``finishedResponses.csv`` where it is
+            there.
     """
 
     name = "crema-d"
@@ -147,7 +150,9 @@ class CremaD(Adapter):
 
 
 def _find(path: Path, name: str) -> Path | None:
-    """A table of the repository: in the corpus folder, beside it (when ``AudioWAV`` itself was given), or in its ``processedResults``."""
+    """A table of the repository: in the corpus folder, beside it (when ``AudioWAV`` itself was
+    given), or in its ``processedResults``.
+    """
     folders = [path, path / "processedResults", path.parent, path.parent / "processedResults"]
     return next((folder / name for folder in folders if (folder / name).is_file()), None)
 

@@ -1,6 +1,7 @@
 """EmoDB, the Berlin Database of Emotional Speech: ten German actors, ten sentences, seven emotions.
 
-Burkhardt, Paeschke, Rolfes, Sendlmeier, Weiss, "A Database of German Emotional Speech", Interspeech 2005.
+Burkhardt, Paeschke, Rolfes, Sendlmeier, Weiss, "A Database of German Emotional Speech", Interspeech
+2005.
 """
 
 from __future__ import annotations
@@ -37,10 +38,12 @@ _RESAMPLED = "wav_resampled"
 class EmoDB(Adapter):
     """``03a01Fa`` = speaker 03, sentence a01, emotion F (the German letter: Freude), version a.
 
-    Where the published label files are there (``labels.zip`` or ``lablaut/``), ``phones`` are their narrow phonetic labels.
+    Where the published label files are there (``labels.zip`` or ``lablaut/``), ``phones`` are their
+    narrow phonetic labels.
 
     Options:
-        parts: ``wav`` (default: the published files) or ``all`` (also ``wav_resampled/``, where a copy has it).
+        parts: ``wav`` (default: the published files) or ``all`` (also ``wav_resampled/``, where a
+            copy has it).
     """
 
     name = "emodb"

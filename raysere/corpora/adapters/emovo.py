@@ -1,6 +1,7 @@
 """EMOVO: six Italian actors, fourteen sentences, seven emotions.
 
-Costantini, Iadarola, Paoloni, Todisco, "EMOVO Corpus: an Italian Emotional Speech Database", LREC 2014.
+Costantini, Iadarola, Paoloni, Todisco, "EMOVO Corpus: an Italian Emotional Speech Database", LREC
+2014.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class Emovo(Adapter):
     homepage = "https://aclanthology.org/L14-1478/"
     classes = "emovo7"
     layout = "a folder with f1/dis-f1-b1.wav (emotion, speaker, sentence) in any format that libsndfile reads"
-    # the louder microphone of each actor; the other hears the same voice 0.4 ms apart: their mean is comb-filtered and 4 to 6 dB down
+    # the louder microphone of each actor; the other hears the same voice 0.4 ms apart: their mean
+    # is comb-filtered and 4 to 6 dB down
     channels = {"f1": 0, "f2": 0, "f3": 0, "m1": 0, "m2": 1, "m3": 1}
     notes = (
         "emovo: the two channels of a published file are two microphones about 0.4 ms apart. Of a stereo file one channel is taken and "

@@ -1,7 +1,8 @@
-"""MELD: utterances of a television series in dialogue, seven emotions, with the published train, dev and test splits.
+"""MELD: utterances of a television series in dialogue, seven emotions, with the published train,
+dev and test splits.
 
-Poria, Hazarika, Majumder, Naik, Cambria, Mihalcea, "MELD: A Multimodal Multi-Party Dataset for Emotion Recognition in Conversations", ACL
-2019.
+Poria, Hazarika, Majumder, Naik, Cambria, Mihalcea, "MELD: A Multimodal Multi-Party Dataset for
+Emotion Recognition in Conversations", ACL 2019.
 """
 
 from __future__ import annotations
@@ -29,11 +30,14 @@ _WINDOWS = {code: bytes([code]).decode("cp1252", errors="ignore") for code in ra
 
 
 class Meld(Adapter):
-    """The published tables (``train_sent_emo.csv``, ``dev_sent_emo.csv``, ``test_sent_emo.csv``), or one ``utterances.parquet`` instead.
+    """The published tables (``train_sent_emo.csv``, ``dev_sent_emo.csv``, ``test_sent_emo.csv``),
+    or one ``utterances.parquet`` instead.
 
-    Audio is optional (the corpus is published as video): clips named ``dia0_utt0`` in a folder whose name holds the split, such as
-    ``train_splits/``, ``dev_splits_complete/`` and ``output_repeated_splits_test/``, are taken where they are there.
-    Utterances are named ``train_dia0_utt0``, dialogues ``train_dia0``; the turn is the utterance's number in its dialogue.
+    Audio is optional (the corpus is published as video): clips named ``dia0_utt0`` in a folder
+    whose name holds the split, such as ``train_splits/``, ``dev_splits_complete/`` and
+    ``output_repeated_splits_test/``, are taken where they are there. Utterances are named
+    ``train_dia0_utt0``, dialogues ``train_dia0``; the turn is the utterance's number in its
+    dialogue.
     """
 
     name = "meld"

@@ -1,7 +1,9 @@
-"""MSP-Podcast: natural speech from podcasts, eight emotions and three attributes, five and more raters each.
+"""MSP-Podcast: natural speech from podcasts, eight emotions and three attributes, five and more
+raters each.
 
-Lotfian, Busso, "Building Naturalistic Emotionally Balanced Speech Corpus by Retrieving Emotional Speech From Existing Podcast Recordings",
-IEEE Trans. Affective Computing 10(4), 2019. Releases 1.6 to 2.0 share the layout read here.
+Lotfian, Busso, "Building Naturalistic Emotionally Balanced Speech Corpus by Retrieving Emotional
+Speech From Existing Podcast Recordings", IEEE Trans. Affective Computing 10(4), 2019. Releases 1.6
+to 2.0 share the layout read here.
 """
 
 from __future__ import annotations
@@ -56,13 +58,15 @@ _ATTRIBUTES = {"arousal": "EmoAct", "valence": "EmoVal", "dominance": "EmoDom"}
 
 
 class MspPodcast(Adapter):
-    """``Labels/labels_consensus.csv`` and ``Audios/``; where there, ``Labels/labels_detailed.csv`` (votes), ``Transcripts/``, TextGrids.
+    """``Labels/labels_consensus.csv`` and ``Audios/``; where there, ``Labels/labels_detailed.csv``
+    (votes), ``Transcripts/``, TextGrids.
 
     Options:
-        test: the part that becomes the split ``test`` (``Test1``, ``Test2``, ``Test3`` or ``all``); default: the first there is. The other
-            test parts are left out and counted in a note.
+        test: the part that becomes the split ``test`` (``Test1``, ``Test2``, ``Test3`` or ``all``);
+            default: the first there is. The other test parts are left out and counted in a note.
         votes: whether to read each rater's answer (default: where the table is there).
-        alignments: whether to read words and phones from TextGrids (default: no; one file an utterance).
+        alignments: whether to read words and phones from TextGrids (default: no; one file an
+            utterance).
     """
 
     name = "msp-podcast"
@@ -175,8 +179,10 @@ class MspPodcast(Adapter):
         return test.lower()
 
     def _votes(self, file: Path) -> Mapping[str, list[dict[str, Any]]]:
-        """Each rater's answer, in two published forms: a column each (``Workers``, ``EmoClass_Major``, ``EmoAct``, ...), or all of it in
-        ``EmoDetail`` as ``WORKER00000325; Happy; Happy,Amused; A:5.000000; V:5.000000; D:4.000000;``."""
+        """Each rater's answer, in two published forms: a column each (``Workers``,
+        ``EmoClass_Major``, ``EmoAct``, ...), or all of it in ``EmoDetail`` as ``WORKER00000325;
+        Happy; Happy,Amused; A:5.000000; V:5.000000; D:4.000000;``.
+        """
         if not file.is_file():
             self.note(f"{self.name}: there is no {DETAILED}, hence no votes.")
             return {}
@@ -241,7 +247,9 @@ def _read(file: Path) -> pl.DataFrame:
 
 
 def _recording(stem: str) -> tuple[str, int | None]:
-    """``MSP-PODCAST_0001_0008`` is segment 8 of recording ``MSP-PODCAST_0001``; longer names number segments of segments."""
+    """``MSP-PODCAST_0001_0008`` is segment 8 of recording ``MSP-PODCAST_0001``; longer names number
+    segments of segments.
+    """
     parts = stem.split("_")
     return "_".join(parts[:2]), int(parts[2]) if len(parts) == 3 and parts[2].isdigit() else None
 
@@ -254,7 +262,9 @@ def _number(text: str | None) -> float | None:
 
 
 def _by_stem(root: Path, folders: tuple[str, ...]) -> dict[str, Path]:
-    """Audio files by stem, relative to the root; the published folder first, the root itself where there is none."""
+    """Audio files by stem, relative to the root; the published folder first, the root itself where
+    there is none.
+    """
     folder = next((root / name for name in folders if (root / name).is_dir()), root)
     return {file.stem: file.relative_to(root) for file in reversed(audio_files(folder))}
 

@@ -13,7 +13,10 @@ _POINTER_BYTES = 512
 
 
 def named_files(root: Path, pattern: re.Pattern[str], note: Callable[[str], None], corpus: str) -> Iterator[tuple[Path, re.Match[str]]]:
-    """Audio files below ``root`` whose stem is ``pattern``, as (path relative to ``root``, match). Others are counted in one note."""
+    """Audio files below ``root`` whose stem is ``pattern``, as (path relative to ``root``, match).
+
+    Others are counted in one note.
+    """
     strangers: list[Path] = []
     for file in audio_files(root):
         match = pattern.fullmatch(file.stem)
@@ -28,7 +31,9 @@ def named_files(root: Path, pattern: re.Pattern[str], note: Callable[[str], None
 
 
 def is_pointer(file: Path) -> bool:
-    """Whether this is what git leaves in place of a large file that was not fetched (a git-lfs pointer, about 130 bytes of text)."""
+    """Whether this is what git leaves in place of a large file that was not fetched (a git-lfs
+    pointer, about 130 bytes of text).
+    """
     try:
         if file.stat().st_size > _POINTER_BYTES:
             return False

@@ -38,7 +38,9 @@ _NAME = re.compile(r"([A-Z]{2}\d)_([a-z]+)_(\d+)")
 
 
 class Nemo(Adapter):
-    """``SM0_anger_14`` = speaker, emotion, sentence; texts and sexes from the published ``data.tsv`` where it is there."""
+    """``SM0_anger_14`` = speaker, emotion, sentence; texts and sexes from the published
+    ``data.tsv`` where it is there.
+    """
 
     name = "nemo"
     language = "pl"
@@ -83,7 +85,9 @@ class Nemo(Adapter):
 
 
 def _table(path: Path) -> dict[str, dict[str, str]]:
-    """``data.tsv`` by file stem: it pads speaker ids with blanks and says ``.wav`` whatever the files are."""
+    """``data.tsv`` by file stem: it pads speaker ids with blanks and says ``.wav`` whatever the
+    files are.
+    """
     file = next((file for file in (path / TABLE, path.parent / TABLE) if file.is_file()), None)
     if file is None:
         return {}

@@ -1,6 +1,7 @@
 """RAVDESS, the speech part: 24 North American actors, two sentences, eight emotions.
 
-Livingstone, Russo, "The Ryerson Audio-Visual Database of Emotional Speech and Song (RAVDESS)", PLoS ONE 13(5), 2018.
+Livingstone, Russo, "The Ryerson Audio-Visual Database of Emotional Speech and Song (RAVDESS)", PLoS
+ONE 13(5), 2018.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ _TWINS = ("03-01-03-01-02-01-07", "03-01-03-01-02-02-07")
 
 
 class Ravdess(Adapter):
-    """``03-01-06-01-02-01-12`` = modality, vocal channel, emotion, intensity, sentence, repetition, actor (odd: male, even: female).
+    """``03-01-06-01-02-01-12`` = modality, vocal channel, emotion, intensity, sentence, repetition,
+    actor (odd: male, even: female).
 
     Only the audio-only modality (03) of the speech channel (01) is taken.
     """

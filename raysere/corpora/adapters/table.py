@@ -37,17 +37,18 @@ _SUFFIXES = (".csv", ".tsv", ".tab", ".txt", ".parquet")
 
 
 class Table(Adapter):
-    """Columns ``path, speaker, emotion`` and any other manifest column; ``columns: {manifest_column: their_name}`` maps other names.
+    """Columns ``path, speaker, emotion`` and any other manifest column;
+    ``columns: {manifest_column: their_name}`` maps other names.
 
-    Paths are relative to the table's folder, or to ``root``; absolute ones are taken as they are. Instead of ``emotion`` a table may have
-    attributes,
-    votes or traces; instead of ``path`` it may have ``utterance`` and ``transcript``, for text alone. Duration and rate are read from the
+    Paths are relative to the table's folder, or to ``root``; absolute ones are taken as they are.
+    Instead of ``emotion`` a table may have attributes, votes or traces; instead of ``path`` it may
+    have ``utterance`` and ``transcript``, for text alone. Duration and rate are read from the
     audio.
 
-    Options: ``root`` (folder of the audio), ``language`` (BCP-47, for a table without that column), ``scale`` ([low, high] of the
-    attributes),
-    ``separator`` (one character), ``linked`` (lists of speakers that must stay in one fold, ``[[s0, s1], [s4, s7]]``; with several corpora
-    in one table ``corpus/speaker``), ``name`` (the corpus's name, default ``table``).
+    Options: ``root`` (folder of the audio), ``language`` (BCP-47, for a table without that column),
+    ``scale`` ([low, high] of the attributes), ``separator`` (one character), ``linked`` (lists of
+    speakers that must stay in one fold, ``[[s0, s1], [s4, s7]]``; with several corpora in one table
+    ``corpus/speaker``), ``name`` (the corpus's name, default ``table``).
     """
 
     name = "table"
@@ -68,9 +69,10 @@ class Table(Adapter):
         """Yield the rows of the table.
 
         Raises:
-            DataError: columns are missing (the ones found are listed), values are of the wrong kind (with their lines).
-            ConfigError: ``columns`` names a manifest column that does not exist, an option is of the wrong kind, or a linked speaker is
-                none of the table's.
+            DataError: columns are missing (the ones found are listed), values are of the wrong kind
+                (with their lines).
+            ConfigError: ``columns`` names a manifest column that does not exist, an option is of
+                the wrong kind, or a linked speaker is none of the table's.
             MissingFileError: ``root`` does not exist.
         """
         groups = _groups(linked)
@@ -99,7 +101,10 @@ class Table(Adapter):
             yield {column: column_values[row] for column, column_values in values.items()}
 
     def _link(self, groups: list[list[str]], speakers: Sequence[str | None], corpora: Sequence[str | None]) -> None:
-        """Link speakers that are named as in the table or, as in a manifest, ``corpus/speaker``. Every name must be one speaker's."""
+        """Link speakers that are named as in the table or, as in a manifest, ``corpus/speaker``.
+
+        Every name must be one speaker's.
+        """
         full: dict[str, str] = {}
         short: defaultdict[str, set[str]] = defaultdict(set)
         for speaker, corpus in zip(speakers, corpora, strict=True):
@@ -192,7 +197,9 @@ class Table(Adapter):
         return [None if value is None else _SPLITS[value.lower()] for value in given]
 
     def _root(self, paths: list[str | None], file: Path, root: str | None) -> Path:
-        """The folder above all audio files; relative paths become absolute where they do not lie under the table's folder."""
+        """The folder above all audio files; relative paths become absolute where they do not lie
+        under the table's folder.
+        """
         folder = file.parent if root is None else file.parent / Path(root).expanduser()
         if not folder.is_dir():
             raise MissingFileError(

@@ -20,16 +20,18 @@ _HEADER = 4 << 20
 
 
 def read_text_or_parquet(path: Path, separator: str | None = None) -> pl.DataFrame:
-    """A table with a header row. Parquet is known by its content; text must be UTF-8 (with or without mark), all its columns come as text,
-    empty is null.
+    """A table with a header row. Parquet is known by its content; text must be UTF-8 (with or
+    without mark), all its columns come as text, empty is null.
 
     Args:
         path: the file.
-        separator: of a text table; None takes the one of tab, semicolon and comma that the header holds most often.
+        separator: of a text table; None takes the one of tab, semicolon and comma that the header
+            holds most often.
 
     Raises:
         MissingFileError: no such file.
-        DataError: empty, not UTF-8, rows of unequal length, a column name twice (columns without a name may be several).
+        DataError: empty, not UTF-8, rows of unequal length, a column name twice (columns without a
+            name may be several).
     """
     if not path.is_file():
         raise MissingFileError(f"There is no table {path.name!r}", where=path.parent)
@@ -68,7 +70,8 @@ def read_text_or_parquet(path: Path, separator: str | None = None) -> pl.DataFra
 def typed_column(values: pl.Series, column: str, source: str, path: Path, first_line: int) -> list[Any]:
     """The values of a table column as those of a manifest column.
 
-    Numbers written as text are read (``NA``, ``nan`` and empty are null), lists may be JSON, anything may be text.
+    Numbers written as text are read (``NA``, ``nan`` and empty are null), lists may be JSON,
+    anything may be text.
 
     Raises:
         DataError: values that do not fit, with lines (``first_line`` is that of row 0).

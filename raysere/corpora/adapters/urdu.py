@@ -1,6 +1,7 @@
 """URDU: 400 clips of spontaneous speech from Urdu talk shows, four emotions.
 
-Latif, Qayyum, Usman, Qadir, "Cross Lingual Speech Emotion Recognition: Urdu vs. Western Languages", FIT 2018.
+Latif, Qayyum, Usman, Qadir, "Cross Lingual Speech Emotion Recognition: Urdu vs. Western Languages",
+FIT 2018.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ _NAME = re.compile(r"(S[FM]\d+)_F\d+_([A-Z])\d+")
 
 
 class Urdu(Adapter):
-    """``SM5_F12_N045`` = male speaker 5, his file 12, neutral clip 45, in the folder of its emotion. No transcripts are published."""
+    """``SM5_F12_N045`` = male speaker 5, his file 12, neutral clip 45, in the folder of its
+    emotion. No transcripts are published.
+    """
 
     name = "urdu"
     language = "ur"

@@ -1,7 +1,7 @@
 """Members, their stacked predictions, and the rows that may be used for fitting.
 
-:class:`StackedPredictions` never hold a label. :class:`FitRows` adds labels, and refuses predictions of test rows: a function
-that takes a FitRows cannot see test rows.
+:class:`StackedPredictions` never hold a label. :class:`FitRows` adds labels, and refuses
+predictions of test rows: a function that takes a FitRows cannot see test rows.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ FLOOR = 1e-30
 
 @dataclass(frozen=True)
 class MemberInfo:
-    """A finished trial. ``prior`` is the class prior that its logits carry, in the class order of the library, or None."""
+    """A finished trial.
+
+    ``prior`` is the class prior that its logits carry, in the class order of the library, or None.
+    """
 
     trial: str
     run: str
@@ -45,7 +48,8 @@ class StackedPredictions:
 
     Attributes:
         classes, attributes: names, in the order of the last axes.
-        logp: float32 (M, N, K) log-probabilities; values: float32 (M, N, A) attributes on the task's scale (K or A may be 0).
+        logp: float32 (M, N, K) log-probabilities; values: float32 (M, N, A) attributes on the
+            task's scale (K or A may be 0).
         present: bool (M, N); where False the numbers are meaningless (but finite).
         stage: "dev" rows may be fitted on, "test" and "new" rows only predicted.
     """
@@ -98,7 +102,9 @@ class StackedPredictions:
         )
 
     def aligned(self, members: Sequence[MemberInfo]) -> StackedPredictions:
-        """The same rows with these members in this order; a member that is not here is absent everywhere."""
+        """The same rows with these members in this order; a member that is not here is absent
+        everywhere.
+        """
         numbers = {member.id: m for m, member in enumerate(self.members)}
         found = np.array([numbers.get(member.id, -1) for member in members], dtype=np.int64)
         index = np.maximum(found, 0)
@@ -120,8 +126,9 @@ class FitRows:
 
     Attributes:
         label: int64 (N,), -1 none; target: float64 (N, A), NaN none.
-        group: (N,) names of what never stands in two folds and is drawn as one: speakers, or dialogues or sentences where the splits are
-            by these. fold: int64 (N,) of the search's own folds (0 where the protocol has none).
+        group: (N,) names of what never stands in two folds and is drawn as one: speakers, or
+            dialogues or sentences where the splits are by these. fold: int64 (N,) of the search's
+            own folds (0 where the protocol has none).
     """
 
     predictions: StackedPredictions
@@ -154,7 +161,8 @@ class FitRows:
 def load_fit_rows(runs: Sequence[Run], outer: int = 0) -> FitRows:
     """Development (or out-of-fold) predictions of all finished trials, with their labels.
 
-    Raises DataError: no finished trial, different classes or splits, predictions that do not fit the splits.
+    Raises DataError: no finished trial, different classes or splits, predictions that do not fit
+    the splits.
     """
     predictions = load_predictions(runs, outer, "dev")
     truth = dev_truth(runs, outer, predictions.utterances)
@@ -164,7 +172,9 @@ def load_fit_rows(runs: Sequence[Run], outer: int = 0) -> FitRows:
 
 
 def load_predictions(runs: Sequence[Run], outer: int, stage: Literal["dev", "test"]) -> StackedPredictions:
-    """Stacked predictions of all finished trials of an outer split for one stage, joined by utterance id, classes by name."""
+    """Stacked predictions of all finished trials of an outer split for one stage, joined by
+    utterance id, classes by name.
+    """
     check_same(runs)
     task = runs[0].task
     role = "pool" if stage == "dev" else "test"
@@ -209,7 +219,9 @@ def load_predictions(runs: Sequence[Run], outer: int, stage: Literal["dev", "tes
 
 
 def usable_trials(run: Run) -> list[Record]:
-    """Finished trials that may become members: trained (to the end or stopped early), as recorded, and no copy of another."""
+    """Finished trials that may become members: trained (to the end or stopped early), as recorded,
+    and no copy of another.
+    """
     records = run.trials()
     originals = {record.trial for record in records if record.twin_of is None}
     found: dict[str, Record] = {}

@@ -28,7 +28,10 @@ from raysere.training.task import Labels, Task
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One run folder, opened. ``settings`` is its experiment.yaml; ``check`` reads its trials, and belongs to one command."""
+    """One run folder, opened.
+
+    ``settings`` is its experiment.yaml; ``check`` reads its trials, and belongs to one command.
+    """
 
     folder: Path
     settings: dict[str, Any]
@@ -38,7 +41,9 @@ class Run:
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str], check: FileCheck | None = None) -> Run:
-        """Raises MissingFileError where a file is missing, ConfigError for settings and DataError for splits that cannot be read."""
+        """Raises MissingFileError where a file is missing, ConfigError for settings and DataError
+        for splits that cannot be read.
+        """
         folder = Path(folder)
         settings = read_yaml(folder / "experiment.yaml")
         if not isinstance(settings, dict) or "task" not in settings:
@@ -69,7 +74,9 @@ class Run:
 
     @property
     def unit(self) -> str:
-        """What never crosses a border of the splits, and what a bootstrap draws: speaker, dialogue or sentence."""
+        """What never crosses a border of the splits, and what a bootstrap draws: speaker, dialogue
+        or sentence.
+        """
         return str((self.settings.get("protocol") or {}).get("by", "speaker"))
 
     @property
@@ -114,7 +121,9 @@ class Run:
         return bool(self.manifest.synthetic)
 
     def trials(self) -> list[Record]:
-        """Finished trials that are as they were recorded; of others the user is told (:class:`FileCheck`)."""
+        """Finished trials that are as they were recorded; of others the user is told
+        (:class:`FileCheck`).
+        """
         return self.check.trials(Ledger(self.folder))
 
     def rows(self, outer: int, role: str) -> pl.DataFrame:
@@ -123,8 +132,9 @@ class Run:
 
 
 def check_tables(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Raise DataError where a file of a run was changed since ``settings`` (its experiment.yaml) recorded its hash, MissingFileError
-    where it is gone."""
+    """Raise DataError where a file of a run was changed since ``settings`` (its experiment.yaml)
+    recorded its hash, MissingFileError where it is gone.
+    """
     remedy = "Restore this file, or run the experiment again under another name (--set name=...)."
     for name, sha256 in (settings.get("files") or {}).items():
         path = folder / Path(name).name
@@ -151,9 +161,11 @@ def _read_splits(path: Path) -> pl.DataFrame:
 
 @dataclass(frozen=True)
 class Truth:
-    """Labels and groups of N utterances: ``label`` int (N,), -1 none; ``target`` float64 (N, A), NaN none; ``speaker`` (N,)
-    names, one for all ids of a linked person; ``group`` (N,) the same, or dialogues or sentences where the splits are by these;
-    ``about`` the manifest's other columns for break-downs."""
+    """Labels and groups of N utterances: ``label`` int (N,), -1 none; ``target`` float64 (N, A),
+    NaN none; ``speaker`` (N,) names, one for all ids of a linked person; ``group`` (N,) the same,
+    or dialogues or sentences where the splits are by these; ``about`` the manifest's other columns
+    for break-downs.
+    """
 
     label: np.ndarray
     target: np.ndarray
@@ -163,8 +175,10 @@ class Truth:
 
 
 def check_same(runs: Sequence[Run]) -> None:
-    """Raise DataError unless all runs have the same classes (in any order), metric, attributes and protocol, and no utterance
-    is a test row in one and a development row in another, nor in different folds."""
+    """Raise DataError unless all runs have the same classes (in any order), metric, attributes and
+    protocol, and no utterance is a test row in one and a development row in another, nor in
+    different folds.
+    """
     first = runs[0]
     for run in runs[1:]:
         if set(run.task.classes) != set(first.task.classes):
@@ -202,7 +216,10 @@ def check_same(runs: Sequence[Run]) -> None:
 
 
 def dev_truth(runs: Sequence[Run], outer: int, utterances: Sequence[str]) -> Truth:
-    """Labels of development rows. Raises DataError when one of them is a test row of this outer split."""
+    """Labels of development rows.
+
+    Raises DataError when one of them is a test row of this outer split.
+    """
     asked = pl.Series("utterance", utterances)
     for run in runs:
         if asked.is_in(run.rows(outer, "test")["utterance"].to_list()).any():
@@ -211,7 +228,10 @@ def dev_truth(runs: Sequence[Run], outer: int, utterances: Sequence[str]) -> Tru
 
 
 def test_truth(runs: Sequence[Run], outer: int, utterances: Sequence[str]) -> Truth:
-    """Labels of test rows, for the one function that scores them. Raises DataError for a row that is not one."""
+    """Labels of test rows, for the one function that scores them.
+
+    Raises DataError for a row that is not one.
+    """
     test = set().union(*[run.rows(outer, "test")["utterance"].to_list() for run in runs])
     if not test.issuperset(utterances):
         raise DataError("A test label was requested for a row that is not a test row", where=runs[0].folder)

@@ -1,4 +1,6 @@
-"""Ablations: the value of each part of the procedure, and a control with shuffled labels (docs/methods.md 3.13)."""
+"""Ablations: the value of each part of the procedure, and a control with shuffled labels
+(docs/methods.md 3.13).
+"""
 
 from __future__ import annotations
 
@@ -45,16 +47,19 @@ def ablate(
     config: EnsembleConfig | None = None,
     libraries: Mapping[str, Keep] | None = None,
 ) -> list[dict[str, Any]]:
-    """Fit and score the whole protocol of a run once for each variant of the procedure and once for each part of the library.
+    """Fit and score the whole protocol of a run once for each variant of the procedure and once for
+    each part of the library.
 
     Args:
         variants: name to changed settings of the ensemble; None: ``VARIANTS``.
-        config: the full procedure; None: the run's own settings with everything that can be chosen left open.
+        config: the full procedure; None: the run's own settings with everything that can be chosen
+            left open.
         libraries: name to which members are left; None: those of :func:`libraries_of`.
 
     Returns:
-        Rows ``variant, value, low, high, seconds`` (of processor time: fitting and answering) and, but for the first ("the full
-        procedure"), ``worth``: the full procedure minus the variant with its paired interval over speakers. Nothing is saved.
+        Rows ``variant, value, low, high, seconds`` (of processor time: fitting and answering) and,
+        but for the first ("the full procedure"), ``worth``: the full procedure minus the variant
+        with its paired interval over speakers. Nothing is saved.
     """
     opened = Run.open(run)
     full = config or opened.config.model_copy(update={"family": "auto", "pool": "auto", "offsets": "auto"})
@@ -75,9 +80,11 @@ def ablate(
 
 
 def libraries_of(run: Run) -> dict[str, Keep]:
-    """Parts of a run's library: members on one set of features alone, where there are several, and the first ``SIZES`` trials.
+    """Parts of a run's library: members on one set of features alone, where there are several, and
+    the first ``SIZES`` trials.
 
-    The first n trials of an outer split are taken from its studies in turns, as a search with a smaller budget would have run them.
+    The first n trials of an outer split are taken from its studies in turns, as a search with a
+    smaller budget would have run them.
     """
     records = usable_trials(run)
     heard = sorted({record.features for record in records})
@@ -99,11 +106,12 @@ def _among(trials: set[str]) -> Keep:
 
 
 def shuffled_control(selection: FitRows, task: Task, config: EnsembleConfig, *, seed: int = 0) -> dict[str, float]:
-    """The procedure on labels that were shuffled among the rows: the cross-fitted score should be chance, the in-sample one flatters.
+    """The procedure on labels that were shuffled among the rows: the cross-fitted score should be
+    chance, the in-sample one flatters.
 
     Returns:
-        ``held_out`` (cross-fitted) with ``low`` and ``high``, its 95 % interval over speakers, ``in_sample`` and ``chance`` (1 / K) of
-        the class metric.
+        ``held_out`` (cross-fitted) with ``low`` and ``high``, its 95 % interval over speakers,
+        ``in_sample`` and ``chance`` (1 / K) of the class metric.
     """
     labelled = selection.take_rows(selection.label >= 0)
     mixed = replace(labelled, label=np.random.default_rng(seed).permutation(labelled.label))

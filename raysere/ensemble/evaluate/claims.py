@@ -18,9 +18,11 @@ _HELD = {"test": "test", "out_of_fold": "cross-fitted", "nested": "nested"}
 
 
 def claim(evaluation: dict[str, Any]) -> str:
-    """One sentence: which recipes the ensemble beats on this library, with each difference and its interval, and which it does not.
+    """One sentence: which recipes the ensemble beats on this library, with each difference and its
+    interval, and which it does not.
 
-    A recipe is beaten where the lower bound of the paired 95 % interval (over speakers, or what else the splits are by) is above 0.
+    A recipe is beaten where the lower bound of the paired 95 % interval (over speakers, or what
+    else the splits are by) is above 0.
     """
     beaten: list[str] = []
     behind: list[str] = []

@@ -21,7 +21,9 @@ _ROWS, _MEMBERS = 5000, 16  # of the report: more would only cost time
 
 
 def joint_shares(right: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Shares of items (M, M) that two members answer: both rightly, first only, second only, neither."""
+    """Shares of items (M, M) that two members answer: both rightly, first only, second only,
+    neither.
+    """
     r = right.astype(np.float64)
     count = max(right.shape[1], 1)
     both = r @ r.T / count
@@ -30,10 +32,12 @@ def joint_shares(right: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray,
 
 
 def pair_measures(right: np.ndarray) -> dict[str, np.ndarray]:
-    """Pair matrices (M, M): ``disagreement`` (of being right), Yule's ``q``, ``double_fault``, ``kappa``.
+    """Pair matrices (M, M): ``disagreement`` (of being right), Yule's ``q``, ``double_fault``,
+    ``kappa``.
 
-    ``q = (ad - bc) / (ad + bc)`` with a both right, d both wrong, b and c one of them (0 where the denominator is);
-    ``kappa = (observed - chance agreement) / (1 - chance agreement)`` of being right.
+    ``q = (ad - bc) / (ad + bc)`` with a both right, d both wrong, b and c one of them (0 where the
+    denominator is); ``kappa = (observed - chance agreement) / (1 - chance agreement)`` of being
+    right.
     """
     a, b, c, d = joint_shares(right)
     alone = right.mean(1)
@@ -51,9 +55,11 @@ def _ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
 
 
 def group_measures(right: np.ndarray) -> dict[str, float]:
-    """Measures of the whole set: ``oracle`` (somebody is right), ``mean_accuracy``, ``kohavi_wolpert`` variance, ``kappa`` of all raters.
+    """Measures of the whole set: ``oracle`` (somebody is right), ``mean_accuracy``,
+    ``kohavi_wolpert`` variance, ``kappa`` of all raters.
 
-    ``kohavi_wolpert = mean_n l_n (M - l_n) / M^2`` with l members right; it is ``(M - 1) / (2 M)`` times the mean disagreement.
+    ``kohavi_wolpert = mean_n l_n (M - l_n) / M^2`` with l members right; it is ``(M - 1) / (2 M)``
+    times the mean disagreement.
     """
     members = len(right)
     number = right.sum(0)
@@ -75,11 +81,13 @@ def off_diagonal_mean(matrix: np.ndarray) -> float:
 
 
 def predicted_gain(members: float, correlation: float, validity: float) -> dict[str, float]:
-    """How averaging M unit-variance members changes the correlation with the truth (docs/methods.md 3.11).
+    """How averaging M unit-variance members changes the correlation with the truth (docs/methods.md
+    3.11).
 
     Members have the pair correlation r and the validity q.
 
-    ``corr = q / sqrt((1 + (M - 1) r) / M)``; also one member more of the same kind, and endlessly many.
+    ``corr = q / sqrt((1 + (M - 1) r) / M)``; also one member more of the same kind, and endlessly
+    many.
     """
 
     def of(count: float) -> float:

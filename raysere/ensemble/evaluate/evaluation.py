@@ -2,8 +2,8 @@
 
 Intervals are over what the splits are by: speakers, or dialogues or sentences (``interval.unit``).
 
-:func:`score_answers` is the only function that reads labels of test rows; it does so after everything is fitted, and its
-result goes nowhere but into the report.
+:func:`score_answers` is the only function that reads labels of test rows; it does so after
+everything is fitted, and its result goes nowhere but into the report.
 """
 
 from __future__ import annotations
@@ -39,9 +39,11 @@ _FEW_UNITS = 10
 
 
 def evaluate(run: str | os.PathLike[str], config: EnsembleConfig | None = None, *, check: FileCheck | None = None) -> dict[str, Any]:
-    """Fit the ensemble of a run, save it to ``ensemble/``, write ``held_out.parquet`` and ``evaluation.json``; returns the latter.
+    """Fit the ensemble of a run, save it to ``ensemble/``, write ``held_out.parquet`` and
+    ``evaluation.json``; returns the latter.
 
-    Raises DataError: no finished trial, splits that share a speaker, and what :func:`fit_runs` raises.
+    Raises DataError: no finished trial, splits that share a speaker, and what :func:`fit_runs`
+    raises.
     """
     from raysere.ensemble.saved.read import save_ensemble
 
@@ -58,10 +60,12 @@ def evaluate(run: str | os.PathLike[str], config: EnsembleConfig | None = None, 
 
 
 def evaluate_runs(runs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str], *, family: str | None = None) -> dict[str, Any]:
-    """One ensemble of the finished trials of several runs, saved to ``out`` with its evaluation.json.
+    """One ensemble of the finished trials of several runs, saved to ``out`` with its
+    evaluation.json.
 
     The settings are the first run's; ``family`` overrides how members are weighed, None keeps it.
-    Raises DataError where the runs differ in classes, task, protocol or splits, ConfigError for a family that the task has not.
+    Raises DataError where the runs differ in classes, task, protocol or splits, ConfigError for a
+    family that the task has not.
     """
     from raysere.ensemble.saved.read import save_ensemble
 
@@ -79,7 +83,8 @@ def evaluate_runs(runs: Sequence[str | os.PathLike[str]], out: str | os.PathLike
 
 
 def evaluation_is_current(run: str | os.PathLike[str], check: FileCheck | None = None) -> bool:
-    """Whether evaluation.json and the saved ensemble are those of the trials and settings that the run has now, and as they were saved.
+    """Whether evaluation.json and the saved ensemble are those of the trials and settings that the
+    run has now, and as they were saved.
 
     Of files that changed since they were saved the user is told (``check``).
     """
@@ -100,7 +105,9 @@ def evaluation_is_current(run: str | os.PathLike[str], check: FileCheck | None =
 
 
 def fingerprint(runs: Sequence[Run], config: EnsembleConfig) -> str:
-    """Hash of all that the evaluation depends on: usable trials, splits, settings, version of the procedure."""
+    """Hash of all that the evaluation depends on: usable trials, splits, settings, version of the
+    procedure.
+    """
     trials = [
         [run.name, record.trial, record.config, record.seed, record.score, record.epoch, record.epochs]
         for run in runs
@@ -304,7 +311,8 @@ class Scores:
         return {"value": plain[self.task.metric], **plain}
 
     def by_group(self) -> dict[str, Any]:
-        """The metric by sex, corpus, language, quarter of the durations and tenth of the speakers, where there is more than one.
+        """The metric by sex, corpus, language, quarter of the durations and tenth of the speakers,
+        where there is more than one.
 
         A speaker's tenth is that of their own value among all speakers, 1 the lowest.
         """
@@ -358,7 +366,9 @@ class Scores:
         return {"value": float(np.nanmax(metrics.statistic_of(self.task.metric)(constant)))}
 
     def calibration(self) -> dict[str, Any]:
-        """Confidence against accuracy under the prior that the members were calibrated to, in ten bins; expected calibration error."""
+        """Confidence against accuracy under the prior that the members were calibrated to, in ten
+        bins; expected calibration error.
+        """
         usable = np.isfinite(self.natural).all(1) & (self.label >= 0)
         p = np.exp(self.natural[usable])
         confidence, right = p.max(1), p.argmax(1) == self.label[usable]

@@ -1,7 +1,9 @@
-"""The random-forest stack of a challenge team (docs/methods.md 3.1): 200 trees of depth 8 with at least 10 items a leaf, trained on a
-class-balanced draw of the members' logits, one forest for each of five stratified folds, and the mean of the five.
+"""The random-forest stack of a challenge team (docs/methods.md 3.1): 200 trees of depth 8 with at
+least 10 items a leaf, trained on a class-balanced draw of the members' logits, one forest for each
+of five stratified folds, and the mean of the five.
 
-It needs scikit-learn, which is an optional extra. Theirs learned from items that the members had trained on; ours does not.
+It needs scikit-learn, which is an optional extra. Theirs learned from items that the members had
+trained on; ours does not.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ def forest_available() -> bool:
 
 @dataclass(frozen=True)
 class Forest:
-    """Fitted forests, the members (in order) whose log-probabilities they read, and what stands for an absent one, (M, K)."""
+    """Fitted forests, the members (in order) whose log-probabilities they read, and what stands for
+    an absent one, (M, K).
+    """
 
     members: tuple[MemberInfo, ...]
     forests: tuple[Any, ...]
@@ -47,7 +51,10 @@ class Forest:
 
 
 def fit_forest(selection: FitRows, seed: int) -> Forest:
-    """Fit on the labelled rows of ``selection``, whose members are those to be read. Raises ConfigError without scikit-learn."""
+    """Fit on the labelled rows of ``selection``, whose members are those to be read.
+
+    Raises ConfigError without scikit-learn.
+    """
     if not forest_available():
         raise ConfigError(
             "The forest recipe needs scikit-learn, which is not installed",

@@ -10,8 +10,9 @@ from raysere.training.task import Task
 
 
 def held_out_table(fitted: Fitted, task: Task) -> pl.DataFrame:
-    """One row an utterance: ``utterance``, ``outer``, the ensemble's ``p.CLASS`` under the decision prior (null where no member could
-    answer), and ``SYSTEM`` with the class that each system answered, and/or ``SYSTEM.ATTRIBUTE``. Labels are in the manifest.
+    """One row an utterance: ``utterance``, ``outer``, the ensemble's ``p.CLASS`` under the decision
+    prior (null where no member could answer), and ``SYSTEM`` with the class that each system
+    answered, and/or ``SYSTEM.ATTRIBUTE``. Labels are in the manifest.
     """
     tables = []
     for one in fitted.answers:

@@ -1,7 +1,9 @@
-"""The linear meta-classifier with a weight soup of a challenge team (docs/methods.md 3.1): probabilities and attributes of all members
-to class logits, trained six times like a member (AdamW, class weights ``(N / (K n_k)) ^ .5``, early stopping), weights averaged.
+"""The linear meta-classifier with a weight soup of a challenge team (docs/methods.md 3.1):
+probabilities and attributes of all members to class logits, trained six times like a member (AdamW,
+class weights ``(N / (K n_k)) ^ .5``, early stopping), weights averaged.
 
-Averaging the weights of linear classifiers is averaging their logits, so the soup is an ensemble of six.
+Averaging the weights of linear classifiers is averaging their logits, so the soup is an ensemble of
+six.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ def soup(heads: Sequence[Linear]) -> Linear:
 
 @dataclass(frozen=True)
 class MetaSoup:
-    """The averaged classifier, its members in order, and the column means (F,) that stand for an absent member."""
+    """The averaged classifier, its members in order, and the column means (F,) that stand for an
+    absent member.
+    """
 
     members: tuple[MemberInfo, ...]
     head: Linear
@@ -53,7 +57,9 @@ class MetaSoup:
 
 
 def fit_meta_soup(selection: FitRows, seed: int) -> MetaSoup:
-    """Fit on the labelled rows; each run stops early on another sixth of the speakers, and its seed orders its batches."""
+    """Fit on the labelled rows; each run stops early on another sixth of the speakers, and its seed
+    orders its batches.
+    """
     rows = selection.take_rows(selection.label >= 0)
     raw = _features(rows.predictions, None)
     count = np.maximum(np.isfinite(raw).sum(0), 1)
@@ -74,7 +80,8 @@ def _features(found: StackedPredictions, filling: np.ndarray | None) -> np.ndarr
 
 
 def train_linear(features: np.ndarray, label: np.ndarray, held: np.ndarray, classes: int, seed: Sequence[int]) -> Linear:
-    """One classifier by AdamW on the rows that are not ``held`` (N,), at the epoch with the least loss on those that are.
+    """One classifier by AdamW on the rows that are not ``held`` (N,), at the epoch with the least
+    loss on those that are.
 
     Where all rows are held (one speaker), it trains and stops on the same.
     """

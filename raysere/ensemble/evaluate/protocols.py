@@ -22,7 +22,8 @@ from raysere.ensemble.fit.classes import decide
 from raysere.ensemble.fit.part import OuterFit, fit_part
 from raysere.training.task import Task
 
-#: Cross-fitting repeats the whole procedure for each group of folds; more groups than this are merged.
+#: Cross-fitting repeats the whole procedure for each group of folds; more groups than this are
+#: merged.
 MAX_GROUPS = 10
 SYSTEMS = ("ensemble", *RECIPES)
 
@@ -30,13 +31,16 @@ SYSTEMS = ("ensemble", *RECIPES)
 def fit_runs(runs: Sequence[Run], config: EnsembleConfig, keep: Callable[[MemberInfo], bool] | None = None) -> Fitted:
     """Fit on development rows and answer held-out ones.
 
-    - nested: for each outer fold, everything on its development rows, answers for its test rows; the final ensemble is the
-      uniform mixture of the outer ones. The same for a transfer, whose development rows are of the source and test rows of the target.
+    - nested: for each outer fold, everything on its development rows, answers for its test rows;
+      the final ensemble is the uniform mixture of the outer ones. The same for a transfer, whose
+      development rows are of the source and test rows of the target.
     - test rows are there: everything on the development rows, answers for the test rows.
-    - else cross-fitting: for each group of folds everything on the other folds, the best single member's choice included.
+    - else cross-fitting: for each group of folds everything on the other folds, the best single
+      member's choice included.
 
     Args:
-        keep: which finished trials may be members; None: all. The rows stay those of all finished trials.
+        keep: which finished trials may be members; None: all. The rows stay those of all finished
+            trials.
 
     Raises DataError where there is no finished trial, or one speaker only.
     """
@@ -60,7 +64,9 @@ def fit_runs(runs: Sequence[Run], config: EnsembleConfig, keep: Callable[[Member
 
 
 def _fit_split(fitted: Fitted, selection: FitRows, held: StackedPredictions, task: Task, config: EnsembleConfig, outer: int) -> None:
-    """Add the part of one outer split, its answers (cross-fitted ones where there are no held-out rows) and its report."""
+    """Add the part of one outer split, its answers (cross-fitted ones where there are no held-out
+    rows) and its report.
+    """
     start = time.process_time()
     part = fit_part(selection, task, config)
     found = answer_rows(part, selection, held, task, config, outer) if held.utterances else cross_fit(selection, task, config, outer)
@@ -103,7 +109,9 @@ def _recipe_notes(config: EnsembleConfig, task: Task) -> list[str]:
 
 
 def cross_fit(selection: FitRows, task: Task, config: EnsembleConfig, outer: int) -> Answers:
-    """Answers for every selection row from an ensemble (and recipes) fitted on the other folds alone."""
+    """Answers for every selection row from an ensemble (and recipes) fitted on the other folds
+    alone.
+    """
     groups = cross_fit_groups(selection, config)
     pieces, order = [], []
     for number in np.unique(groups):
@@ -130,7 +138,9 @@ def cross_fit(selection: FitRows, task: Task, config: EnsembleConfig, outer: int
 
 
 def cross_fit_groups(selection: FitRows, config: EnsembleConfig) -> np.ndarray:
-    """Group (N,) of each row: the search's own folds, many merged to MAX_GROUPS; with one fold only, folds of speakers."""
+    """Group (N,) of each row: the search's own folds, many merged to MAX_GROUPS; with one fold
+    only, folds of speakers.
+    """
     folds = np.unique(selection.fold)
     if len(folds) > 1:
         return np.searchsorted(folds, selection.fold) % MAX_GROUPS
@@ -157,7 +167,9 @@ def _unlabelled(predictions: StackedPredictions) -> StackedPredictions:
 
 
 def answer_rows(part: OuterFit, selection: FitRows, held: StackedPredictions, task: Task, config: EnsembleConfig, outer: int) -> Answers:
-    """Answers of the fitted part and of the plain recipes (chosen on ``selection``) for held-out rows."""
+    """Answers of the fitted part and of the plain recipes (chosen on ``selection``) for held-out
+    rows.
+    """
     recipes = fit_baselines(selection, task, config)
     logp, values = part.predict(held)
     count = len(held.utterances)

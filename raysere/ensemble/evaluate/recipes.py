@@ -1,8 +1,10 @@
 """The published recipes that an ensemble is compared with (docs/methods.md 3.1).
 
-Best single member, plain mean, majority vote, mean of two systems, random-forest stack, linear meta-classifier with a weight soup.
+Best single member, plain mean, majority vote, mean of two systems, random-forest stack, linear
+meta-classifier with a weight soup.
 
-They run on the same library and are chosen and fitted on the same selection rows, uncalibrated, as they are usually run.
+They run on the same library and are chosen and fitted on the same selection rows, uncalibrated, as
+they are usually run.
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ Answer = tuple[np.ndarray, np.ndarray | None]
 class Baselines:
     """The chosen members of the plain recipes, and the fitted stackers where they are wanted.
 
-    ``prior`` (K,) are the class shares and ``middle`` (A,) the mean attributes of the selection rows: the answer where a
-    recipe has none.
+    ``prior`` (K,) are the class shares and ``middle`` (A,) the mean attributes of the selection
+    rows: the answer where a recipe has none.
     """
 
     best: MemberInfo
@@ -81,7 +83,9 @@ class Baselines:
 
 
 def wanted_recipes(config: EnsembleConfig, task: Task) -> tuple[str, ...]:
-    """The recipes beside best single, mean and vote: those that are named, or (``auto``) all that can run here."""
+    """The recipes beside best single, mean and vote: those that are named, or (``auto``) all that
+    can run here.
+    """
     if config.recipes != "auto":
         return config.recipes
     stackers = (*(("forest",) if forest.forest_available() else ()), "meta_soup") if task.categorical else ()
@@ -89,7 +93,9 @@ def wanted_recipes(config: EnsembleConfig, task: Task) -> tuple[str, ...]:
 
 
 def fit_baselines(selection: FitRows, task: Task, config: EnsembleConfig) -> Baselines:
-    """Choose the best single member, and the library of the plain recipes, on all selection rows (see ``member_scores``)."""
+    """Choose the best single member, and the library of the plain recipes, on all selection rows
+    (see ``member_scores``).
+    """
     capped = top_members(selection, config.top, task.metric)
     scores, members = member_scores(capped, task.metric), capped.predictions.members
     labelled = capped.label[capped.label >= 0]
@@ -113,8 +119,9 @@ def fit_baselines(selection: FitRows, task: Task, config: EnsembleConfig) -> Bas
 
 
 def two_systems(members: tuple[MemberInfo, ...], order: list[int]) -> tuple[MemberInfo, ...]:
-    """The best member and the best that hears something else (docs/methods.md 3.1): of another modality, else of another study, else the
-    next; ``order`` numbers the members from the best on."""
+    """The best member and the best that hears something else (docs/methods.md 3.1): of another
+    modality, else of another study, else the next; ``order`` numbers the members from the best on.
+    """
     first = members[order[0]]
     rest = [members[m] for m in order[1:]]
     other = next((one for one in rest if one.modality != first.modality), None)

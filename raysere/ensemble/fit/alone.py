@@ -12,10 +12,12 @@ from raysere.training.metrics import ccc
 
 
 def member_scores(selection: FitRows, metric: str) -> np.ndarray:
-    """Score (M,) of each member by itself, uncalibrated, on **all** rows with a label; -inf where it answers none.
+    """Score (M,) of each member by itself, uncalibrated, on **all** rows with a label; -inf where
+    it answers none.
 
-    A row that it does not answer counts as the class that the rows have most of, or as the mean of the attribute: scored on
-    its own rows alone, a member that answers only the easy ones would be the best.
+    A row that it does not answer counts as the class that the rows have most of, or as the mean of
+    the attribute: scored on its own rows alone, a member that answers only the easy ones would be
+    the best.
     """
     found = selection.predictions
     scores = np.full(len(found.members), -np.inf)
@@ -47,7 +49,9 @@ def mean_target(target: np.ndarray) -> np.ndarray:
 
 
 def top_members(selection: FitRows, count: int, metric: str) -> FitRows:
-    """The best ``count`` members of each study, by their raw score on the rows of ``selection`` alone."""
+    """The best ``count`` members of each study, by their raw score on the rows of ``selection``
+    alone.
+    """
     members = selection.predictions.members
     scores = member_scores(selection, metric)
     kept: list[int] = []

@@ -17,10 +17,12 @@ class Answers:
 
     Attributes:
         answer: system to class (n,) int; values: system to attributes (n, A), for all but the vote.
-        natural: log-probabilities (n, K) of the ensemble under the selection prior (calibrated); logp: under the decision prior.
+        natural: log-probabilities (n, K) of the ensemble under the selection prior (calibrated);
+            logp: under the decision prior.
         answered: bool (n,), whether any member of the ensemble could answer.
         best: the single member that was chosen.
-        in_sample: the ensemble's own (answer, values) on the rows that it was fitted on, with those rows.
+        in_sample: the ensemble's own (answer, values) on the rows that it was fitted on, with those
+            rows.
     """
 
     outer: int
@@ -36,9 +38,11 @@ class Answers:
 
 @dataclass
 class Fitted:
-    """The final parts, the held-out answers, and the name of how they were held out (test, out_of_fold, nested).
+    """The final parts, the held-out answers, and the name of how they were held out (test,
+    out_of_fold, nested).
 
-    ``diversity`` has a report for each part. ``seconds`` of processor time, all threads, went into fitting and answering.
+    ``diversity`` has a report for each part. ``seconds`` of processor time, all threads, went into
+    fitting and answering.
     """
 
     parts: list[OuterFit]

@@ -1,10 +1,13 @@
-"""Weights and variance matching for one attribute, arousal, valence or dominance by itself (docs/methods.md 3.11).
+"""Weights and variance matching for one attribute, arousal, valence or dominance by itself
+(docs/methods.md 3.11).
 
-Members are standardised by their selection mean and deviation, weighed, brought back to natural units, and matched to the
-spread of the labels: with correlation rho the concordance of any affine map is at most ``|rho|``, reached by
-``sd_y / sd_f`` and equal means, and averaging members shrinks the spread below that.
+Members are standardised by their selection mean and deviation, weighed, brought back to natural
+units, and matched to the spread of the labels: with correlation rho the concordance of any affine
+map is at most ``|rho|``, reached by ``sd_y / sd_f`` and equal means, and averaging members shrinks
+the spread below that.
 
-Everywhere: ``values`` float (M, N) predictions on the task's scale, ``present`` bool (M, N), ``target`` float (N,), finite.
+Everywhere: ``values`` float (M, N) predictions on the task's scale, ``present`` bool (M, N),
+``target`` float (N,), finite.
 """
 
 from __future__ import annotations
@@ -30,10 +33,12 @@ _TIE = 1e-12
 
 @dataclass(frozen=True)
 class AttributeRanks:
-    """What the rank option keeps of the selection rows, each by its values at the normal scores ``KNOTS`` (Q,).
+    """What the rank option keeps of the selection rows, each by its values at the normal scores
+    ``KNOTS`` (Q,).
 
     Attributes:
-        knots: (M, Q) of each member. pool: (Q,) of the weighted mean of their scores. labels: (Q,) of the target, which is answered.
+        knots: (M, Q) of each member. pool: (Q,) of the weighted mean of their scores. labels: (Q,)
+            of the target, which is answered.
     """
 
     knots: np.ndarray
@@ -55,7 +60,9 @@ class AttributeRanks:
         return np.where(present[use], row_weights(weights[use], present[use]) * scores, 0.0).sum(0) + _nobody(present[use])
 
     def pooled(self, values: np.ndarray, present: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """The pool in units of the labels (N,), before matching: blind to monotone maps of any member, but for the width of a knot."""
+        """The pool in units of the labels (N,), before matching: blind to monotone maps of any
+        member, but for the width of a knot.
+        """
         found = self.mean_scores(values, present, weights)
         return np.where(np.isfinite(found), np.interp(knot_scores(found, self.pool), KNOTS, self.labels), np.nan)
 
@@ -68,8 +75,9 @@ def _nobody(present: np.ndarray) -> np.ndarray:
 class AttributeFit:
     """A fitted pool of one attribute.
 
-    ``f = sum_m w_m (x_m - mean_m) / sd_m`` over present members with renormalised weights; in natural units
-    ``f0 = sum w mean + f sum w sd``; the answer is ``clip(slope * f0 + intercept, scale)``. With ``ranks`` f0 is their pool instead.
+    ``f = sum_m w_m (x_m - mean_m) / sd_m`` over present members with renormalised weights; in
+    natural units ``f0 = sum w mean + f sum w sd``; the answer is
+    ``clip(slope * f0 + intercept, scale)``. With ``ranks`` f0 is their pool instead.
     """
 
     weights: np.ndarray
@@ -103,7 +111,9 @@ def natural_pool(values: np.ndarray, present: np.ndarray, weights: np.ndarray, m
 
 
 def standardise(values: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(standardised (M, N) with absent items at 0, mean (M,), sd (M,)); population moments; a constant member gets sd 1."""
+    """(standardised (M, N) with absent items at 0, mean (M,), sd (M,)); population moments; a
+    constant member gets sd 1.
+    """
     count = np.maximum(present.sum(1), 1)
     filled = np.where(present, values, 0.0).astype(np.float64)
     mean = filled.sum(1) / count
@@ -133,7 +143,9 @@ def nnls_weights(standard: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def shrunk_weights(standard: np.ndarray, target: np.ndarray, ridge: float = 1e-3) -> np.ndarray:
-    """``(S + ridge I)^-1 c`` with Ledoit and Wolf's covariance S and ``c = cov(member, target)``; negative weights cut to 0."""
+    """``(S + ridge I)^-1 c`` with Ledoit and Wolf's covariance S and ``c = cov(member, target)``;
+    negative weights cut to 0.
+    """
     centred = standard - standard.mean(1, keepdims=True)
     covariance = ledoit_wolf(centred)
     raw = np.linalg.solve(covariance + ridge * np.eye(len(covariance)), centred @ (target - target.mean()) / len(target))
@@ -142,7 +154,9 @@ def shrunk_weights(standard: np.ndarray, target: np.ndarray, ridge: float = 1e-3
 
 
 def ledoit_wolf(centred: np.ndarray) -> np.ndarray:
-    """Covariance (M, M) shrunk towards a multiple of the identity (Ledoit and Wolf, 2004); ``centred`` (M, N)."""
+    """Covariance (M, M) shrunk towards a multiple of the identity (Ledoit and Wolf, 2004);
+    ``centred`` (M, N).
+    """
     members, count = centred.shape
     sample = centred @ centred.T / count
     level = np.trace(sample) / members
@@ -153,7 +167,9 @@ def ledoit_wolf(centred: np.ndarray) -> np.ndarray:
 
 
 def greedy_ccc_weights(standard: np.ndarray, target: np.ndarray, group: np.ndarray, ids: Sequence[str], params: GreedyParams) -> np.ndarray:
-    """Greedy selection with replacement on the CCC after matching, which is the correlation; bagged as for classes."""
+    """Greedy selection with replacement on the CCC after matching, which is the correlation; bagged
+    as for classes.
+    """
     order = np.array(sorted(range(len(ids)), key=lambda m: ids[m]), dtype=np.int64)
     seen: dict[bytes, int] = {}
     unique = np.array([m for m in order if seen.setdefault(np.ascontiguousarray(standard[m]).tobytes(), int(m)) == m], dtype=np.int64)
@@ -175,7 +191,10 @@ def greedy_ccc_weights(standard: np.ndarray, target: np.ndarray, group: np.ndarr
 
 
 def _greedy_pass(standard: np.ndarray, target: np.ndarray, repeats: np.ndarray, params: GreedyParams) -> np.ndarray:
-    """Weights (M,) of one pass. Sums and products of members are counted once, so that a step costs O(M), not O(M N)."""
+    """Weights (M,) of one pass.
+
+    Sums and products of members are counted once, so that a step costs O(M), not O(M N).
+    """
     share = repeats / repeats.sum()
     centred = standard - (standard @ share)[:, None]
     y = target - target @ share
@@ -211,8 +230,9 @@ def match_variance(
 ) -> tuple[float, float]:
     """Slope and intercept of the answer, fitted on selection rows.
 
-    ``a = sd_y / sd_f``, shrunk ``a <- 1 + kappa (a - 1)``, ``b = mean_y - a mean_f``. Clipping to the scale takes spread away
-    again, so slope and intercept are moved until the clipped answer has the aimed-at moments (at most ``rounds`` times).
+    ``a = sd_y / sd_f``, shrunk ``a <- 1 + kappa (a - 1)``, ``b = mean_y - a mean_f``. Clipping to
+    the scale takes spread away again, so slope and intercept are moved until the clipped answer has
+    the aimed-at moments (at most ``rounds`` times).
     """
     mean, sd = float(pooled.mean()), float(pooled.std())
     if sd < 1e-12:
@@ -232,7 +252,9 @@ def match_variance(
 
 
 def rank_pool(values: np.ndarray, weights: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Mean of normal scores of each member's ranks, mapped to the quantiles of ``target``: blind to monotone maps of any member (N,)."""
+    """Mean of normal scores of each member's ranks, mapped to the quantiles of ``target``: blind to
+    monotone maps of any member (N,).
+    """
     count = values.shape[1]
     scores = ndtri((rankdata(values, axis=1) - 0.5) / count)
     order = (rankdata((weights[:, None] * scores).sum(0)) - 0.5) / count
@@ -247,7 +269,9 @@ def ambiguity(values: np.ndarray, weights: np.ndarray, target: np.ndarray) -> tu
 
 
 def expected_ccc(members: int, correlation: float, validity: float) -> tuple[float, float]:
-    """CCC of the mean of M unit-variance members, mean pair correlation r and validity q: (unmatched, matched)."""
+    """CCC of the mean of M unit-variance members, mean pair correlation r and validity q:
+    (unmatched, matched).
+    """
     variance = (1 + (members - 1) * correlation) / members
     return 2 * validity / (variance + 1), validity / float(np.sqrt(variance))
 
@@ -264,11 +288,15 @@ def fit_attribute(
     *,
     kappa: float | None = None,
 ) -> AttributeFit:
-    """Weights by ``family`` and a matched answer. ``kappa`` None: chosen by speaker folds. Raises DataError without rows or members."""
+    """Weights by ``family`` and a matched answer.
+
+    ``kappa`` None: chosen by speaker folds. Raises DataError without rows or members.
+    """
     if values.shape[0] == 0 or values.shape[1] == 0:
         raise DataError("There is nothing to fit an attribute on: no members or no rows")
     standard, mean, sd = standardise(values, present)
-    # over all rows, the mean where a member is absent: one that answers only easy rows is not the best
+    # over all rows, the mean where a member is absent: one that answers only easy rows is not the
+    # best
     cccs = np.array([ccc(np.where(here, values[m], target.mean()), target) if here.any() else 0.0 for m, here in enumerate(present)])
     by_id = sorted(range(len(ids)), key=lambda m: (not present[m].any(), -round(float(cccs[m]) / _TIE), ids[m]))
     members = len(ids)
@@ -320,9 +348,11 @@ def choose_kappa(pooled: np.ndarray, target: np.ndarray, group: np.ndarray, scal
 
 
 def choose_power(values: np.ndarray, present: np.ndarray, target: np.ndarray, group: np.ndarray, folds: int, seed: int) -> float:
-    """The exponent of :func:`ccc_weights` whose pool correlates best with the target on held-out speakers; of equal ones the smaller.
+    """The exponent of :func:`ccc_weights` whose pool correlates best with the target on held-out
+    speakers; of equal ones the smaller.
 
-    The correlation is the concordance after matching. A member's concordance is that on the other folds.
+    The correlation is the concordance after matching. A member's concordance is that on the other
+    folds.
     """
     fold = group_folds(group, folds, seed)
     if len(np.unique(fold)) < 2 or len(values) == 1:
@@ -345,7 +375,9 @@ def choose_power(values: np.ndarray, present: np.ndarray, target: np.ndarray, gr
 
 
 def group_folds(group: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """Fold number (N,) of each item: whole groups, large ones first, each to the fold with the fewest items; seeded."""
+    """Fold number (N,) of each item: whole groups, large ones first, each to the fold with the
+    fewest items; seeded.
+    """
     names, codes, counts = np.unique(group, return_inverse=True, return_counts=True)
     folds = min(folds, len(names))
     order = np.random.default_rng(seed).permutation(len(names))

@@ -1,8 +1,9 @@
 """Choose family, pool and offsets on inner folds of speakers (docs/methods.md 3.8 to 3.10).
 
-Members are calibrated once for each inner fold and shared by all families and pools. Offsets are fitted on held-out predictions,
-never on those that the weights were fitted on, and scored by the folds again; the penalty of the stack is the one with the least
-loss on the same folds, so that nothing is nested a third time.
+Members are calibrated once for each inner fold and shared by all families and pools. Offsets are
+fitted on held-out predictions, never on those that the weights were fitted on, and scored by the
+folds again; the penalty of the stack is the one with the least loss on the same folds, so that
+nothing is nested a third time.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from raysere.ensemble.fit.priors import decision_prior, likeliest_class
 from raysere.ensemble.fit.stacking import PENALTIES
 from raysere.training.task import Task
 
-#: Candidate answers (members x items x classes x steps x passes x folds) above which bagged greedy is not tried by ``auto`` but taken.
+#: Candidate answers (members x items x classes x steps x passes x folds) above which bagged greedy
+#: is not tried by ``auto`` but taken.
 AUTO_LIMIT = 2e10
 _SE_DRAWS = 500
 _POOLED = ("blend", "average", "greedy_once", "greedy", "convex")  # families that a choice of pool matters to
@@ -31,7 +33,9 @@ _POOLED = ("blend", "average", "greedy_once", "greedy", "convex")  # families th
 
 @dataclass(frozen=True)
 class FitPlan:
-    """What is to be fitted: family, pool, rung of the ladder with its offsets (K,), penalty of a stack; scores of all that was tried."""
+    """What is to be fitted: family, pool, rung of the ladder with its offsets (K,), penalty of a
+    stack; scores of all that was tried.
+    """
 
     family: str
     pool: str
@@ -42,14 +46,17 @@ class FitPlan:
 
 
 def name_of(family: str, pool: str, ladder: str = "none") -> str:
-    """Such as ``greedy``, ``greedy/log``, ``average/linear+vector``: the linear pool and no offsets are not said."""
+    """Such as ``greedy``, ``greedy/log``, ``average/linear+vector``: the linear pool and no offsets
+    are not said.
+    """
     return family + (f"/{pool}" if pool != "linear" and family in _POOLED else "") + (f"+{ladder}" if ladder != "none" else "")
 
 
 def choose(rows: FitRows, task: Task, config: EnsembleConfig) -> FitPlan:
     """Choose what the config leaves open (``auto``) on labelled selection rows.
 
-    The rungs of the ladder are tried for the family and pool that would be chosen without, and for the one with the best score.
+    The rungs of the ladder are tried for the family and pool that would be chosen without, and for
+    the one with the best score.
     """
     wanted = _candidates(rows, config)
     levels = ladder_of(task, config)
@@ -95,9 +102,10 @@ def choose(rows: FitRows, task: Task, config: EnsembleConfig) -> FitPlan:
 def ladder_of(task: Task, config: EnsembleConfig) -> tuple[str, ...]:
     """The rungs that may be taken.
 
-    A prior that the user states is a decision of theirs, and offsets that maximise another objective would take it back: with one,
-    ``auto`` stays at none, unless the objective itself is that prior's (macro-F1). With an estimated prior there are never offsets:
-    they would correct once more what it corrects.
+    A prior that the user states is a decision of theirs, and offsets that maximise another
+    objective would take it back: with one, ``auto`` stays at none, unless the objective itself is
+    that prior's (macro-F1). With an estimated prior there are never offsets: they would correct
+    once more what it corrects.
     """
     if config.prior == "estimate":
         return ("none",)
@@ -135,7 +143,9 @@ def _chosen(
 def held_out_predictions(
     rows: FitRows, wanted: list[tuple[str, str]], fold: np.ndarray, task: Task, config: EnsembleConfig
 ) -> tuple[dict[tuple[str, str], np.ndarray], float]:
-    """Log-probabilities (N, K) under the decision prior of each (family, pool), fitted on the other folds; and the stack's penalty."""
+    """Log-probabilities (N, K) under the decision prior of each (family, pool), fitted on the other
+    folds; and the stack's penalty.
+    """
     shape = (len(rows.label), len(rows.predictions.classes))
     held = {one: np.full(shape, np.nan) for one in wanted}
     stacks = [np.full(shape, np.nan) for _ in PENALTIES]
@@ -179,13 +189,16 @@ def group_counts(label: np.ndarray, answer: np.ndarray, group: np.ndarray, group
 def first_near_best(
     sums: dict[str, np.ndarray], statistic: Callable[[np.ndarray], np.ndarray], margin: float, seed: int
 ) -> tuple[str, tuple[tuple[str, float], ...]]:
-    """The first family (simple to complex) that is within ``margin`` standard errors of the best (see :func:`near_best`).
+    """The first family (simple to complex) that is within ``margin`` standard errors of the best
+    (see :func:`near_best`).
 
-    The standard error is that of the paired difference to the best, by a bootstrap of speakers. The papers' rule has a margin of one; the
-    best of a dozen choices on a handful of speakers is that far ahead by luck more often than not.
+    The standard error is that of the paired difference to the best, by a bootstrap of speakers. The
+    papers' rule has a margin of one; the best of a dozen choices on a handful of speakers is that
+    far ahead by luck more often than not.
 
     Args:
-        sums: family to per-speaker sums (G, ...), in order of complexity. statistic: from sums (..., ) to scores.
+        sums: family to per-speaker sums (G, ...), in order of complexity. statistic: from sums
+            (..., ) to scores.
     """
     scores, near = near_best(sums, statistic, margin, seed)
     return near[0], tuple((family, round(score, 6)) for family, score in scores.items())
@@ -194,7 +207,9 @@ def first_near_best(
 def near_best(
     sums: dict[str, np.ndarray], statistic: Callable[[np.ndarray], np.ndarray], margin: float, seed: int
 ) -> tuple[dict[str, float], list[str]]:
-    """The score of each, and which are within ``margin`` standard errors of the best, both in the order of ``sums``."""
+    """The score of each, and which are within ``margin`` standard errors of the best, both in the
+    order of ``sums``.
+    """
     scores = {family: float(statistic(value.sum(0))) for family, value in sums.items()}
     best = max(scores, key=lambda family: scores[family])
     groups = len(sums[best])

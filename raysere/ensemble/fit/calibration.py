@@ -1,8 +1,9 @@
 """Calibration of each member: one temperature and class biases, fitted together.
 
-``log p_k = log softmax(z / t + b)_k`` with ``b_K = 0`` minimises the negative log-likelihood on the selection rows; it is
-convex in ``1/t`` and ``b``. Without ridge the mean prediction at the optimum is the selection prior exactly, so that members,
-however their training was weighted, end calibrated to one prior and cannot be corrected twice (docs/methods.md 3.2).
+``log p_k = log softmax(z / t + b)_k`` with ``b_K = 0`` minimises the negative log-likelihood on the
+selection rows; it is convex in ``1/t`` and ``b``. Without ridge the mean prediction at the optimum
+is the selection prior exactly, so that members, however their training was weighted, end calibrated
+to one prior and cannot be corrected twice (docs/methods.md 3.2).
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ _LOW, _HIGH = 1e-2, 1e2  # bounds of the slope on logits of unit spread: perfect
 class Calibration:
     """Temperature and class biases of one member, ``bias`` float64 (K,) with a last entry of 0.
 
-    ``votes`` (K, K), for a member that only answers labels: log-probabilities of the classes (columns) for each answer (rows), which
-    take the place of its logits.
+    ``votes`` (K, K), for a member that only answers labels: log-probabilities of the classes
+    (columns) for each answer (rows), which take the place of its logits.
     """
 
     temperature: float
@@ -31,7 +32,9 @@ class Calibration:
     votes: np.ndarray | None = None
 
     def apply(self, logits: np.ndarray) -> np.ndarray:
-        """Calibrated log-probabilities, same shape (..., K) as ``logits`` (or log-probabilities), float32."""
+        """Calibrated log-probabilities, same shape (..., K) as ``logits`` (or log-probabilities),
+        float32.
+        """
         if self.votes is not None:
             logits = self.votes[np.asarray(logits).argmax(-1)]
         return log_softmax(np.asarray(logits, np.float32) / np.float32(self.temperature) + self.bias.astype(np.float32))
@@ -62,13 +65,16 @@ def class_shares(label: np.ndarray, classes: int, smoothing: float = 0.0) -> np.
 def design_effect(logp: np.ndarray, label: np.ndarray, group: np.ndarray) -> float:
     """How many rows tell as much about class biases as one independent row, at least 1.
 
-    A classifier that takes the voice of one speaker for anger errs on all clips of that speaker, so that rows are no independent
-    observations. With r_i the one-hot label less the predicted probabilities, less its mean over all rows, and G groups, this is
-    ``G / (G - 1) * sum_g |sum_{i in g} r_i|^2 / sum_i |r_i|^2``: the variance of the estimating equations of the biases by groups over that
-    by rows, as sandwich estimators compare them (Liang and Zeger 1986). It is 1 in the mean for independent rows.
+    A classifier that takes the voice of one speaker for anger errs on all clips of that speaker, so
+    that rows are no independent observations. With r_i the one-hot label less the predicted
+    probabilities, less its mean over all rows, and G groups, this is
+    ``G / (G - 1) * sum_g |sum_{i in g} r_i|^2 / sum_i |r_i|^2``: the variance of the estimating
+    equations of the biases by groups over that by rows, as sandwich estimators compare them (Liang
+    and Zeger 1986). It is 1 in the mean for independent rows.
 
     Args:
-        logp: (N, K) log-probabilities. label: int (N,). group: (N,) what the rows are correlated within. One group tells nothing: 1.
+        logp: (N, K) log-probabilities. label: int (N,). group: (N,) what the rows are correlated
+            within. One group tells nothing: 1.
     """
     names, number = np.unique(group, return_inverse=True)
     if len(names) < 2:
@@ -96,16 +102,19 @@ def fit_calibration(
     Args:
         logits: (N, K) logits or log-probabilities of rows that the member did not train on.
         label: int (N,).
-        member_prior: class prior pi (K,) that the member's logits carry by its training (natural cross-entropy: the training
-            shares). The temperature then divides what is left without it, and the biases are drawn towards
-            ``log(selection prior) - log(pi) / t``: two trainings that differ in their prior alone come to the same. None: towards 0.
-        ridge, bias_ridge: prior observations; the penalty is ``(bias_ridge |b - b0|^2 + ridge (slope - 1)^2) / (2 N)`` with the slope
-            on logits of unit spread, so that scaled logits still give the scaled temperature. 0: maximum likelihood. The second is as
-            the first where it is None.
+        member_prior: class prior pi (K,) that the member's logits carry by its training (natural
+            cross-entropy: the training shares). The temperature then divides what is left without
+            it, and the biases are drawn towards ``log(selection prior) - log(pi) / t``: two
+            trainings that differ in their prior alone come to the same. None: towards 0.
+        ridge, bias_ridge: prior observations; the penalty is
+            ``(bias_ridge |b - b0|^2 + ridge (slope - 1)^2) / (2 N)`` with the slope on logits of
+            unit spread, so that scaled logits still give the scaled temperature. 0: maximum
+            likelihood. The second is as the first where it is None.
         biases: False fits the temperature alone, which never changes an argmax.
 
     Returns:
-        the Calibration. Raises DataError without rows, with logits that are not finite, or with labels outside 0..K-1.
+        the Calibration. Raises DataError without rows, with logits that are not finite, or with
+        labels outside 0..K-1.
     """
     z = np.asarray(logits, np.float64)
     count, classes = z.shape
@@ -164,10 +173,12 @@ def fit_calibration(
 
 
 def _loss(theta: np.ndarray, z: np.ndarray, cells: np.ndarray, toward: np.ndarray, centre: np.ndarray, strength: np.ndarray) -> _Terms:
-    """Mean negative log-likelihood with penalties of ``strength`` (K,): value, gradient and Hessian in (slope, b_0 .. b_{K-2}).
+    """Mean negative log-likelihood with penalties of ``strength`` (K,): value, gradient and Hessian
+    in (slope, b_0 .. b_{K-2}).
 
-    ``z`` (K, N) has the class first, so that every sum over classes adds whole rows; ``cells`` (N,) is where the label of an item stands
-    in it, ``toward`` (K,) the mean of z at the labels (first) and the class shares but the last: what the gradient compares with.
+    ``z`` (K, N) has the class first, so that every sum over classes adds whole rows; ``cells`` (N,)
+    is where the label of an item stands in it, ``toward`` (K,) the mean of z at the labels (first)
+    and the class shares but the last: what the gradient compares with.
     """
     classes, count = z.shape
     p = theta[0] * z
@@ -191,12 +202,16 @@ def _loss(theta: np.ndarray, z: np.ndarray, cells: np.ndarray, toward: np.ndarra
 
 
 def vote_table(votes: np.ndarray, label: np.ndarray, classes: int) -> np.ndarray:
-    """``log P(class | vote)`` (K, K) float32 on selection rows, Dirichlet +1: for a member that only answers labels; a row a vote."""
+    """``log P(class | vote)`` (K, K) float32 on selection rows, Dirichlet +1: for a member that
+    only answers labels; a row a vote.
+    """
     table = np.ones((classes, classes))
     np.add.at(table, (votes, label), 1.0)
     return np.log(table / table.sum(1, keepdims=True)).astype(np.float32)
 
 
 def only_votes(logp: np.ndarray) -> bool:
-    """Whether log-probabilities (N, K) are bare labels: all of the probability on one class, in every row."""
+    """Whether log-probabilities (N, K) are bare labels: all of the probability on one class, in
+    every row.
+    """
     return bool(len(logp)) and logp.shape[1] > 1 and bool((np.sort(logp, axis=1)[:, -2] <= _VOTE).all())

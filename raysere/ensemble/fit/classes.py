@@ -36,17 +36,22 @@ _TIE_BREAK = 1e-6  # of a vote, as in pools.vote
 
 @dataclass(frozen=True)
 class ClassFit:
-    """Members with weight, their calibrations, their pool, and the priors between which the pooled prediction is moved.
+    """Members with weight, their calibrations, their pool, and the priors between which the pooled
+    prediction is moved.
 
-    ``temperature`` divides the pooled log-probabilities: the mean of calibrated members that disagree is less sure than it is
-    right. It acts after the prior is moved, so that it changes how sure an answer is and never which class is answered, the one by
-    which members were chosen.
+    ``temperature`` divides the pooled log-probabilities: the mean of calibrated members that
+    disagree is less sure than it is right. It acts after the prior is moved, so that it changes how
+    sure an answer is and never which class is answered, the one by which members were chosen.
 
     Attributes:
-        offsets: (K,) decision offsets that are added under the decision prior, or None; ``ladder`` names their kind.
-        stack: the regression of the family ``stack``, whose ``weights`` only tell how much each member counts.
-        ranks, scale: of the pool ``rank``: the members' reference, and what makes log-probabilities of mean normal scores.
-        estimate: decide under the class prior of the rows that are answered together, as they are estimated to have it.
+        offsets: (K,) decision offsets that are added under the decision prior, or None; ``ladder``
+            names their kind.
+        stack: the regression of the family ``stack``, whose ``weights`` only tell how much each
+            member counts.
+        ranks, scale: of the pool ``rank``: the members' reference, and what makes log-probabilities
+            of mean normal scores.
+        estimate: decide under the class prior of the rows that are answered together, as they are
+            estimated to have it.
     """
 
     members: tuple[MemberInfo, ...]
@@ -66,7 +71,9 @@ class ClassFit:
     estimate: bool = False
 
     def posterior(self, predictions: StackedPredictions) -> Posterior:
-        """The pool with the prior that it carries, before the temperature, NaN where nobody answers."""
+        """The pool with the prior that it carries, before the temperature, NaN where nobody
+        answers.
+        """
         found = predictions.aligned(self.members)
         calibrated = np.stack([calibration.apply(logp) for calibration, logp in zip(self.calibrations, found.logp)])
         if self.stack is not None:
@@ -80,18 +87,24 @@ class ClassFit:
         return Posterior(POOLS[self.pool](calibrated, self.weights, found.present), self.selection_prior)
 
     def pooled(self, predictions: StackedPredictions) -> np.ndarray:
-        """Pooled log-probabilities (N, K) float64 under the selection prior, before the temperature; NaN where nobody answers."""
+        """Pooled log-probabilities (N, K) float64 under the selection prior, before the
+        temperature; NaN where nobody answers.
+        """
         return self.posterior(predictions).under(self.selection_prior).logp
 
     def natural(self, predictions: StackedPredictions) -> np.ndarray:
-        """Calibrated pooled log-probabilities (N, K) float64 under the selection prior, NaN where nobody answers."""
+        """Calibrated pooled log-probabilities (N, K) float64 under the selection prior, NaN where
+        nobody answers.
+        """
         return self._temper(self.pooled(predictions))
 
     def _temper(self, logp: np.ndarray) -> np.ndarray:
         return logp if self.temperature == 1 else log_softmax(logp / self.temperature)
 
     def predict(self, predictions: StackedPredictions) -> np.ndarray:
-        """Log-probabilities (N, K) float64 under the decision prior, offsets included, NaN where nobody answers."""
+        """Log-probabilities (N, K) float64 under the decision prior, offsets included, NaN where
+        nobody answers.
+        """
         posterior = self.posterior(predictions)
         if self.estimate:  # the estimate is of the tempered posterior, so that is what it moves
             natural = self._temper(posterior.under(self.selection_prior).logp)
@@ -126,7 +139,8 @@ def decide(logp: np.ndarray, fallback: int) -> np.ndarray:
     return answer
 
 
-#: Families whose weights are averaged in ``blend``: the one follows the metric, the other the likelihood.
+#: Families whose weights are averaged in ``blend``: the one follows the metric, the other the
+#: likelihood.
 BLENDED = ("greedy", "convex")
 
 
@@ -134,8 +148,8 @@ BLENDED = ("greedy", "convex")
 class CalibratedMembers:
     """Calibrated members of some selection rows: what all families and pools share.
 
-    ``logp`` float32 (M, N, K) under ``selection_prior``; ``ratio`` (K,) decision over selection prior; ``weights`` found so far, by
-    family and pool, for one task and config.
+    ``logp`` float32 (M, N, K) under ``selection_prior``; ``ratio`` (K,) decision over selection
+    prior; ``weights`` found so far, by family and pool, for one task and config.
     """
 
     rows: FitRows
@@ -212,7 +226,8 @@ def _calibration(
         return replace(fit_calibration(logp, label, member_prior=carried, ridge=config.ridge, bias_ridge=pull), votes=votes)
     if config.calibrate or carried is None:
         return replace(Calibration.identity(classes), votes=votes)
-    # without calibration, too, every member comes to the selection prior first, so that the decision prior is moved to once
+    # without calibration, too, every member comes to the selection prior first, so that the
+    # decision prior is moved to once
     bias = np.log(selection_prior) - np.log(np.maximum(carried, 1e-6))
     return Calibration(1.0, bias - bias[-1], votes)
 
@@ -222,7 +237,9 @@ def greedy_params(config: EnsembleConfig) -> GreedyParams:
 
 
 def _weights_once(prepared: CalibratedMembers, family: str, pool: str, task: Task, config: EnsembleConfig) -> np.ndarray:
-    """:func:`family_weights`, kept with the rows: the blend and the choice between families ask for the same."""
+    """:func:`family_weights`, kept with the rows: the blend and the choice between families ask for
+    the same.
+    """
     if (family, pool) not in prepared.weights:
         prepared.weights[family, pool] = family_weights(prepared, family, pool, task, config)
     return prepared.weights[family, pool]
@@ -252,7 +269,10 @@ def family_weights(prepared: CalibratedMembers, family: str, pool: str, task: Ta
 def weigh(
     prepared: CalibratedMembers, family: str, pool: str, task: Task, config: EnsembleConfig, penalty: float = 1e-2, *, temper: bool = True
 ) -> ClassFit:
-    """One family in one pool on prepared rows; ``penalty`` is that of the stack. ``temper`` False leaves the pool's temperature at 1."""
+    """One family in one pool on prepared rows; ``penalty`` is that of the stack.
+
+    ``temper`` False leaves the pool's temperature at 1.
+    """
     if family == "stack":
         fit = stack_fits(prepared, task, config, [penalty])[0]
     else:
@@ -268,7 +288,9 @@ def weigh(
 def stack_fits(
     prepared: CalibratedMembers, task: Task, config: EnsembleConfig, penalties: Sequence[float] = PENALTIES, *, tolerance: float = 1e-6
 ) -> list[ClassFit]:
-    """The stack at each penalty (in rising order), on the best members by themselves (``config.stack_members``)."""
+    """The stack at each penalty (in rising order), on the best members by themselves
+    (``config.stack_members``).
+    """
     found = prepared.rows.predictions
     scores = single_scores(prepared, class_objective(task, config, prepared.prior))
     order = sorted(range(len(found.members)), key=lambda m: (-scores[m], found.members[m].id))
@@ -316,7 +338,9 @@ def _with_ranks(fit: ClassFit, prepared: CalibratedMembers, kept: np.ndarray, co
 
 
 def _pool_temperature(fit: ClassFit, rows: FitRows, config: EnsembleConfig) -> float:
-    """Temperature of the pooled log-probabilities on the selection rows; 1 where the (penalised) fit would not lower their NLL."""
+    """Temperature of the pooled log-probabilities on the selection rows; 1 where the (penalised)
+    fit would not lower their NLL.
+    """
     pooled = fit.pooled(rows.predictions)
     answered = np.isfinite(pooled).all(1)
     pooled, label = pooled[answered], rows.label[answered]

@@ -1,8 +1,11 @@
-"""Convex weights: the target-weighted likelihood of a pool, maximised over the simplex (docs/methods.md 3.7).
+"""Convex weights: the target-weighted likelihood of a pool, maximised over the simplex
+(docs/methods.md 3.7).
 
-Both problems are convex: ``-log sum_m w_m p_m(y)`` in the linear pool, ``log sum_k exp(sum_m w_m log p_mk) - sum_m w_m log p_my`` in
-the log pool. Members are brought in as their gradient asks for them, and over those that are in, Newton steps are quadratic programs
-on the simplex, solved exactly by an active set; so a weight is 0 or not, and the conditions of the optimum hold to rounding.
+Both problems are convex: ``-log sum_m w_m p_m(y)`` in the linear pool,
+``log sum_k exp(sum_m w_m log p_mk) - sum_m w_m log p_my`` in the log pool. Members are brought in
+as their gradient asks for them, and over those that are in, Newton steps are quadratic programs on
+the simplex, solved exactly by an active set; so a weight is 0 or not, and the conditions of the
+optimum hold to rounding.
 """
 
 from __future__ import annotations
@@ -21,7 +24,10 @@ _FLOOR = 1e-12
 
 @dataclass(frozen=True)
 class Problem:
-    """A convex loss of weights (M,): ``value(w)``, ``gradient(w)`` (M,), ``terms(w, members)``: gradient and Hessian of some members."""
+    """A convex loss of weights (M,):
+
+    ``value(w)``, ``gradient(w)`` (M,), ``terms(w, members)``: gradient and Hessian of some members.
+    """
 
     members: int
     value: Callable[[np.ndarray], float]
@@ -33,8 +39,9 @@ def linear_problem(logp: np.ndarray, present: np.ndarray, label: np.ndarray, ite
     """Weighted negative log-likelihood of the linear pool.
 
     Args:
-        logp: float32 (M, N, K). present: bool (M, N). label: int (N,). item_weights: (N,), such as ``target prior / selection prior`` of
-            the label. Where a member is absent it counts as the mean of those present; items that nobody answers do not count.
+        logp: float32 (M, N, K). present: bool (M, N). label: int (N,). item_weights: (N,), such as
+            ``target prior / selection prior`` of the label. Where a member is absent it counts as
+            the mean of those present; items that nobody answers do not count.
     """
     here, share = _items(present, item_weights)
     index = label[here]
@@ -56,7 +63,9 @@ def linear_problem(logp: np.ndarray, present: np.ndarray, label: np.ndarray, ite
 
 
 def log_problem(logp: np.ndarray, present: np.ndarray, label: np.ndarray, item_weights: np.ndarray, ratio: np.ndarray) -> Problem:
-    """Weighted negative log-likelihood of the log pool under the target prior; ``ratio`` (K,) is target over selection prior."""
+    """Weighted negative log-likelihood of the log pool under the target prior; ``ratio`` (K,) is
+    target over selection prior.
+    """
     here, share = _items(present, item_weights)
     index = label[here]
     table = logp[:, here].copy()
@@ -155,7 +164,9 @@ def _newton(problem: Problem, w: np.ndarray, working: np.ndarray) -> np.ndarray:
 
 
 def simplex_quadratic(linear: np.ndarray, hessian: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """Minimise ``linear . x + x' H x / 2`` over the simplex by a primal active set from the feasible ``start`` (n,); H is (n, n), psd."""
+    """Minimise ``linear . x + x' H x / 2`` over the simplex by a primal active set from the
+    feasible ``start`` (n,); H is (n, n), psd.
+    """
     count = len(start)
     matrix = hessian + 1e-10 * max(float(np.trace(hessian)) / count, 1e-12) * np.eye(count)
     x = start / start.sum()
@@ -191,7 +202,8 @@ def conditions(problem: Problem, weights: np.ndarray) -> tuple[float, float]:
     """How far ``weights`` are from the optimum's conditions (Karush, Kuhn, Tucker), both 0 there.
 
     Returns:
-        (largest difference of the gradients on the support, how far below them one off the support lies).
+        (largest difference of the gradients on the support, how far below them one off the support
+        lies).
     """
     gradient, support = problem.gradient(weights), weights > 0
     level = float(gradient @ weights)

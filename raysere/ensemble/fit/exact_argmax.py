@@ -1,12 +1,14 @@
 """Exact answers of many candidate sums, computed only for classes that can still win.
 
-Contributions are whole numbers of a unit of about 2^-21 of the largest, so sums are exact and do not depend on their order. The
-low bits of a sum hold its class, the first class highest: the largest of the sums of an item is then the answer and names it, with
-equal sums parted as everywhere else.
+Contributions are whole numbers of a unit of about 2^-21 of the largest, so sums are exact and do
+not depend on their order. The low bits of a sum hold its class, the first class highest: the
+largest of the sums of an item is then the answer and names it, with equal sums parted as everywhere
+else.
 
-A class that trails the leading one by more than any candidate could make up cannot be the answer, whichever candidate is added.
-Such classes are left out, and so are items that only one class is left for; the larger the ensemble, the fewer are left. Nothing is
-approximated. Items are stored by how close their best classes are, and the classes of an item by their mean contribution, so that
+A class that trails the leading one by more than any candidate could make up cannot be the answer,
+whichever candidate is added. Such classes are left out, and so are items that only one class is
+left for; the larger the ensemble, the fewer are left. Nothing is approximated. Items are stored by
+how close their best classes are, and the classes of an item by their mean contribution, so that
 what is still looked at lies close together in memory.
 """
 
@@ -22,13 +24,16 @@ _BLOCK = 1 << 15  # sums of one pass: what stays in the cache
 
 @dataclass(frozen=True)
 class FixedPoint:
-    """Contributions of M members as whole numbers, items and their classes in an order of their own.
+    """Contributions of M members as whole numbers, items and their classes in an order of their
+    own.
 
     Attributes:
-        values: int32 or int64 (M, K, N), multiples of ``1 << bits``. unit: what 1 is worth. bits: low bits that are free for a class.
+        values: int32 or int64 (M, K, N), multiples of ``1 << bits``. unit: what 1 is worth. bits:
+            low bits that are free for a class.
         order: the item (N,) at each place. classes: (K, N), the class that stands there.
         low, high: (K, N), the least and the largest contribution of any member.
-        present: bool (M, N). alone: (M, N), the code of each member's own answer. A code is ``(1 << bits) - 1 - class``.
+        present: bool (M, N). alone: (M, N), the code of each member's own answer. A code is
+            ``(1 << bits) - 1 - class``.
     """
 
     values: np.ndarray
@@ -45,7 +50,10 @@ class FixedPoint:
     def of(
         cls, scores: np.ndarray, members: np.ndarray, present: np.ndarray, fallback: int, terms: int, *, wide: bool = False
     ) -> FixedPoint:
-        """Round float32 ``scores`` (K, M, N) of some ``members``; sums of ``terms`` of them fit. ``wide``: 64 bits in any case."""
+        """Round float32 ``scores`` (K, M, N) of some ``members``; sums of ``terms`` of them fit.
+
+        ``wide``: 64 bits in any case.
+        """
         count, _, items = scores.shape
         bits = max(count - 1, 1).bit_length()
         last = (1 << bits) - 1
@@ -77,7 +85,9 @@ class FixedPoint:
 
 
 class Workspace:
-    """Memory that is used again by one bag after the other: fresh pages for each would cost as much as the sums."""
+    """Memory that is used again by one bag after the other: fresh pages for each would cost as much
+    as the sums.
+    """
 
     def __init__(self) -> None:
         self._kept: dict[str, np.ndarray] = {}
@@ -92,7 +102,9 @@ class Workspace:
 
 @dataclass(frozen=True)
 class _Group:
-    """``items`` (n,) that have L contenders each; ``place`` (L, n) is where these stand in the flat sums; ``late``: nobody has answered."""
+    """``items`` (n,) that have L contenders each; ``place`` (L, n) is where these stand in the flat
+    sums; ``late``: nobody has answered.
+    """
 
     items: np.ndarray
     place: np.ndarray
@@ -100,11 +112,13 @@ class _Group:
 
 
 class Running:
-    """The sum of the members chosen so far, over some items, and the answers of its sum with every candidate.
+    """The sum of the members chosen so far, over some items, and the answers of its sum with every
+    candidate.
 
     Args:
         library: all members; ``members`` numbers those that are candidates.
-        label: int (N,) of all items, in the order of the predictions. repeats: int (N,), how often each counts; None: once.
+        label: int (N,) of all items, in the order of the predictions. repeats: int (N,), how often
+            each counts; None: once.
         fallback: the class that is answered where nobody answers.
     """
 
@@ -126,7 +140,8 @@ class Running:
         self.low, self.high = library.low[:, places], library.high[:, places]
         self.sums = np.zeros(classes.shape, kind)
         self.size = np.zeros(count, np.int64)
-        # items that count alike are counted together: the cell of an item is its level of repeats, its label, and its code
+        # items that count alike are counted together: the cell of an item is its level of repeats,
+        # its label, and its code
         self._levels, level = np.unique(np.ones(count) if repeats is None else repeats[self.items], return_inverse=True)
         self._cells = (level * len(classes) + self.label) << library.bits
         self._bins = (len(self._levels) * len(classes)) << library.bits
@@ -195,7 +210,9 @@ class Running:
         return gathered
 
     def _count(self, group: _Group, gathered: np.ndarray, total: np.ndarray) -> None:
-        """Add the answers to the items of a group to ``total`` (M, bins); ``gathered`` (M, L * n) contributions to its contenders."""
+        """Add the answers to the items of a group to ``total`` (M, bins); ``gathered`` (M, L * n)
+        contributions to its contenders.
+        """
         width, count = group.place.shape
         running = np.take(self.sums, group.place) + np.take(self.codes, group.place)
         kind = self.sums.dtype

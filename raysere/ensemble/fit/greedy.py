@@ -1,8 +1,10 @@
-"""Greedy forward selection with replacement (Caruana et al., 2004, 2006), plain and bagged (docs/methods.md 3.6).
+"""Greedy forward selection with replacement (Caruana et al., 2004, 2006), plain and bagged
+(docs/methods.md 3.6).
 
-The pooled answer is the arg-max of a running sum, so one step costs one addition, one arg-max and one count for every
-candidate: O(members x items x classes), in blocks that stay in the cache. The result depends on the set of members, the data
-and the seed alone, not on the order in which members stand.
+The pooled answer is the arg-max of a running sum, so one step costs one addition, one arg-max and
+one count for every candidate: O(members x items x classes), in blocks that stay in the cache. The
+result depends on the set of members, the data and the seed alone, not on the order in which members
+stand.
 """
 
 from __future__ import annotations
@@ -27,8 +29,9 @@ class Candidates:
     """What the members of a library add to the pooled scores.
 
     Attributes:
-        scores: float32 (K, M, N), the class first: contribution of member m to class k of item n, 0 where it is missing;
-            for a linear pool the probability times the ratio of decision to selection prior, for a log pool their logarithm.
+        scores: float32 (K, M, N), the class first: contribution of member m to class k of item n, 0
+            where it is missing; for a linear pool the probability times the ratio of decision to
+            selection prior, for a log pool their logarithm.
         present: bool (M, N).
         label: int (N,).
         group: int (N,) speakers.
@@ -52,7 +55,9 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Path:
-    """One greedy pass: the members in the order they were added, and objective and likelihood after each."""
+    """One greedy pass: the members in the order they were added, and objective and likelihood after
+    each.
+    """
 
     chosen: list[int]
     objective: list[float]
@@ -76,7 +81,9 @@ class GreedyParams:
 
 
 def contributions(logp: np.ndarray, present: np.ndarray, ratio: np.ndarray, *, log_pool: bool) -> np.ndarray:
-    """The ``scores`` (K, M, N) of :class:`Candidates` from log-probabilities (M, N, K) and prior ratio (K,)."""
+    """The ``scores`` (K, M, N) of :class:`Candidates` from log-probabilities (M, N, K) and prior
+    ratio (K,).
+    """
     scores = np.empty((logp.shape[2], *logp.shape[:2]), np.float32)
     factor = (np.log(ratio) if log_pool else np.asarray(ratio)).astype(np.float32)
     for m, (one, here) in enumerate(zip(logp, present)):  # member by member: each is read once
@@ -86,9 +93,11 @@ def contributions(logp: np.ndarray, present: np.ndarray, ratio: np.ndarray, *, l
 
 
 def _nll(candidates: Candidates, running: Running, candidate: int | None, weights: np.ndarray) -> float:
-    """Weighted negative log-likelihood of the running sum, or of its sum with a candidate; ``weights`` (n,) of its items.
+    """Weighted negative log-likelihood of the running sum, or of its sum with a candidate;
+    ``weights`` (n,) of its items.
 
-    Items that nobody answered have the prior: leaving them out would favour members that answer few items.
+    Items that nobody answered have the prior: leaving them out would favour members that answer few
+    items.
     """
     sums, size = running.sums, running.size
     if candidate is not None:
@@ -112,8 +121,8 @@ def greedy_path(candidates: Candidates, objective: Objective, params: GreedyPara
         repeats: how often each item counts (N,), from a bootstrap; None: once.
 
     Returns:
-        the Path; its ``length`` is the best prefix (by objective, then likelihood, then the shorter). Raises DataError for
-        an empty library.
+        the Path; its ``length`` is the best prefix (by objective, then likelihood, then the
+        shorter). Raises DataError for an empty library.
     """
     members, items = candidates.scores.shape[1:]
     if members == 0 or items == 0:
@@ -136,7 +145,9 @@ def _path(
     repeats: np.ndarray | None,
     workspace: Workspace,
 ) -> Path:
-    """One pass over the members ``unique[half]``, which stand at ``half`` in ``library``; the path numbers them within ``half``."""
+    """One pass over the members ``unique[half]``, which stand at ``half`` in ``library``; the path
+    numbers them within ``half``.
+    """
     running = Running(library, half, candidates.label, repeats, candidates.fallback, workspace)
     weights = candidates.item_weights[running.items]
     weights = weights if repeats is None else weights * repeats[running.items]
@@ -175,7 +186,9 @@ def _path(
 
 
 def _first(single: np.ndarray, count: int, tie: Callable[[int], tuple[float, str]]) -> list[int]:
-    """The ``count`` best members by single objective; only those that tie are told apart by ``tie``, which costs a pass each."""
+    """The ``count`` best members by single objective; only those that tie are told apart by
+    ``tie``, which costs a pass each.
+    """
     steps = np.round(single / _TIE)
     chosen: list[int] = []
     for level in np.unique(steps)[::-1]:
@@ -189,11 +202,13 @@ def _first(single: np.ndarray, count: int, tie: Callable[[int], tuple[float, str
 def greedy_weights(candidates: Candidates, objective: Objective, params: GreedyParams, *, threads: int | None = None) -> np.ndarray:
     """Weights (M,) that sum to 1: of one pass, or the mean over bags, small ones pruned.
 
-    Each bag is a random half of the library and a bootstrap of the speakers. Members whose contributions are equal to the bit
-    count as one (the first id), so that copies in a library change nothing.
+    Each bag is a random half of the library and a bootstrap of the speakers. Members whose
+    contributions are equal to the bit count as one (the first id), so that copies in a library
+    change nothing.
 
     Args:
-        threads: bags that are computed side by side, which changes nothing in the result; None: ``thread_count()``.
+        threads: bags that are computed side by side, which changes nothing in the result; None:
+            ``thread_count()``.
     """
     unique = _without_copies(candidates)
     members = len(unique)
@@ -226,7 +241,9 @@ def greedy_weights(candidates: Candidates, objective: Objective, params: GreedyP
 
 
 def thread_count() -> int:
-    """Threads that this process may use: its cores, or fewer where ``OMP_NUM_THREADS`` says so, as Ray does for its workers."""
+    """Threads that this process may use: its cores, or fewer where ``OMP_NUM_THREADS`` says so, as
+    Ray does for its workers.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     told = os.environ.get("OMP_NUM_THREADS", "")
     return max(1, min(cores, int(told))) if told.isdigit() else cores
@@ -240,7 +257,9 @@ def _without_copies(candidates: Candidates) -> np.ndarray:
 
 
 def draw_bag(seed: int, bag: int, members: int, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Half of the members (sorted numbers), and how often each item counts (N,) in a bootstrap of the groups."""
+    """Half of the members (sorted numbers), and how often each item counts (N,) in a bootstrap of
+    the groups.
+    """
     names, codes = np.unique(group, return_inverse=True)
     generator = np.random.default_rng([seed, bag])
     half = np.sort(generator.choice(members, (members + 1) // 2, replace=False))
@@ -248,7 +267,9 @@ def draw_bag(seed: int, bag: int, members: int, group: np.ndarray) -> tuple[np.n
 
 
 def prune(weights: np.ndarray, threshold: float) -> np.ndarray:
-    """Drop weights below the threshold and renormalise; of a library whose weights are all below it, the largest stay."""
+    """Drop weights below the threshold and renormalise; of a library whose weights are all below
+    it, the largest stay.
+    """
     kept = np.where(weights >= min(threshold, weights.max()), weights, 0.0)
     return kept / kept.sum()
 

@@ -1,7 +1,7 @@
 """The objective of the ensemble as a function of confusion counts.
 
-``counts[..., j, k]`` is the weight of items of class j that are answered k. Classes without items are left out of means:
-a bootstrap draw or a small fold may lack one.
+``counts[..., j, k]`` is the weight of items of class j that are answered k. Classes without items
+are left out of means: a bootstrap draw or a small fold may lack one.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ _ROUNDING = 1e-9  # running sums of weights come back to 0 but for their roundin
 
 
 def prior_macro_f1(counts: np.ndarray, prior: np.ndarray | None = None) -> np.ndarray:
-    """Macro-F1 that the same conditional answers would have under class prior ``prior`` (uniform when None): (...,).
+    """Macro-F1 that the same conditional answers would have under class prior ``prior`` (uniform
+    when None): (...,).
 
-    ``r_jk = P(answer k | class j)``; ``F1_k = 2 pi_k r_kk / (pi_k + sum_j pi_j r_jk)`` (docs/methods.md 3.4): equals
-    macro-F1 after replicating every class to ``pi``, without the noise of subsampling.
+    ``r_jk = P(answer k | class j)``; ``F1_k = 2 pi_k r_kk / (pi_k + sum_j pi_j r_jk)``
+    (docs/methods.md 3.4): equals macro-F1 after replicating every class to ``pi``, without the
+    noise of subsampling.
     """
     support = counts.sum(-1)
     rates = counts / np.maximum(support, 1e-300)[..., None]
@@ -35,7 +37,9 @@ def prior_macro_f1(counts: np.ndarray, prior: np.ndarray | None = None) -> np.nd
 
 @dataclass(frozen=True)
 class Objective:
-    """The metric of the task, on confusion counts; with ``prior``, macro-F1 is that of the given class prior."""
+    """The metric of the task, on confusion counts; with ``prior``, macro-F1 is that of the given
+    class prior.
+    """
 
     metric: str
     prior: tuple[float, ...] | None = None
@@ -48,13 +52,18 @@ class Objective:
         return CATEGORICAL[self.metric](counts)
 
     def row_weights(self, support: np.ndarray) -> np.ndarray:
-        """Weight (K,) of an item of each class in the margins that :meth:`of_margins` reads; ``support`` (K,) items of each class."""
+        """Weight (K,) of an item of each class in the margins that :meth:`of_margins` reads;
+        ``support`` (K,) items of each class.
+        """
         if self.metric == "macro_f1" and self.prior is not None:
             return self._shares(support) / np.maximum(support, 1e-300)
         return np.ones(len(support))
 
     def of_margins(self, right: np.ndarray, said: np.ndarray, support: np.ndarray) -> np.ndarray:
-        """The same value (...,) from weighted margins of the counts: ``right`` (..., K) on the diagonal, ``said`` (..., K) column sums."""
+        """The same value (...,) from weighted margins of the counts:
+
+        ``right`` (..., K) on the diagonal, ``said`` (..., K) column sums.
+        """
         there = support > 0
         if self.metric == "accuracy":
             return right.sum(-1) / max(support.sum(), 1e-300)
@@ -70,7 +79,9 @@ class Objective:
 
 
 def confusion_counts(label: np.ndarray, predicted: np.ndarray, classes: int, weights: np.ndarray | None = None) -> np.ndarray:
-    """Counts (C, K, K) of C candidate answers ``predicted`` int (C, N) to ``label`` int (N,), float64, rows weighted."""
+    """Counts (C, K, K) of C candidate answers ``predicted`` int (C, N) to ``label`` int (N,),
+    float64, rows weighted.
+    """
     predicted = np.atleast_2d(predicted)
     candidates = predicted.shape[0]
     flat = (np.arange(candidates, dtype=np.int64)[:, None] * classes + label[None, :]) * classes + predicted

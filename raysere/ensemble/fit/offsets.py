@@ -1,8 +1,10 @@
-"""Decision offsets: the answer is ``argmax_k (log p_k + delta_k)`` with ``delta_K = 0`` (docs/methods.md 3.9).
+"""Decision offsets: the answer is ``argmax_k (log p_k + delta_k)`` with ``delta_K = 0``
+(docs/methods.md 3.9).
 
-A ladder of three: no offset; ``-tau log pi``, one number; the full vector. The vector is found by exact coordinate ascent: while one
-class is raised, every item changes its answer once, at a threshold that is known, so that a sort and two running sums tell the
-objective of every offset of that class at once, in O(K N log N) a round.
+A ladder of three: no offset; ``-tau log pi``, one number; the full vector. The vector is found by
+exact coordinate ascent: while one class is raised, every item changes its answer once, at a
+threshold that is known, so that a sort and two running sums tell the objective of every offset of
+that class at once, in O(K N log N) a round.
 """
 
 from __future__ import annotations
@@ -24,14 +26,15 @@ _GAIN = 1e-12
 def sweep(scores: np.ndarray, label: np.ndarray, delta: np.ndarray, k: int, objective: Objective) -> tuple[np.ndarray, np.ndarray]:
     """The objective for every offset of class ``k``, the other offsets as they are.
 
-    Item i answers k once ``delta_k > t_i = max_{j != k} (s_ij + delta_j) - s_ik``; between two thresholds nothing changes.
+    Item i answers k once ``delta_k > t_i = max_{j != k} (s_ij + delta_j) - s_ik``; between two
+    thresholds nothing changes.
 
     Args:
         scores: float (N, K) log-probabilities. label: int (N,). delta: (K,).
 
     Returns:
-        (offsets (I,), values (I,)): the middle of each interval between distinct thresholds (half a nat beyond the outer ones) in
-        rising order, and the objective there.
+        (offsets (I,), values (I,)): the middle of each interval between distinct thresholds (half a
+        nat beyond the outer ones) in rising order, and the objective there.
     """
     count, classes = scores.shape
     others = scores + delta
@@ -69,7 +72,8 @@ def fit_vector(
     ridge: float = RIDGE,
     seed: int = 0,
 ) -> tuple[np.ndarray, list[float]]:
-    """Offsets (K,) with a last entry of 0 that maximise ``objective - ridge |delta|^2`` by coordinate sweeps.
+    """Offsets (K,) with a last entry of 0 that maximise ``objective - ridge |delta|^2`` by
+    coordinate sweeps.
 
     Args:
         begin: offsets to start from besides 0; random ones fill up to ``starts``.
@@ -109,7 +113,9 @@ def fit_vector(
 
 
 def fit_scalar(scores: np.ndarray, label: np.ndarray, prior: np.ndarray, objective: Objective, *, ridge: float = RIDGE) -> np.ndarray:
-    """Offsets ``-tau log prior`` (K,), shifted to a last entry of 0; of equally good tau the one nearest to 0."""
+    """Offsets ``-tau log prior`` (K,), shifted to a last entry of 0; of equally good tau the one
+    nearest to 0.
+    """
     direction = -np.log(np.maximum(prior, 1e-12))
     direction = direction - direction[-1]
     values = np.array([value_of(scores, label, tau * direction, objective) - ridge * tau**2 for tau in _TAUS])
@@ -125,7 +131,9 @@ def value_of(scores: np.ndarray, label: np.ndarray, delta: np.ndarray, objective
 def fit_offsets(
     level: str, scores: np.ndarray, label: np.ndarray, prior: np.ndarray, objective: Objective, *, seed: int = 0, starts: int = _STARTS
 ) -> np.ndarray:
-    """Offsets (K,) of a rung of the ladder; ``prior`` (K,) are the class shares of the selection rows."""
+    """Offsets (K,) of a rung of the ladder; ``prior`` (K,) are the class shares of the selection
+    rows.
+    """
     if level == "none":
         return np.zeros(scores.shape[1])
     scalar = fit_scalar(scores, label, prior, objective)
@@ -137,7 +145,9 @@ def fit_offsets(
 def cross_fitted_answers(
     level: str, scores: np.ndarray, label: np.ndarray, fold: np.ndarray, prior: np.ndarray, objective: Objective, *, seed: int = 0
 ) -> np.ndarray:
-    """Answers (N,) to the rows of each fold with the offsets of the others; ``scores`` are themselves held-out predictions."""
+    """Answers (N,) to the rows of each fold with the offsets of the others; ``scores`` are
+    themselves held-out predictions.
+    """
     answer = scores.argmax(1)
     if level == "none":
         return answer

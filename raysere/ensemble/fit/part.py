@@ -1,7 +1,7 @@
 """Fit one outer split: calibrate, choose, weight, match. Test rows cannot enter.
 
-A fitted ensemble is a mixture of *parts* with equal shares: one part for a holdout or out-of-fold run, one for each outer
-fold of a nested run.
+A fitted ensemble is a mixture of *parts* with equal shares: one part for a holdout or out-of-fold
+run, one for each outer fold of a nested run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from raysere.training.task import Task
 
 @dataclass(frozen=True)
 class AttributePart:
-    """The members of one attribute's pool, and its fit; ``index`` is the attribute's place in the task."""
+    """The members of one attribute's pool, and its fit; ``index`` is the attribute's place in the
+    task.
+    """
 
     members: tuple[MemberInfo, ...]
     index: int
@@ -51,7 +53,9 @@ class OuterFit:
         return tuple(found[name] for name in sorted(found))
 
     def predict(self, predictions: StackedPredictions) -> tuple[np.ndarray, np.ndarray]:
-        """(log-probabilities (N, K), attributes (N, A)), float64, NaN where nobody answers; K or A may be 0."""
+        """(log-probabilities (N, K), attributes (N, A)), float64, NaN where nobody answers; K or A
+        may be 0.
+        """
         count = len(predictions.utterances)
         logp = self.classes.predict(predictions) if self.classes else np.zeros((count, 0))
         values = (
@@ -61,7 +65,9 @@ class OuterFit:
 
 
 def mixture(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """Uniform mixture of the predictions of parts; a part that cannot answer an item (or one attribute of it) is left out for it."""
+    """Uniform mixture of the predictions of parts; a part that cannot answer an item (or one
+    attribute of it) is left out for it.
+    """
     if len(parts) == 1:
         return parts[0]
     logp = _mean_over_answering(np.exp(np.stack([part[0] for part in parts])))
@@ -90,7 +96,9 @@ def fit_part(selection: FitRows, task: Task, config: EnsembleConfig) -> OuterFit
 
 
 def fit_classes(selection: FitRows, task: Task, config: EnsembleConfig) -> ClassFit:
-    """The categorical procedure (docs/methods.md 3): what the config leaves open is chosen on inner folds, then fitted on all rows."""
+    """The categorical procedure (docs/methods.md 3): what the config leaves open is chosen on inner
+    folds, then fitted on all rows.
+    """
     labelled = selection.label >= 0
     if not labelled.any():
         raise DataError("No selection row has a class label")

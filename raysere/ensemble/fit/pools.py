@@ -1,7 +1,9 @@
-"""Pools: many members' predictions to one, with members that are missing for an item masked (docs/methods.md 3.5).
+"""Pools: many members' predictions to one, with members that are missing for an item masked
+(docs/methods.md 3.5).
 
-Everywhere: ``logp`` float32 (M, N, K) log-probabilities, ``weights`` (M,) non-negative, ``present`` bool (M, N). The weights
-of the members that are present are renormalised for each item; an item that nobody answers is NaN.
+Everywhere: ``logp`` float32 (M, N, K) log-probabilities, ``weights`` (M,) non-negative, ``present``
+bool (M, N). The weights of the members that are present are renormalised for each item; an item
+that nobody answers is NaN.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ KNOTS = np.linspace(-3.0, 3.0, 33)  # normal scores of a RankReference
 
 
 def row_weights(weights: np.ndarray, present: np.ndarray) -> np.ndarray:
-    """Weights (M, N) float64 of present members, summing to 1 for each item; NaN where nobody is present."""
+    """Weights (M, N) float64 of present members, summing to 1 for each item; NaN where nobody is
+    present.
+    """
     masked = np.asarray(weights, np.float64)[:, None] * present
     total = masked.sum(0)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -50,7 +54,8 @@ def log(logp: np.ndarray, weights: np.ndarray, present: np.ndarray) -> np.ndarra
 
 
 def rank(logp: np.ndarray, weights: np.ndarray, present: np.ndarray) -> np.ndarray:
-    """Weighted mean of normal scores of each member's ranks within a class: scores (N, K), not probabilities.
+    """Weighted mean of normal scores of each member's ranks within a class: scores (N, K), not
+    probabilities.
 
     It needs all items at once and is blind to monotone distortions of any member.
     """
@@ -63,7 +68,9 @@ def pooled_scores(scores: np.ndarray, weights: np.ndarray, present: np.ndarray) 
 
 
 def normal_scores(values: np.ndarray, present: np.ndarray) -> np.ndarray:
-    """``Phi^-1((rank - 1/2) / n)`` over the present items (axis 1) of (M, N, K); ties share their mean rank; absent: 0."""
+    """``Phi^-1((rank - 1/2) / n)`` over the present items (axis 1) of (M, N, K); ties share their
+    mean rank; absent: 0.
+    """
     scores = np.zeros(values.shape, np.float64)
     for m, here in enumerate(present):
         if here.any():
@@ -73,16 +80,20 @@ def normal_scores(values: np.ndarray, present: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class RankReference:
-    """Where the selection rows of each member lie, so that a new item gets its normal score without the others of its batch.
+    """Where the selection rows of each member lie, so that a new item gets its normal score without
+    the others of its batch.
 
-    ``knots`` float32 (M, K, Q): the values of a member for a class whose normal scores are ``KNOTS`` (Q,) from -3 to 3.
+    ``knots`` float32 (M, K, Q): the values of a member for a class whose normal scores are
+    ``KNOTS`` (Q,) from -3 to 3.
     """
 
     knots: np.ndarray
 
     @classmethod
     def of(cls, logp: np.ndarray, present: np.ndarray) -> RankReference:
-        """From selection rows (M, N, K); a member that answers none of them gets equal knots, and scores of 0."""
+        """From selection rows (M, N, K); a member that answers none of them gets equal knots, and
+        scores of 0.
+        """
         knots = np.zeros((len(logp), logp.shape[2], len(KNOTS)), np.float32)
         for m, here in enumerate(present):
             if here.any():
@@ -90,7 +101,9 @@ class RankReference:
         return cls(knots)
 
     def scores(self, logp: np.ndarray) -> np.ndarray:
-        """Normal scores float32 (M, N, K), linear between knots; a value that stands at several knots has their mean."""
+        """Normal scores float32 (M, N, K), linear between knots; a value that stands at several
+        knots has their mean.
+        """
         found = np.empty(logp.shape, np.float32)
         for m in range(len(logp)):
             for k in range(logp.shape[2]):
@@ -105,7 +118,9 @@ def knot_scores(values: np.ndarray, knots: np.ndarray) -> np.ndarray:
 
 
 def vote(logp: np.ndarray, weights: np.ndarray, present: np.ndarray) -> np.ndarray:
-    """Weighted plurality: share of the votes (N, K); equal shares are parted by the mean probability."""
+    """Weighted plurality: share of the votes (N, K); equal shares are parted by the mean
+    probability.
+    """
     hard = np.eye(logp.shape[2], dtype=np.float32)[logp.argmax(-1)]
     shares = _weigh(weights, hard, present)
     return shares + 1e-6 * _weigh(weights, np.exp(logp), present)

@@ -1,4 +1,6 @@
-"""Class priors: moving predictions from one to another, and estimating an unknown one (docs/methods.md 3.3)."""
+"""Class priors: moving predictions from one to another, and estimating an unknown one
+(docs/methods.md 3.3).
+"""
 
 from __future__ import annotations
 
@@ -23,10 +25,12 @@ def shift_prior(logp: np.ndarray, source: np.ndarray, target: np.ndarray) -> np.
 
 @dataclass(frozen=True)
 class Posterior:
-    """Log-probabilities (N, K) together with the class prior (K,) that they carry, so that no prior can be corrected twice.
+    """Log-probabilities (N, K) together with the class prior (K,) that they carry, so that no prior
+    can be corrected twice.
 
-    The only way to another prior is :meth:`under`, which starts from the one that is carried: asked twice for the same, it changes
-    nothing the second time, and any chain of priors ends where its last link alone would.
+    The only way to another prior is :meth:`under`, which starts from the one that is carried: asked
+    twice for the same, it changes nothing the second time, and any chain of priors ends where its
+    last link alone would.
     """
 
     logp: np.ndarray
@@ -38,7 +42,9 @@ class Posterior:
 
 
 def check_prior(config: EnsembleConfig, classes: Sequence[str]) -> None:
-    """Raise ConfigError unless a prior that is stated as a list has one number a class; to be called before a search."""
+    """Raise ConfigError unless a prior that is stated as a list has one number a class; to be
+    called before a search.
+    """
     _check_length(config.prior, classes)
 
 
@@ -52,16 +58,18 @@ def _check_length(choice: str | tuple[float, ...], classes: Sequence[str]) -> No
 
 
 def likeliest_class(prior: np.ndarray, selection: np.ndarray, classes: Sequence[str]) -> int:
-    """The answer where no member has one: the class with the largest ``prior`` (K,), of equals (a uniform prior) the one that
-    the selection rows have most of, then the first by name. It does not depend on the order of the classes."""
+    """The answer where no member has one: the class with the largest ``prior`` (K,), of equals (a
+    uniform prior) the one that the selection rows have most of, then the first by name. It does not
+    depend on the order of the classes.
+    """
     return min(range(len(classes)), key=lambda k: (-round(float(prior[k]), 9), -round(float(selection[k]), 9), classes[k]))
 
 
 def decision_prior(choice: str | tuple[float, ...], metric: str, selection: np.ndarray, classes: tuple[str, ...]) -> np.ndarray:
     """The prior (K,) under which the ensemble decides (see EnsembleConfig.prior).
 
-    Under a uniform prior the most probable class is the Bayes decision for the UAR, under the true one for accuracy; for
-    macro-F1, whose best thresholds lie between, halfway on the log scale.
+    Under a uniform prior the most probable class is the Bayes decision for the UAR, under the true
+    one for accuracy; for macro-F1, whose best thresholds lie between, halfway on the log scale.
     """
     if not isinstance(choice, str):
         _check_length(choice, classes)
@@ -77,7 +85,8 @@ def decision_prior(choice: str | tuple[float, ...], metric: str, selection: np.n
 def estimate_prior(logp: np.ndarray, source: np.ndarray, *, rounds: int = 1000, tolerance: float = 1e-8) -> np.ndarray:
     """Class prior (K,) of unlabelled rows by expectation maximisation (Saerens et al., 2002).
 
-    Off by default everywhere, because it reads the inputs of all rows that are to be answered at once.
+    Off by default everywhere, because it reads the inputs of all rows that are to be answered at
+    once.
 
     Args:
         logp: (N, K) log-probabilities calibrated to prior ``source`` (K,).

@@ -1,7 +1,10 @@
-"""Stacking: multinomial logistic regression on the members' centred log-probabilities (docs/methods.md 3.8).
+"""Stacking: multinomial logistic regression on the members' centred log-probabilities
+(docs/methods.md 3.8).
 
-It is written as a correction of the plain log pool, ``logits = mean_m log p_m + log(target / selection prior) + X D``, and what is
-penalised is D, the distance from that mean: with C towards 0 the answer is the mean, with C large an unpenalised regression.
+It is written as a correction of the plain log pool,
+``logits = mean_m log p_m + log(target / selection prior) + X D``, and what is penalised is D, the
+distance from that mean: with C towards 0 the answer is the mean, with C large an unpenalised
+regression.
 """
 
 from __future__ import annotations
@@ -14,20 +17,26 @@ from scipy.optimize import minimize
 
 from raysere.ensemble.fit.calibration import log_softmax
 
-#: Strengths that are tried, from the mean (small) to free (large): the C of ``C * sum of losses + |D|^2 / 2``.
+#: Strengths that are tried, from the mean (small) to free (large): the C of
+#: ``C * sum of losses + |D|^2 / 2``.
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
 
 @dataclass(frozen=True)
 class Stack:
-    """The correction: ``coefficients`` float64 (M, K, K), from log-probability to logit, and ``intercept`` (K,)."""
+    """The correction:
+
+    ``coefficients`` float64 (M, K, K), from log-probability to logit, and ``intercept`` (K,).
+    """
 
     coefficients: np.ndarray
     intercept: np.ndarray
     penalty: float
 
     def logp(self, logp: np.ndarray, present: np.ndarray, ratio: np.ndarray) -> np.ndarray:
-        """Log-probabilities (N, K) under the target prior, NaN where nobody answers; ``ratio`` (K,) target over selection prior."""
+        """Log-probabilities (N, K) under the target prior, NaN where nobody answers; ``ratio`` (K,)
+        target over selection prior.
+        """
         features, base = stack_inputs(logp, present, ratio)
         found = log_softmax(base + features @ self.coefficients.reshape(-1, logp.shape[2]) + self.intercept)
         found[~present.any(0)] = np.nan
@@ -35,7 +44,9 @@ class Stack:
 
     @property
     def shares(self) -> np.ndarray:
-        """How much each member counts (M,), sum 1: the size of its block of the whole regression, the mean included."""
+        """How much each member counts (M,), sum 1: the size of its block of the whole regression,
+        the mean included.
+        """
         members, classes, _ = self.coefficients.shape
         size = np.sqrt(((self.coefficients + np.eye(classes) / members) ** 2).sum((1, 2)))
         return size / size.sum()
@@ -44,8 +55,9 @@ class Stack:
 def stack_inputs(logp: np.ndarray, present: np.ndarray, ratio: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(features (N, M K), base logits (N, K)) of members' log-probabilities (M, N, K).
 
-    Features are centred over the classes. A member that is absent for an item is 0 there and the others are scaled up, as
-    renormalised weights would, so that the base is the mean over those present.
+    Features are centred over the classes. A member that is absent for an item is 0 there and the
+    others are scaled up, as renormalised weights would, so that the base is the mean over those
+    present.
     """
     members, items, classes = logp.shape
     centred = logp - logp.mean(2, keepdims=True)
@@ -68,8 +80,8 @@ def fit_stacks(
     """One Stack for each penalty, in rising order, each started from the one before.
 
     Args:
-        logp: float32 (M, N, K) calibrated to the selection prior. item_weights: (N,) ``target / selection prior`` of the label,
-            ``1 / (K pi_y)`` for a uniform target.
+        logp: float32 (M, N, K) calibrated to the selection prior. item_weights: (N,)
+            ``target / selection prior`` of the label, ``1 / (K pi_y)`` for a uniform target.
     """
     here = present.any(0)
     features, base = stack_inputs(logp[:, here], present[:, here], ratio)

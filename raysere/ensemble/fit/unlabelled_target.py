@@ -11,15 +11,20 @@ from raysere.training.criteria import BETTER, ranked
 from raysere.training.metrics import group_confusions, statistic_of
 from raysere.training.task import Task
 
-#: The default. Over trials on real speech the score on source speakers goes with the target's (docs/transfer.md); no criterion that looks
-#: at the target's clips does as well.
+#: The default. Over trials on real speech the score on source speakers goes with the target's
+#: (docs/transfer.md); no criterion that looks at the target's clips does as well.
 RULE: tuple[str, ...] = ("source_dev",)
-#: Of trials near the best on source speakers, the best mean rank over these: the rule drawn up before anything was measured.
+#: Of trials near the best on source speakers, the best mean rank over these: the rule drawn up
+#: before anything was measured.
 MIXED_RULE = ("infomax", "dev", "snd", "class_ami")
 
 
 def criteria_of_members(selection: FitRows, task: Task) -> dict[str, dict[str, float]]:
-    """By id of member: ``source_dev`` and what its trial says of the target without labels (``criterion.NAME`` in its metrics)."""
+    """By id of member:
+
+    ``source_dev`` and what its trial says of the target without labels (``criterion.NAME`` in its
+    metrics).
+    """
     statistic, found = statistic_of(task.metric), {}
     sums = _source_sums(selection, task)
     for member in selection.predictions.members:
@@ -33,9 +38,10 @@ def criteria_of_members(selection: FitRows, task: Task) -> dict[str, dict[str, f
 def choose_member(selection: FitRows, task: Task, rule: tuple[str, ...] = RULE) -> int:
     """The number of the member that the rule takes.
 
-    ``("source_dev",)`` takes the best on the source. For another rule, members whose source score is within one standard error (of the
-    paired difference, over source speakers) of the best are ranked by each of its criteria; the best mean rank wins, of equals the one that
-    was trained for fewer epochs.
+    ``("source_dev",)`` takes the best on the source. For another rule, members whose source score
+    is within one standard error (of the paired difference, over source speakers) of the best are
+    ranked by each of its criteria; the best mean rank wins, of equals the one that was trained for
+    fewer epochs.
 
     Raises DataError for a criterion that does not exist.
     """
@@ -57,7 +63,9 @@ def choose_member(selection: FitRows, task: Task, rule: tuple[str, ...] = RULE) 
 
 
 def near_members(selection: FitRows, task: Task, errors: float = 1.0) -> list[int]:
-    """Numbers of the members whose source score is within ``errors`` standard errors of the best: what a mean of them is an ensemble of."""
+    """Numbers of the members whose source score is within ``errors`` standard errors of the best:
+    what a mean of them is an ensemble of.
+    """
     _, close = near_best(_source_sums(selection, task), statistic_of(task.metric), errors, 0)
     return [number for number, member in enumerate(selection.predictions.members) if member.id in close]
 

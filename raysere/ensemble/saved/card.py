@@ -8,7 +8,9 @@ from raysere.base.files import to_yaml
 
 
 def write_card(record: dict[str, Any], evaluation: dict[str, Any]) -> str:
-    """The card of an ensemble as Markdown with a YAML header, from its ``ensemble.yaml`` and ``evaluation.json`` alone."""
+    """The card of an ensemble as Markdown with a YAML header, from its ``ensemble.yaml`` and
+    ``evaluation.json`` alone.
+    """
     task = record["task"]
     header = {
         "library_name": "raysere",
@@ -53,7 +55,9 @@ def write_card(record: dict[str, Any], evaluation: dict[str, Any]) -> str:
 
 
 def _shown(line: str) -> str:
-    """A line in which names cannot become elements, links or lines of their own: they come from data, and Markdown may hold HTML."""
+    """A line in which names cannot become elements, links or lines of their own: they come from
+    data, and Markdown may hold HTML.
+    """
     return " ".join(line.replace("&", "&amp;").replace("<", "&lt;").replace("[", "\\[").splitlines())
 
 

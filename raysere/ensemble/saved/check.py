@@ -1,6 +1,7 @@
 """Check the files of a saved ensemble against the hashes in ``ensemble.yaml``.
 
-The last line of ``ensemble.yaml`` is a comment with the hash of all that stands above it; without that line it is not checked itself.
+The last line of ``ensemble.yaml`` is a comment with the hash of all that stands above it; without
+that line it is not checked itself.
 """
 
 from __future__ import annotations
@@ -17,14 +18,19 @@ _AGAIN = "Save the ensemble again: `raysere evaluate RUN`."
 
 
 def write_description(folder: Path, record: Mapping[str, Any]) -> None:
-    """Write ``ensemble.yaml`` with the hashes of the other files, which are there already, and of itself."""
+    """Write ``ensemble.yaml`` with the hashes of the other files, which are there already, and of
+    itself.
+    """
     named = {key: {"file": name, "sha256": file_hash(folder / name)} for key, name in (("card", "card.md"), ("figures", "evaluation.json"))}
     text = to_yaml({**record, **named})
     (folder / "ensemble.yaml").write_text(f"{text}# sha256 of the lines above: {digest(text, 64)}\n", encoding="utf-8")
 
 
 def read_description(folder: Path) -> Any:
-    """The content of ``ensemble.yaml``. Raises DataError for one that was changed since it was written, ConfigError for no YAML."""
+    """The content of ``ensemble.yaml``.
+
+    Raises DataError for one that was changed since it was written, ConfigError for no YAML.
+    """
     path = folder / "ensemble.yaml"
     record = read_yaml(path)
     text, _, last = path.read_text(encoding="utf-8").rpartition("# sha256 of the lines above: ")
@@ -38,7 +44,8 @@ def read_description(folder: Path) -> Any:
 
 
 def checked_files(folder: Path, record: Mapping[str, Any]) -> dict[str, Path]:
-    """Member id to the path of its tensors, where all files that ``record`` (the content of ensemble.yaml) names are as they were saved.
+    """Member id to the path of its tensors, where all files that ``record`` (the content of
+    ensemble.yaml) names are as they were saved.
 
     Raises:
         MissingFileError: one is gone. DataError: one was changed, or lies outside the folder.
@@ -52,7 +59,10 @@ def checked_files(folder: Path, record: Mapping[str, Any]) -> dict[str, Path]:
 
 
 def checked_path(folder: Path, name: str, sha256: str, suffixes: tuple[str, ...]) -> Path:
-    """The file ``name`` inside ``folder``. Raises DataError when it lies outside or was changed, MissingFileError when it is gone."""
+    """The file ``name`` inside ``folder``.
+
+    Raises DataError when it lies outside or was changed, MissingFileError when it is gone.
+    """
     root = folder.resolve()
     path = (root / str(name)).resolve()
     if not path.is_relative_to(root) or path.suffix not in suffixes:
@@ -73,7 +83,8 @@ def checked_path(folder: Path, name: str, sha256: str, suffixes: tuple[str, ...]
 
 
 def checked_record(run: Path) -> dict[str, Any]:
-    """``ensemble/ensemble.yaml`` of a run, where its files and the run's evaluation.json are as they were saved.
+    """``ensemble/ensemble.yaml`` of a run, where its files and the run's evaluation.json are as
+    they were saved.
 
     Raises MissingFileError, ConfigError or DataError where one is not.
     """

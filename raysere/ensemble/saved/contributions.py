@@ -13,8 +13,9 @@ def contributions_of(parts: list[OuterFit], predictions: StackedPredictions) -> 
     """Members, their shares of each answer, and their own calibrated probabilities.
 
     Returns:
-        (ids (m,), shares float64 (m, N), probabilities float64 (m, N, K)). For each item the shares of the members that could
-        answer sum to 1 (all 0 where none could); members of several parts share equally. Probabilities of absent members are NaN.
+        (ids (m,), shares float64 (m, N), probabilities float64 (m, N, K)). For each item the shares
+        of the members that could answer sum to 1 (all 0 where none could); members of several parts
+        share equally. Probabilities of absent members are NaN.
     """
     ids: list[str] = []
     shares: list[np.ndarray] = []

@@ -45,14 +45,19 @@ class Ensemble:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], *, device: str = "cpu") -> Ensemble:
-        """Open a saved ensemble; hashes are checked. Raises MissingFileError or DataError (see ``load_ensemble``)."""
+        """Open a saved ensemble; hashes are checked.
+
+        Raises MissingFileError or DataError (see ``load_ensemble``).
+        """
         return cls(load_ensemble(folder), device)
 
     def open(self) -> Ensemble:
-        """Open all members and backbones now rather than on first use, so that what does not fit is known before anybody asks.
+        """Open all members and backbones now rather than on first use, so that what does not fit is
+        known before anybody asks.
 
-        Raises ConfigError for a backbone whose weights or code are others than the ensemble was made with, MissingFileError or
-        EnvironmentFault where one is not on this machine, DataError for a member that does not fit its method.
+        Raises ConfigError for a backbone whose weights or code are others than the ensemble was
+        made with, MissingFileError or EnvironmentFault where one is not on this machine, DataError
+        for a member that does not fit its method.
         """
         from raysere.features.extract.encoder import Encoder
 
@@ -83,18 +88,23 @@ class Ensemble:
         Args:
             files: audio files; None (for all or for some) for text only.
             texts: a transcript for each file ('' or None: none), or the texts themselves.
-            speakers: who speaks, for members that normalise by speaker: their clips are normalised together. None: every clip by itself.
-            corpora: names of the training corpora that the inputs are like, for members that normalise by corpus and were trained
-                on several. None, or a name that is none of theirs: the statistics of all training rows.
+            speakers: who speaks, for members that normalise by speaker: their clips are normalised
+                together. None: every clip by itself.
+            corpora: names of the training corpora that the inputs are like, for members that
+                normalise by corpus and were trained on several. None, or a name that is none of
+                theirs: the statistics of all training rows.
             languages: BCP 47 codes, for backbones that want to know. None: not told.
-            segments: (start, end) in seconds of the part of each file that is meant. None: the whole file.
+            segments: (start, end) in seconds of the part of each file that is meant. None: the
+                whole file.
             contributions: add a column of each member's share and probabilities.
 
         Returns:
-            One row an input: ``file, text``, ``p.CLASS...`` (under the prior by which the ensemble decides), ``predicted``,
-            ``confidence``, attributes on the task's scale, ``members`` (how many answered), ``note`` (what was missing), ``error``
-            (why nothing could be answered; the rest of the row is null). Classes or an attribute that no member could answer are
-            null by themselves, and the note says so. Raises ConfigError for lists of different lengths.
+            One row an input: ``file, text``, ``p.CLASS...`` (under the prior by which the ensemble
+            decides), ``predicted``, ``confidence``, attributes on the task's scale, ``members``
+            (how many answered), ``note`` (what was missing), ``error`` (why nothing could be
+            answered; the rest of the row is null). Classes or an attribute that no member could
+            answer are null by themselves, and the note says so. Raises ConfigError for lists of
+            different lengths.
         """
         count = len(files) if files is not None else len(texts or [])
         if count == 0:
@@ -114,7 +124,9 @@ class Ensemble:
     def member_predictions(
         self, views: dict[str, FeatureView], count: int, speakers: Sequence[str], corpora: Sequence[str | None] | None = None
     ) -> StackedPredictions:
-        """Stacked predictions of all members from views (by feature key) of the same ``count`` items in the same order."""
+        """Stacked predictions of all members from views (by feature key) of the same ``count``
+        items in the same order.
+        """
         from raysere.methods import METHODS
 
         task = self.task
@@ -170,7 +182,9 @@ class Ensemble:
         languages: Sequence[str | None],
         segments: Sequence[tuple[float, float] | None],
     ) -> tuple[dict[str, FeatureView], list[dict[str, str]]]:
-        """One backbone run for each distinct feature spec: views by key, and for each item the reasons by key why it has none."""
+        """One backbone run for each distinct feature spec: views by key, and for each item the
+        reasons by key why it has none.
+        """
         from raysere.features.extract.run import encode_view, item
 
         def work(n: int, spec: FeatureSpec) -> Work:
@@ -207,7 +221,9 @@ class Ensemble:
         return views, failures
 
     def _without_own_statistics(self, views: dict[str, FeatureView], predictions: StackedPredictions) -> np.ndarray:
-        """bool (N,): a member that normalises by speaker answered, and the clip by itself is too short for statistics of its own."""
+        """bool (N,): a member that normalises by speaker answered, and the clip by itself is too
+        short for statistics of its own.
+        """
         from raysere.training.normalise import MIN_OWN_ROWS
 
         fell_back = np.zeros(len(predictions.utterances), bool)
@@ -339,7 +355,9 @@ class Ensemble:
 
 
 class EncodeOnce(Backbone):
-    """A backbone that encodes each item once for all feature specs that give it the same audio or text; made for one call."""
+    """A backbone that encodes each item once for all feature specs that give it the same audio or
+    text; made for one call.
+    """
 
     def __init__(self, backbone: Backbone, numbers: list[int]) -> None:
         self.info, self._backbone, self._numbers = backbone.info, backbone, numbers
@@ -354,12 +372,16 @@ class EncodeOnce(Backbone):
 
 
 def _heard(spec: FeatureSpec) -> str:
-    """What a backbone is given for an item, and which backbone: specs that agree in it differ only in what they keep of the rows."""
+    """What a backbone is given for an item, and which backbone: specs that agree in it differ only
+    in what they keep of the rows.
+    """
     return canonical_json([spec.backbone, spec.options, spec.reads, spec.channel, spec.level, spec.speed, spec.noise_db])
 
 
 def _why(reasons: Iterable[str]) -> str:
-    """Why nothing was answered: what is wrong with what was given; what was not given, only where nothing was."""
+    """Why nothing was answered: what is wrong with what was given; what was not given, only where
+    nothing was.
+    """
     told = sorted(set(reasons))
     return _reasons([reason for reason in told if not reason.endswith(_NOT_GIVEN)] or told)
 
@@ -369,7 +391,9 @@ def _reasons(reasons: Any) -> str:
 
 
 def _spread(view: FeatureView, places: list[int], count: int) -> FeatureView:
-    """A view of ``count`` items in which the given ones stand at ``places`` and the others are absent."""
+    """A view of ``count`` items in which the given ones stand at ``places`` and the others are
+    absent.
+    """
     if len(places) == count:
         return view
     from raysere.features.views import FeatureView

@@ -1,7 +1,7 @@
 """Save and load an ensemble: ``ensemble.yaml``, ``card.md`` and ``members/*.safetensors``.
 
-Everything that prediction needs is in the folder, backbones excepted: those are named, with the hash of their weights and
-code, in the feature specs.
+Everything that prediction needs is in the folder, backbones excepted: those are named, with the
+hash of their weights and code, in the feature specs.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ class Bundle:
         specs: feature key to spec.
         weights: member id to the checked path of its tensors.
         record: ensemble.yaml as read.
-        fingerprint: hash of ensemble.yaml, which holds the hashes of all else: it names this ensemble in answers and logs.
+        fingerprint: hash of ensemble.yaml, which holds the hashes of all else: it names this
+            ensemble in answers and logs.
     """
 
     folder: Path
@@ -65,9 +66,11 @@ class Bundle:
 
 
 def save_ensemble(runs: Sequence[Run], fitted: Fitted, config: EnsembleConfig, folder: Path, evaluation: dict[str, Any]) -> None:
-    """Write the fitted ensemble to ``folder``; one that is there is replaced only once the new one is whole.
+    """Write the fitted ensemble to ``folder``; one that is there is replaced only once the new one
+    is whole.
 
-    Raises MissingFileError where a member's tensors or a feature spec are gone, EnvironmentFault for a disk that is full.
+    Raises MissingFileError where a member's tensors or a feature spec are gone, EnvironmentFault
+    for a disk that is full.
     """
     folder = Path(folder)
     staged = folder.parent / f".{folder.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.new"
@@ -85,7 +88,10 @@ def save_ensemble(runs: Sequence[Run], fitted: Fitted, config: EnsembleConfig, f
 
 
 def _replace(folder: Path, staged: Path) -> None:
-    """Put ``staged`` in the place of ``folder``. A kill between the two renames leaves the whole old one beside it."""
+    """Put ``staged`` in the place of ``folder``.
+
+    A kill between the two renames leaves the whole old one beside it.
+    """
     if not folder.exists():
         os.rename(staged, folder)
         return
@@ -107,7 +113,8 @@ def load_ensemble(folder: str | os.PathLike[str]) -> Bundle:
 
     Raises:
         MissingFileError: no ensemble there, or a member's file is gone.
-        DataError: another format, a file that was changed since it was saved, a path that leaves the folder, numbers that make no sense.
+        DataError: another format, a file that was changed since it was saved, a path that leaves
+            the folder, numbers that make no sense.
     """
     folder = Path(folder)
     if not (folder / "ensemble.yaml").is_file():
@@ -221,7 +228,10 @@ def _read_calibration(entry: dict[str, Any], task: Task) -> Calibration:
 
 
 def _read_extras(part: dict[str, Any], entries: list[dict[str, Any]], task: Task) -> dict[str, Any]:
-    """What only the second format has. Raises ValueError for a stack or a rank pool that is not whole."""
+    """What only the second format has.
+
+    Raises ValueError for a stack or a rank pool that is not whole.
+    """
     found: dict[str, Any] = {"estimate": bool(part.get("estimate_prior", False)), "ladder": part.get("ladder", "none")}
     if "offsets" in part:
         found["offsets"] = _finite(_by_name(part["offsets"], task))
@@ -258,7 +268,10 @@ def _by_name(values: dict[str, float], task: Task) -> np.ndarray:
 
 
 def _weight(value: Any) -> float:
-    """A member's weight; 0 where it takes no part. NaN is above nothing, so that without this such a member would go without a word."""
+    """A member's weight; 0 where it takes no part.
+
+    NaN is above nothing, so that without this such a member would go without a word.
+    """
     if not 0 <= float(value) <= _LARGEST:
         raise ValueError(f"a weight is a number from 0 on, not {value!r}")
     return float(value)

@@ -22,7 +22,8 @@ from raysere.ensemble.fit.part import OuterFit
 from raysere.features.spec import FeatureSpec
 from raysere.training.task import Task
 
-#: The second is written where an ensemble has what a reader of the first would not see: offsets, a stack, ranks, votes, an estimated prior.
+#: The second is written where an ensemble has what a reader of the first would not see: offsets, a
+#: stack, ranks, votes, an estimated prior.
 FORMATS = ("raysere.ensemble/1", "raysere.ensemble/2")
 
 
@@ -187,7 +188,9 @@ def _member_record(part: OuterFit, member: MemberInfo, count: int, task: Task) -
 
 
 def _streams(run: Run, member: MemberInfo, features: dict[str, Any]) -> dict[str, str]:
-    """Stream name to feature key of a member; adds the configs and specs that are new to ``features``."""
+    """Stream name to feature key of a member; adds the configs and specs that are new to
+    ``features``.
+    """
     assert member.record is not None
     streams = {}
     for name in member.record.features:
@@ -203,7 +206,9 @@ def _streams(run: Run, member: MemberInfo, features: dict[str, Any]) -> dict[str
 
 
 def _spec(run: Run, name: str, config: dict[str, Any], key: str) -> FeatureSpec:
-    """The spec as the store holds it, else (a store that is remote or gone) resolved again, if that gives the same key."""
+    """The spec as the store holds it, else (a store that is remote or gone) resolved again, if that
+    gives the same key.
+    """
     path = run.folder / str(run.settings["store"]) / key / "spec.json"  # an absolute store stays absolute
     if path.is_file():
         return FeatureSpec.from_json(read_json(path), where=path)
@@ -251,7 +256,9 @@ def _copy_weights(run: Run, member: MemberInfo, folder: Path) -> dict[str, str]:
 
 
 def _licences(runs: Sequence[Run], features: dict[str, Any]) -> dict[str, Any]:
-    """Licences of backbones and corpora, as far as they are known; they bind whoever passes the ensemble on."""
+    """Licences of backbones and corpora, as far as they are known; they bind whoever passes the
+    ensemble on.
+    """
     from raysere.corpora.adapters import CORPORA
     from raysere.features.backbones import describe_backbone
 

@@ -3,9 +3,9 @@
 A name is ``FAMILY[:ARGUMENT][?OPTION=VALUE&...]``: ``acoustic``, ``hf:./wavlm?window=clip``,
 ``table:vectors.parquet``.
 
-A family is one object with two functions, ``describe(argument, **options) -> BackboneInfo`` (reads no weights) and
-``open(argument, *, device, **options) -> Backbone``; a class with these as static methods will do. Other packages announce
-theirs under the entry-point group ``raysere.backbones``.
+A family is one object with two functions, ``describe(argument, **options) -> BackboneInfo`` (reads
+no weights) and ``open(argument, *, device, **options) -> Backbone``; a class with these as static
+methods will do. Other packages announce theirs under the entry-point group ``raysere.backbones``.
 """
 
 from __future__ import annotations
@@ -49,21 +49,29 @@ def describe_backbone(name: str, **options: Any) -> BackboneInfo:
         options: options of the family; one that is None counts as not given.
 
     Raises:
-        UnknownNameError: no such family. ConfigError: a wrong argument or option. MissingFileError: no such folder or file.
-        EnvironmentFault: a model that is neither on this machine nor within reach, or a package that is not installed.
+        UnknownNameError: no such family. ConfigError: a wrong argument or option. MissingFileError:
+            no such folder or file.
+        EnvironmentFault: a model that is neither on this machine nor within reach, or a package
+            that is not installed.
     """
     family, argument, options = _parse(name, options)
     return family.describe(argument, **options)
 
 
 def open_backbone(name: str, *, device: str = "cpu", **options: Any) -> Backbone:
-    """Open the named backbone on a device (``cpu``, ``cuda``, ``cuda:1``). Arguments and errors: see :func:`describe_backbone`."""
+    """Open the named backbone on a device (``cpu``, ``cuda``, ``cuda:1``).
+
+    Arguments and errors: see :func:`describe_backbone`.
+    """
     family, argument, options = _parse(name, options)
     return family.open(argument, device=check_device(device), **options)
 
 
 def check_device(device: str) -> str:
-    """The device, if torch can use it. Raises ConfigError: not a device. EnvironmentFault: not on this machine."""
+    """The device, if torch can use it.
+
+    Raises ConfigError: not a device. EnvironmentFault: not on this machine.
+    """
     if device == "cpu":
         return device
     import torch

@@ -1,7 +1,7 @@
 """The built-in backbone: pitch, energy, spectrum and voice quality; nothing to download.
 
-Three layers of meaning: ``frames`` (a row each 10 ms), ``modulation`` and ``functionals`` (a row an utterance). Only columns named
-``level_db`` depend on the gain of the recording.
+Three layers of meaning: ``frames`` (a row each 10 ms), ``modulation`` and ``functionals`` (a row an
+utterance). Only columns named ``level_db`` depend on the gain of the recording.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ _GROUP_S = 60.0  # seconds of audio analysed at once: more only costs memory
 
 
 class Acoustic(Backbone):
-    """See the module's text. Float32 on the device; the number of threads is the caller's (``torch.set_num_threads``)."""
+    """See the module's text.
+
+    Float32 on the device; the number of threads is the caller's (``torch.set_num_threads``).
+    """
 
     def __init__(self, device: str = "cpu") -> None:
         import torch
@@ -60,7 +63,10 @@ class Acoustic(Backbone):
         return Acoustic(device)
 
     def encode(self, items: Sequence[Item], layers: Sequence[int]) -> list[list[np.ndarray]]:
-        """See :meth:`Backbone.encode`; batches of any lengths. Raises DataError: no wave or an empty one. ConfigError: no such layer."""
+        """See :meth:`Backbone.encode`; batches of any lengths.
+
+        Raises DataError: no wave or an empty one. ConfigError: no such layer.
+        """
         import torch
 
         unknown = [layer for layer in layers if layer not in (FRAMES, MODULATION, FUNCTIONALS)]
@@ -121,7 +127,9 @@ def _frame_rows(frames):
 
 
 def _delta(track, mask):
-    """Least-squares slope a frame of (B, T, D) over 11 frames; each clip is continued by its own first and last frame."""
+    """Least-squares slope a frame of (B, T, D) over 11 frames; each clip is continued by its own
+    first and last frame.
+    """
     import torch
 
     last = (mask.sum(dim=1, keepdim=True) - 1).clamp(min=0)

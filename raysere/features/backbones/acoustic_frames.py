@@ -1,8 +1,10 @@
-"""Frame descriptors of the acoustic backbone: spectra, mel bands, cepstra and spectral shape, 100 rows a second.
+"""Frame descriptors of the acoustic backbone: spectra, mel bands, cepstra and spectral shape, 100
+rows a second.
 
-All clips of a batch lie in one buffer with silence between them; frames are cut from it by index and computed in blocks that
-fit a processor's cache. So nothing is padded, and a clip gives the same rows in every company. Everything but ``level_db`` is
-relative to the clip's own active level, hence independent of gain.
+All clips of a batch lie in one buffer with silence between them; frames are cut from it by index
+and computed in blocks that fit a processor's cache. So nothing is padded, and a clip gives the same
+rows in every company. Everything but ``level_db`` is relative to the clip's own active level, hence
+independent of gain.
 """
 
 from __future__ import annotations
@@ -60,7 +62,8 @@ class Frames:
         mask: bool (B, T), frames that belong to the clip.
         level_db: (B,), active level of each clip in dB of full scale.
         loudness_db: (B, T), energy of each 10 ms relative to that level.
-        mel: (B, T, 40) log-mel energies, natural logarithm, relative to the level. cepstra: (B, T, 20), c1 to c20.
+        mel: (B, T, 40) log-mel energies, natural logarithm, relative to the level. cepstra: (B, T,
+            20), c1 to c20.
         shape: (B, T, len(SHAPE)).
         pitch: voicing, f0 and harmonics.
     """
@@ -75,7 +78,9 @@ class Frames:
 
 
 def analyse(waves: Sequence[Tensor]) -> Frames:
-    """Frames of clips, each float32 (samples,) at 16 kHz on one device; a clip of n samples has ceil(n / 160) frames, at least one."""
+    """Frames of clips, each float32 (samples,) at 16 kHz on one device; a clip of n samples has
+    ceil(n / 160) frames, at least one.
+    """
     device = waves[0].device
     counts = [max(1, -(-len(wave) // HOP)) for wave in waves]
     starts, total = [], _GAP
@@ -111,7 +116,9 @@ def analyse(waves: Sequence[Tensor]) -> Frames:
 
 
 def active_level(power: Tensor, mask: Tensor) -> Tensor:
-    """(B,) mean power of the frames within 20 dB of the clip's 95th percentile: the level of the speech, whatever silence surrounds it."""
+    """(B,) mean power of the frames within 20 dB of the clip's 95th percentile: the level of the
+    speech, whatever silence surrounds it.
+    """
     ordered = power.masked_fill(~mask, -1.0).sort(dim=1, descending=True).values
     position = (mask.sum(dim=1, keepdim=True) - 1) * 0.05
     loud = ordered.gather(1, position.round().long())
@@ -167,7 +174,9 @@ def _constants(device: torch.device) -> _Constants:
 
 
 def _block(frames: Tensor, level: Tensor, constants: _Constants) -> tuple[Tensor, ...]:
-    """Frames (F, WINDOW) of clips with active power ``level`` (F,) to descriptors; what a later step needs of the spectrum comes along."""
+    """Frames (F, WINDOW) of clips with active power ``level`` (F,) to descriptors; what a later
+    step needs of the spectrum comes along.
+    """
     spectrum = torch.fft.rfft(frames * constants.window, n=FFT)[:, :BINS]
     power = (spectrum.real.square() + spectrum.imag.square()) / level[:, None]  # a sum over an axis of two is five times slower
     bands = power @ constants.bands
@@ -179,7 +188,10 @@ def _block(frames: Tensor, level: Tensor, constants: _Constants) -> tuple[Tensor
 
 
 def _shape(linear: Tensor, low: Tensor, constants: _Constants) -> Tensor:
-    """(F, len(SHAPE)): dB, kHz, and dB per kHz. ``linear`` (F, 64) power of bands, ``low`` (F, 192) power of bins up to 3 kHz."""
+    """(F, len(SHAPE)): dB, kHz, and dB per kHz.
+
+    ``linear`` (F, 64) power of bands, ``low`` (F, 192) power of bins up to 3 kHz.
+    """
     total = linear.sum(dim=1, keepdim=True)
     share = linear / total
     moments = share @ constants.centres
@@ -221,7 +233,9 @@ def _rolloff(cumulative: Tensor, share: Tensor, part: float) -> Tensor:
 
 
 def _flux(magnitudes: Tensor, mask: Tensor) -> Tensor:
-    """(B, T) distance between the unit-length magnitude spectra of neighbouring frames: change of timbre, not of level."""
+    """(B, T) distance between the unit-length magnitude spectra of neighbouring frames: change of
+    timbre, not of level.
+    """
     unit = magnitudes / magnitudes.square().sum(dim=-1, keepdim=True).clamp(min=1e-12).sqrt()
     flux = torch.zeros_like(mask, dtype=torch.float32)
     flux[:, 1:] = (unit[:, 1:] - unit[:, :-1]).square().sum(dim=-1).clamp(min=0).sqrt()

@@ -1,8 +1,10 @@
-"""Utterance rows of the acoustic backbone: functionals of the frame descriptors, and the modulation spectrum.
+"""Utterance rows of the acoustic backbone: functionals of the frame descriptors, and the modulation
+spectrum.
 
-The functionals follow the idea of eGeMAPS (Eyben et al. 2016, "The Geneva Minimalistic Acoustic Parameter Set") and ComParE:
-statistics over active frames, over voiced and over unvoiced ones, and the timing of voice, syllables and pauses. Frames count
-only inside the active region, so that silence before and after the speech, and how much of it a corpus left, changes nothing.
+The functionals follow the idea of eGeMAPS (Eyben et al. 2016, "The Geneva Minimalistic Acoustic
+Parameter Set") and ComParE: statistics over active frames, over voiced and over unvoiced ones, and
+the timing of voice, syllables and pauses. Frames count only inside the active region, so that
+silence before and after the speech, and how much of it a corpus left, changes nothing.
 """
 
 from __future__ import annotations
@@ -88,7 +90,10 @@ _UNVOICED_OF = (
 
 @dataclass(frozen=True)
 class Region:
-    """bool (B, T): ``active`` frames, and ``inside``, all from the first active frame to the last."""
+    """bool (B, T):
+
+    ``active`` frames, and ``inside``, all from the first active frame to the last.
+    """
 
     active: Tensor
     inside: Tensor
@@ -175,11 +180,13 @@ def functionals(frames: Frames) -> Tensor:
 
 
 def modulation(frames: Frames) -> Tensor:
-    """float32 (B, len(modulation_names())): how fast and how deep the envelopes of bands, loudness and pitch move.
+    """float32 (B, len(modulation_names())): how fast and how deep the envelopes of bands, loudness
+    and pitch move.
 
-    Per envelope the natural logarithm of the share of its modulation power in each of eight bands from 0.5 to 25 Hz, and of its depth.
-    The Fourier transform is taken over the active region under a Hann window, at four frequencies a band, so a row does not depend on
-    how long the clip is, and no clip is padded.
+    Per envelope the natural logarithm of the share of its modulation power in each of eight bands
+    from 0.5 to 25 Hz, and of its depth. The Fourier transform is taken over the active region under
+    a Hann window, at four frequencies a band, so a row does not depend on how long the clip is, and
+    no clip is padded.
     """
     region = find_region(frames)
     inside = (
@@ -213,7 +220,9 @@ def _fourier(length: int, device: torch.device) -> Tensor:
 
 
 def _moments(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and population standard deviation over time of (B, T, D) where ``weights`` (B, T, D or 1); zeros where nothing counts."""
+    """Mean and population standard deviation over time of (B, T, D) where ``weights`` (B, T, D or
+    1); zeros where nothing counts.
+    """
     count = weights.sum(dim=1).clamp(min=1)
     mean = (values * weights).sum(dim=1) / count
     variance = ((values - mean[:, None]).square() * weights).sum(dim=1) / count
@@ -221,7 +230,9 @@ def _moments(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _percentiles(values: Tensor, weights: Tensor) -> list[Tensor]:
-    """Percentiles over time of (B, T, D) where ``weights``, interpolated; zeros where nothing counts."""
+    """Percentiles over time of (B, T, D) where ``weights``, interpolated; zeros where nothing
+    counts.
+    """
     ordered = values.transpose(1, 2).masked_fill(~weights.transpose(1, 2), float("inf")).sort(dim=-1).values
     count = weights.sum(dim=1)
     result = []
@@ -279,7 +290,9 @@ def _runs(flags: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _syllables(frames: Frames, inside: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Peaks of the smoothed loudness that stand 3 dB above their valleys: count, mean height, spread of the gaps (seconds)."""
+    """Peaks of the smoothed loudness that stand 3 dB above their valleys: count, mean height,
+    spread of the gaps (seconds).
+    """
     kernel = torch.hann_window(13, periodic=False, device=inside.device)[1:-1]
     # before and after the clip there is silence, in whatever batch it is
     loudness = torch.where(frames.mask, frames.loudness_db, -40.0).clamp(min=-40)
@@ -310,7 +323,9 @@ def _trend(track: Tensor, weights: Tensor) -> Tensor:
 
 
 def _slopes(track: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Mean and standard deviation (units a second) of the rising and of the falling parts, over steps of 30 ms that count throughout."""
+    """Mean and standard deviation (units a second) of the rising and of the falling parts, over
+    steps of 30 ms that count throughout.
+    """
     if track.shape[1] <= 3:
         zero = torch.zeros(len(track), device=track.device)
         return zero, zero, zero, zero
@@ -322,7 +337,9 @@ def _slopes(track: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor, Ten
 
 
 def _edges(loudness_db: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean loudness (dB relative to the level) of the first and of the last 200 ms of the active region: how it starts and ends."""
+    """Mean loudness (dB relative to the level) of the first and of the last 200 ms of the active
+    region: how it starts and ends.
+    """
     order = inside.cumsum(dim=1)
     head = inside & (order <= 20)
     tail = inside & (order > order[:, -1:] - 20)

@@ -1,8 +1,9 @@
 """Pitch, voicing and harmonics from the autocorrelation of each frame's low band.
 
-The autocorrelation of a windowed frame over that of the window (Boersma 1993, "Accurate short-term analysis of the fundamental
-frequency"), here by a table of cosines over the bins up to 3 kHz. Octave errors are settled in a second pass that prefers
-candidates near the clip's median pitch, so that no frame waits for the one before and a batch is one set of array operations.
+The autocorrelation of a windowed frame over that of the window (Boersma 1993, "Accurate short-term
+analysis of the fundamental frequency"), here by a table of cosines over the bins up to 3 kHz.
+Octave errors are settled in a second pass that prefers candidates near the clip's median pitch, so
+that no frame waits for the one before and a batch is one set of array operations.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ HARMONICS = ("f0_semitones", "voicing", "hnr_db", "h1_h2_db", "h1_a3_db", "jitte
 
 @dataclass
 class Pitch:
-    """``voiced`` bool (B, T); ``tracks`` (B, T, len(HARMONICS)), f0 in semitones above 27.5 Hz, interpolated over voiceless stretches."""
+    """``voiced`` bool (B, T); ``tracks`` (B, T, len(HARMONICS)), f0 in semitones above 27.5 Hz,
+    interpolated over voiceless stretches.
+    """
 
     voiced: Tensor
     tracks: Tensor
@@ -37,7 +40,9 @@ class Pitch:
 
 
 def lag_table(size: int, rate: int) -> Tensor:
-    """float64 (bins up to 3 kHz, 1 + lags): cosines that turn a power spectrum into autocorrelations over those of the Hann window."""
+    """float64 (bins up to 3 kHz, 1 + lags): cosines that turn a power spectrum into
+    autocorrelations over those of the Hann window.
+    """
     bins = torch.arange(3000 * size // rate, dtype=torch.float64)
     lags = torch.cat([torch.zeros(1, dtype=torch.float64), torch.arange(MIN_LAG, MAX_LAG + 1, dtype=torch.float64)])
     share = lags / WINDOW
@@ -88,7 +93,9 @@ def track(correlation: Tensor, low: Tensor, loudness_db: Tensor, mask: Tensor) -
 
 
 def bridge(track: Tensor, known: Tensor) -> Tensor:
-    """``track`` (B, T) with the values where not ``known`` interpolated between known neighbours; 30 (156 Hz) where nothing is known."""
+    """``track`` (B, T) with the values where not ``known`` interpolated between known neighbours;
+    30 (156 Hz) where nothing is known.
+    """
     time = torch.arange(track.shape[1], device=track.device).expand_as(track)
     before = torch.where(known, time, -1).cummax(dim=1).values
     after = torch.where(known, time, track.shape[1]).flip(1).cummin(dim=1).values.flip(1)
@@ -124,7 +131,9 @@ def _harmonic(low: Tensor, semitones: Tensor, number: int) -> Tensor:
 
 
 def _irregularity(track: Tensor, voiced: Tensor) -> Tensor:
-    """(B, T) absolute second difference within voiced stretches: cycle-to-cycle perturbation as far as 10 ms frames show it."""
+    """(B, T) absolute second difference within voiced stretches: cycle-to-cycle perturbation as far
+    as 10 ms frames show it.
+    """
     out = torch.zeros_like(track)
     if track.shape[1] > 2:
         inside = voiced[:, :-2] & voiced[:, 1:-1] & voiced[:, 2:]

@@ -1,6 +1,8 @@
-"""Text without a download: counts of hashed words, word pairs and character n-grams, in any language.
+"""Text without a download: counts of hashed words, word pairs and character n-grams, in any
+language.
 
-The counts go out as they are; a trial learns their idf on its own training rows (``kind="counts"``).
+The counts go out as they are; a trial learns their idf on its own training rows
+(``kind="counts"``).
 """
 
 from __future__ import annotations
@@ -21,16 +23,18 @@ from raysere.features.backbones import no_argument
 CODE_VERSION = 1  # raise it whenever a count would change: it is part of every feature key
 BINS = 4096
 CHARACTERS = (3, 4, 5)
-# scripts that write no blanks between words: each character is a word, as a character of Chinese nearly is
+# scripts that write no blanks between words: each character is a word, as a character of Chinese
+# nearly is
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _TOKEN = re.compile(rf"[{_UNSPACED}]+|[^\W_{_UNSPACED}]+(?:['’][^\W_{_UNSPACED}]+)*|\.\.\.|…|[!?！？]")
 
 
 class HashedText(Backbone):
-    """One row of ``bins`` counts (float32) an utterance: hashed 1- and 2-grams of words, 3- to 5-grams of characters within words.
+    """One row of ``bins`` counts (float32) an utterance: hashed 1- and 2-grams of words, 3- to
+    5-grams of characters within words.
 
-    Text is NFKC-normalised and case-folded; ``!``, ``?`` and ``...`` count as words. The hash is CRC-32 of the UTF-8 bytes, the
-    same on every machine.
+    Text is NFKC-normalised and case-folded; ``!``, ``?`` and ``...`` count as words. The hash is
+    CRC-32 of the UTF-8 bytes, the same on every machine.
     """
 
     def __init__(self, bins: int = BINS) -> None:
@@ -39,7 +43,9 @@ class HashedText(Backbone):
 
     @staticmethod
     def describe(argument: str | None = None, *, bins: int | str = BINS) -> BackboneInfo:
-        """Raises ConfigError: an argument, or ``bins`` that is no whole number from 16 to 1,048,576."""
+        """Raises ConfigError: an argument, or ``bins`` that is no whole number from 16 to
+        1,048,576.
+        """
         no_argument("hashed", argument)
         if not str(bins).isdigit() or not 16 <= int(bins) <= 1 << 20:
             raise ConfigError(f"The option 'bins' must be a whole number from 16 to {1 << 20}, not {bins!r}", where="hashed")
@@ -62,7 +68,10 @@ class HashedText(Backbone):
         return HashedText(HashedText.describe(argument, bins=bins).layers[0].dim)
 
     def encode(self, items: Sequence[Item], layers: Sequence[int]) -> list[list[np.ndarray]]:
-        """See :meth:`Backbone.encode`. Raises DataError: no text, or none with a word in it. ConfigError: no such layer."""
+        """See :meth:`Backbone.encode`.
+
+        Raises DataError: no text, or none with a word in it. ConfigError: no such layer.
+        """
         if any(layer != 0 for layer in layers):
             raise ConfigError("The backbone 'hashed' has one layer", choices=[0])
         rows = []
@@ -91,7 +100,10 @@ def tokens(text: str) -> list[str]:
 
 
 def terms(text: str) -> Iterator[str]:
-    """What is counted: ``w:`` words, ``p:`` pairs of words, ``c:`` characters within a word (blanks mark its ends)."""
+    """What is counted:
+
+    ``w:`` words, ``p:`` pairs of words, ``c:`` characters within a word (blanks mark its ends).
+    """
     words = tokens(text)
     yield from (f"w:{word}" for word in words)
     yield from (f"p:{first} {second}" for first, second in pairwise(words))

@@ -1,7 +1,9 @@
-"""Pretrained encoders in the Hugging Face format: ``hf:FOLDER`` or ``hf:NAME@REVISION``, routed by ``model_type`` to speech or text.
+"""Pretrained encoders in the Hugging Face format: ``hf:FOLDER`` or ``hf:NAME@REVISION``, routed by
+``model_type`` to speech or text.
 
-Every hidden layer comes out. Weights are safetensors only, no code from a model repository is run, a hub model is pinned to a
-commit. Folders and hub models take the same path: a hub model is a folder in the cache.
+Every hidden layer comes out. Weights are safetensors only, no code from a model repository is run,
+a hub model is pinned to a commit. Folders and hub models take the same path: a hub model is a
+folder in the cache.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ _HASHED = re.compile(
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model is: its ``folder``, the canonical ``name`` behind ``hf:``, and ``commit`` (None for a local folder)."""
+    """Where a model is: its ``folder``, the canonical ``name`` behind ``hf:``, and ``commit`` (None
+    for a local folder).
+    """
 
     folder: Path
     name: str
@@ -56,14 +60,18 @@ class HuggingFace:
         """Read the configuration (and hash the weights of a local folder); no weights are loaded.
 
         Args:
-            argument: folder, or NAME@REVISION on the hub; a branch or tag is resolved to its commit.
-            window: Whisper only: ``full`` (default) hears 30 s whatever the clip holds, as published; ``clip`` hears the clip and half a
-                second of silence, far cheaper on short clips. Their features differ and have different identities.
-            precision: speech only: ``float32`` (default), or ``bfloat16`` for products and convolutions, faster where the processor
-                has instructions for it; norms and softmax stay in float32. Their identities differ.
+            argument: folder, or NAME@REVISION on the hub; a branch or tag is resolved to its
+                commit.
+            window: Whisper only: ``full`` (default) hears 30 s whatever the clip holds, as
+                published; ``clip`` hears the clip and half a second of silence, far cheaper on
+                short clips. Their features differ and have different identities.
+            precision: speech only: ``float32`` (default), or ``bfloat16`` for products and
+                convolutions, faster where the processor has instructions for it; norms and softmax
+                stay in float32. Their identities differ.
 
         Raises:
-            ConfigError: no revision, an unknown window or precision, a kind of model that is not supported.
+            ConfigError: no revision, an unknown window or precision, a kind of model that is not
+                supported.
             MissingFileError: no such folder or no configuration in it.
             EnvironmentFault: not in the cache and no network.
         """
@@ -71,7 +79,10 @@ class HuggingFace:
 
     @staticmethod
     def open(argument: str | None = None, *, device: str = "cpu", window: str | None = None, precision: str | None = None) -> Backbone:
-        """Load the model in evaluation mode. Raises as :meth:`describe`; EnvironmentFault: torchaudio breaks transformers."""
+        """Load the model in evaluation mode.
+
+        Raises as :meth:`describe`; EnvironmentFault: torchaudio breaks transformers.
+        """
         source = locate(argument, _MODEL_FILES)
         info = _describe(source, window, precision)
         if info.modality == "audio":
@@ -84,7 +95,10 @@ class HuggingFace:
 
 
 def locate(argument: str | None, files: list[str]) -> Source:
-    """Find the folder; for a hub model, in the cache or by download of ``files``. Raises as :meth:`HuggingFace.describe` does."""
+    """Find the folder; for a hub model, in the cache or by download of ``files``.
+
+    Raises as :meth:`HuggingFace.describe` does.
+    """
     if not argument:
         raise ConfigError(
             "The backbone 'hf' needs a folder or a model name after the colon", remedy="For instance hf:./wavlm-large or hf:NAME@REVISION."
@@ -180,8 +194,9 @@ def _describe(source: Source, window: str | None, precision: str | None) -> Back
 
 
 def read_config(folder: Path) -> Any:
-    """The transformers configuration of a folder. Raises ConfigError: not one, or of a model that nobody has. EnvironmentFault: torchaudio
-    breaks transformers here."""
+    """The transformers configuration of a folder. Raises ConfigError: not one, or of a model that
+    nobody has. EnvironmentFault: torchaudio breaks transformers here.
+    """
     guard_transformers()
     given = read_json(folder / "config.json")
     for name, value in given.items() if isinstance(given, dict) else ():
@@ -200,7 +215,10 @@ def read_config(folder: Path) -> Any:
 
 
 def folder_hash(folder: Path) -> str:
-    """Hex SHA-256 over names and bytes of the configuration, the tokeniser and the weights. Kept per process while no file changes."""
+    """Hex SHA-256 over names and bytes of the configuration, the tokeniser and the weights.
+
+    Kept per process while no file changes.
+    """
     files = sorted(file for file in folder.iterdir() if file.is_file() and _HASHED.fullmatch(file.name))
     value = hashlib.sha256()
     for file in files:

@@ -1,12 +1,16 @@
-"""Speech encoders: wav2vec2, HuBERT, WavLM, UniSpeech, data2vec and the encoder of Whisper, every hidden layer.
+"""Speech encoders: wav2vec2, HuBERT, WavLM, UniSpeech, data2vec and the encoder of Whisper, every
+hidden layer.
 
 Padding must not change a feature. What may share a batch was measured per family:
 
 * extractors with layer norm (the large models): exact with an attention mask;
-* extractors with group norm (the base models): the norm runs over time, so its statistics would include the padding; here they are
-  taken over each clip's own steps (``hf_kernels.ValidGroupNorm``), which makes a batch exact as well;
-* data2vec: its stacked positional convolutions see the padding; only clips of one length share a batch;
-* Whisper: hears windows of one length and knows no mask; windows of one length share a batch, and frames beyond the clip are dropped.
+* extractors with group norm (the base models): the norm runs over time, so its statistics would
+  include the padding; here they are taken over each clip's own steps
+  (``hf_kernels.ValidGroupNorm``), which makes a batch exact as well;
+* data2vec: its stacked positional convolutions see the padding; only clips of one length share a
+  batch;
+* Whisper: hears windows of one length and knows no mask; windows of one length share a batch, and
+  frames beyond the clip are dropped.
 
 On a CPU clips go one at a time, which was measured fastest.
 """
@@ -40,7 +44,10 @@ _ATTENTION_LIMIT_S = 120.0  # memory of attention grows with the square; longer 
 def describe_audio(
     config: Any, preprocessor: dict[str, Any], name: str, identity: str, licence: str, *, window: str | None = None
 ) -> BackboneInfo:
-    """See :meth:`HuggingFace.describe`. ``batching`` says what is exact; an opened backbone on a CPU asks for single clips."""
+    """See :meth:`HuggingFace.describe`.
+
+    ``batching`` says what is exact; an opened backbone on a CPU asks for single clips.
+    """
     rate = int(preprocessor.get("sampling_rate", 16000))
     kind = AUDIO[config.model_type]
     if kind == "window":
@@ -70,7 +77,8 @@ def describe_audio(
 
 
 def receptive_field(kernels: Sequence[int], strides: Sequence[int]) -> int:
-    """Samples that one frame of a stack of convolutions sees: 400 for the published wav2vec2 family.
+    """Samples that one frame of a stack of convolutions sees: 400 for the published wav2vec2
+    family.
 
     Examples:
         >>> receptive_field((10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2))
@@ -83,7 +91,10 @@ def receptive_field(kernels: Sequence[int], strides: Sequence[int]) -> int:
 
 
 def open_audio(folder: Path, info: BackboneInfo, *, device: str = "cpu", window: str = "full", precision: str = "float32") -> Backbone:
-    """Load the weights of a folder. Raises as :func:`raysere.features.backbones.hf.load_weights` does."""
+    """Load the weights of a folder.
+
+    Raises as :func:`raysere.features.backbones.hf.load_weights` does.
+    """
     from transformers import AutoFeatureExtractor
 
     model = load_weights(folder, device)
@@ -112,7 +123,10 @@ class WaveAudio(Backbone):
         replace_parts(model, PRECISIONS[precision])
 
     def encode(self, items: Sequence[Item], layers: Sequence[int]) -> list[list[np.ndarray]]:
-        """See :meth:`Backbone.encode`; takes any list of clips, exactly. Raises DataError: no audio, or too short for one frame."""
+        """See :meth:`Backbone.encode`; takes any list of clips, exactly.
+
+        Raises DataError: no audio, or too short for one frame.
+        """
         check_layers(self.info.name, layers, len(self.info.layers))
         waves = [_wave(item, self.normalise) for item in items]
         frames = [int(self.model._get_feat_extract_output_lengths(len(wave))) for wave in waves]
@@ -149,7 +163,8 @@ class WhisperAudio(Backbone):
 
     Args:
         encoder: ``model.get_encoder()``. extractor: its WhisperFeatureExtractor.
-        window: ``full`` or ``clip``; precision: of products and convolutions; see :meth:`HuggingFace.describe`.
+        window: ``full`` or ``clip``; precision: of products and convolutions; see
+            :meth:`HuggingFace.describe`.
     """
 
     def __init__(self, encoder: Any, extractor: Any, info: BackboneInfo, *, window: str = "full", precision: str = "float32") -> None:
@@ -160,7 +175,9 @@ class WhisperAudio(Backbone):
         replace_parts(encoder, PRECISIONS[precision])
 
     def encode(self, items: Sequence[Item], layers: Sequence[int]) -> list[list[np.ndarray]]:
-        """See :meth:`Backbone.encode`; any list of clips; one over 30 s is heard in windows laid end to end. Raises DataError: no audio."""
+        """See :meth:`Backbone.encode`; any list of clips; one over 30 s is heard in windows laid
+        end to end. Raises DataError: no audio.
+        """
         check_layers(self.info.name, layers, len(self.info.layers))
         pieces = [
             (i, wave[start : start + self.longest])
@@ -205,7 +222,9 @@ class WhisperAudio(Backbone):
 
     @contextlib.contextmanager
     def _shortened(self, frames: int) -> Iterator[None]:
-        """The encoder refuses any length but its own: give it the first ``frames`` positions (sinusoids) for one forward pass."""
+        """The encoder refuses any length but its own: give it the first ``frames`` positions
+        (sinusoids) for one forward pass.
+        """
         full = self.encoder.embed_positions
         if frames == len(self.positions):
             yield
@@ -221,7 +240,9 @@ class WhisperAudio(Backbone):
 
 @contextlib.contextmanager
 def hidden_states(encoder: Any, last: int) -> Iterator[list[Tensor]]:
-    """For one forward pass: run the blocks up to layer ``last`` and no others; the list gets the first one's input and every output."""
+    """For one forward pass: run the blocks up to layer ``last`` and no others; the list gets the
+    first one's input and every output.
+    """
     states: list[Tensor] = []
     blocks = encoder.layers
     encoder.layers = blocks[: max(1, last)]

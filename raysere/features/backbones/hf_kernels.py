@@ -1,16 +1,21 @@
-"""Faster computation of the costly parts of a transformers speech encoder; the numbers are the same.
+"""Faster computation of the costly parts of a transformers speech encoder; the numbers are the
+same.
 
 What the profile of a WavLM-base on a CPU said, and what stands here instead:
 
-* :class:`Product` for ``nn.Linear``: PyTorch hands float32 products to MKL, which keeps to half of the vector width on processors that
-  are not Intel's; oneDNN with weights packed once is more than twice as fast there;
-* :class:`Convolution` for ``nn.Conv1d``, and :class:`WaveExtractor` for the whole extractor: time-major layout, in which the
-  convolutions are faster, the norms need no transposition and the first convolution, of one channel, is a product;
-* :class:`GatedAttention` for WavLM's: transformers has it in the eager form that returns the weights; here one projection for query,
-  key and value, and scaled dot-product attention with the gated position bias as its additive mask.
+* :class:`Product` for ``nn.Linear``: PyTorch hands float32 products to MKL, which keeps to half of
+  the vector width on processors that are not Intel's; oneDNN with weights packed once is more than
+  twice as fast there;
+* :class:`Convolution` for ``nn.Conv1d``, and :class:`WaveExtractor` for the whole extractor:
+  time-major layout, in which the convolutions are faster, the norms need no transposition and the
+  first convolution, of one channel, is a product;
+* :class:`GatedAttention` for WavLM's: transformers has it in the eager form that returns the
+  weights; here one projection for query, key and value, and scaled dot-product attention with the
+  gated position bias as its additive mask.
 
-``precision`` ``bfloat16`` rounds the factors of products and of the extractor's convolutions to bfloat16 (sums are float32 inside);
-attention, softmax, norms, residuals and the positional convolution stay in float32.
+``precision`` ``bfloat16`` rounds the factors of products and of the extractor's convolutions to
+bfloat16 (sums are float32 inside); attention, softmax, norms, residuals and the positional
+convolution stay in float32.
 """
 
 from __future__ import annotations
@@ -23,10 +28,12 @@ from torch import Tensor, nn
 
 
 def replace_parts(model: nn.Module, precision: torch.dtype = torch.float32) -> None:
-    """Put the modules of this file in the place of transformers' in a speech encoder, for inference.
+    """Put the modules of this file in the place of transformers' in a speech encoder, for
+    inference.
 
     Args:
-        model: a model of the wav2vec2 kind or the encoder of a Whisper model, in evaluation mode, on its device.
+        model: a model of the wav2vec2 kind or the encoder of a Whisper model, in evaluation mode,
+            on its device.
         precision: ``torch.float32`` or ``torch.bfloat16``.
     """
     if hasattr(model, "feature_extractor"):
@@ -42,19 +49,24 @@ def replace_parts(model: nn.Module, precision: torch.dtype = torch.float32) -> N
             elif isinstance(child, nn.Linear) and not hasattr(parent, "gru_rel_pos_linear"):
                 setattr(parent, name, Product(child, precision))
             elif isinstance(child, nn.Conv1d):
-                # in groups as narrow as those of the positional convolution bfloat16 gains nothing on a CPU
+                # in groups as narrow as those of the positional convolution bfloat16 gains nothing
+                # on a CPU
                 exact = child.groups > 1 and child.weight.device.type == "cpu"
                 setattr(parent, name, Convolution(child, torch.float32 if exact else precision))
 
 
 def is_gelu(activation: Any) -> bool:
-    """Whether it is the exact GELU, by what it does: transformers has several classes and functions for it."""
+    """Whether it is the exact GELU, by what it does: transformers has several classes and functions
+    for it.
+    """
     x = torch.linspace(-4, 4, 17)
     return bool(torch.equal(activation(x), F.gelu(x)))
 
 
 def _packs(device: torch.device, precision: torch.dtype) -> bool:
-    """Whether oneDNN packs weights of this precision; for bfloat16 it needs a processor that multiplies it."""
+    """Whether oneDNN packs weights of this precision; for bfloat16 it needs a processor that
+    multiplies it.
+    """
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     return precision != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
@@ -63,8 +75,8 @@ def _packs(device: torch.device, precision: torch.dtype) -> bool:
 class Product(nn.Module):
     """``x @ weight.T + bias`` of a ``nn.Linear``, x (..., inputs), the product in ``precision``.
 
-    ``gelu`` applies it before the result is rounded, and leaves that in ``precision`` for the product that follows; else the result
-    has the dtype of x.
+    ``gelu`` applies it before the result is rounded, and leaves that in ``precision`` for the
+    product that follows; else the result has the dtype of x.
     """
 
     def __init__(self, linear: nn.Linear, precision: torch.dtype, *, gelu: bool = False) -> None:
@@ -86,7 +98,8 @@ class Product(nn.Module):
 
 
 class Convolution(nn.Module):
-    """A ``nn.Conv1d`` with zero padding, (B, C, T) to (B, C', T'), time-major in memory; a reparametrised weight is computed once.
+    """A ``nn.Conv1d`` with zero padding, (B, C, T) to (B, C', T'), time-major in memory; a
+    reparametrised weight is computed once.
 
     ``gelu`` as in :class:`Product`, but the result has the dtype of x in any case.
     """
@@ -121,8 +134,8 @@ def _post(gelu: bool) -> tuple[str, list[float], str]:
 class WaveExtractor(nn.Module):
     """The convolutional extractor of a model of the wav2vec2 kind: (B, samples) to (B, C, T).
 
-    ``valid`` (B,) are the steps of each clip after the first convolution that are no padding; None: all of them. They matter to a
-    group norm alone, whose statistics run over time.
+    ``valid`` (B,) are the steps of each clip after the first convolution that are no padding; None:
+    all of them. They matter to a group norm alone, whose statistics run over time.
     """
 
     def __init__(self, extractor: Any, precision: torch.dtype) -> None:
@@ -162,7 +175,9 @@ def _as_linear(conv: nn.Conv1d) -> nn.Linear:
 
 
 class ValidGroupNorm(nn.Module):
-    """Group norm of (B, T, C), a group a channel, over the first ``valid`` (B,) steps of each clip; over all where that is None."""
+    """Group norm of (B, T, C), a group a channel, over the first ``valid`` (B,) steps of each clip;
+    over all where that is None.
+    """
 
     def __init__(self, norm: nn.GroupNorm) -> None:
         super().__init__()
@@ -181,10 +196,11 @@ class ValidGroupNorm(nn.Module):
 
 
 class GatedAttention(nn.Module):
-    """WavLM's self-attention with gated relative position bias (Chen et al. 2022, "WavLM", section III-A), (B, T, D) to (B, T, D).
+    """WavLM's self-attention with gated relative position bias (Chen et al. 2022, "WavLM", section
+    III-A), (B, T, D) to (B, T, D).
 
-    Called as transformers calls its own; in the place of the attention weights it returns None, and the position bias, which the
-    first block computes and all others gate, is (1, heads, T, T).
+    Called as transformers calls its own; in the place of the attention weights it returns None, and
+    the position bias, which the first block computes and all others gate, is (1, heads, T, T).
     """
 
     def __init__(self, attention: Any, precision: torch.dtype) -> None:

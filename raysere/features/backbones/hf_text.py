@@ -1,4 +1,6 @@
-"""Text encoders (BERT, RoBERTa, multilingual ones, static word vectors): a row a token, every hidden layer."""
+"""Text encoders (BERT, RoBERTa, multilingual ones, static word vectors): a row a token, every
+hidden layer.
+"""
 
 from __future__ import annotations
 
@@ -47,8 +49,9 @@ def describe_text(config: Any, name: str, identity: str, licence: str) -> Backbo
 class HFText(Backbone):
     """A tokeniser and an encoder from one folder.
 
-    ``truncated`` counts the texts, ``truncated_tokens`` the tokens that did not fit the model's longest input and were left out so far.
-    Special tokens take part in the encoding and are no rows.
+    ``truncated`` counts the texts, ``truncated_tokens`` the tokens that did not fit the model's
+    longest input and were left out so far. Special tokens take part in the encoding and are no
+    rows.
     """
 
     def __init__(self, folder: Path, info: BackboneInfo, *, device: str = "cpu") -> None:
@@ -56,7 +59,8 @@ class HFText(Backbone):
         self.model = load_weights(folder, device)
         self.device = torch.device(device)
         if not any((folder / name).is_file() for name in _VOCABULARIES):
-            # transformers would make a tokeniser with an empty vocabulary, to which every word is unknown
+            # transformers would make a tokeniser with an empty vocabulary, to which every word is
+            # unknown
             raise MissingFileError(
                 "There is no tokeniser in the text model's folder",
                 where=folder,
@@ -74,7 +78,10 @@ class HFText(Backbone):
         self.truncated_tokens = 0
 
     def encode(self, items: Sequence[Item], layers: Sequence[int]) -> list[list[np.ndarray]]:
-        """See :meth:`Backbone.encode`. Raises DataError: no text, or none of which the tokeniser makes a token."""
+        """See :meth:`Backbone.encode`.
+
+        Raises DataError: no text, or none of which the tokeniser makes a token.
+        """
         check_layers(self.info.name, layers, len(self.info.layers))
         tokens = [self._tokens(item) for item in items]
         result: list[list[np.ndarray]] = []

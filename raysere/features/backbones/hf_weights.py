@@ -15,7 +15,8 @@ from raysere.base.errors import ConfigError, DataError, EnvironmentFault, Missin
 from raysere.features.backbone import Layer
 from raysere.features.torchaudio_cpu import require_torchaudio
 
-# model_type to how clips may share a batch: "mask" any lengths, with an attention mask; the others equal lengths; see hf_audio
+# model_type to how clips may share a batch: "mask" any lengths, with an attention mask; the others
+# equal lengths; see hf_audio
 AUDIO = {
     "wav2vec2": "mask",
     "hubert": "mask",
@@ -36,7 +37,8 @@ def load_weights(folder: Path, device: str) -> Any:
 
     Raises:
         MissingFileError: the folder has no safetensors.
-        ConfigError: weights that a hidden layer needs are not in them (transformers would fill them at random).
+        ConfigError: weights that a hidden layer needs are not in them (transformers would fill them
+            at random).
     """
     guard_transformers()
     if not any(folder.glob("*.safetensors")):
@@ -90,7 +92,9 @@ def finite(rows: Any, where: str) -> Any:
 
 
 def guard_transformers() -> None:
-    """transformers imports torchaudio where it is installed; a torchaudio that cannot be loaded would break every speech model with it."""
+    """transformers imports torchaudio where it is installed; a torchaudio that cannot be loaded
+    would break every speech model with it.
+    """
     if importlib.util.find_spec("transformers") is None:
         raise EnvironmentFault(
             "The package transformers is not installed", remedy="Install it in the version that the constraints file names."
@@ -101,7 +105,9 @@ def guard_transformers() -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars, no advice, no warnings from transformers and the hub; what matters is checked and raised here."""
+    """No progress bars, no advice, no warnings from transformers and the hub; what matters is
+    checked and raised here.
+    """
     import huggingface_hub.utils as hub
     from transformers.utils import logging
 

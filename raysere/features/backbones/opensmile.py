@@ -1,4 +1,7 @@
-"""Functionals of openSMILE, one row an utterance: ``opensmile:eGeMAPSv02``, ``opensmile:ComParE_2016`` (extra ``opensmile``)."""
+"""Functionals of openSMILE, one row an utterance:
+
+``opensmile:eGeMAPSv02``, ``opensmile:ComParE_2016`` (extra ``opensmile``).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,10 @@ SETS = {"eGeMAPSv02": 88, "ComParE_2016": 6373}  # name to columns
 
 
 class OpenSmile(Backbone):
-    """One set of functionals. A value that openSMILE leaves undefined (a statistic of pitch in a clip without voice) is 0."""
+    """One set of functionals.
+
+    A value that openSMILE leaves undefined (a statistic of pitch in a clip without voice) is 0.
+    """
 
     def __init__(self, name: str) -> None:
         self.info = self.describe(name)
@@ -26,7 +32,10 @@ class OpenSmile(Backbone):
 
     @staticmethod
     def describe(argument: str | None = None) -> BackboneInfo:
-        """Does not need the package. Raises ConfigError: no set is named. UnknownNameError: no such set."""
+        """Does not need the package.
+
+        Raises ConfigError: no set is named. UnknownNameError: no such set.
+        """
         if not argument:
             raise ConfigError(
                 "The backbone 'opensmile' needs a feature set after the colon", choices=[f"opensmile:{name}" for name in SETS]
@@ -47,11 +56,17 @@ class OpenSmile(Backbone):
 
     @staticmethod
     def open(argument: str | None = None, *, device: str = "cpu") -> OpenSmile:
-        """Runs on the CPU whatever the device. Raises as :meth:`describe` does, and EnvironmentFault where the package is not installed."""
+        """Runs on the CPU whatever the device.
+
+        Raises as :meth:`describe` does, and EnvironmentFault where the package is not installed.
+        """
         return OpenSmile(OpenSmile.describe(argument).name.partition(":")[2])
 
     def encode(self, items: Sequence[Item], layers: Sequence[int]) -> list[list[np.ndarray]]:
-        """See :meth:`Backbone.encode`. Raises DataError: no audio, or openSMILE makes nothing of it. ConfigError: no such layer."""
+        """See :meth:`Backbone.encode`.
+
+        Raises DataError: no audio, or openSMILE makes nothing of it. ConfigError: no such layer.
+        """
         if any(layer != 0 for layer in layers):
             raise ConfigError(f"The backbone {self.info.name!r} has one layer", choices=[0])
         result = []

@@ -27,7 +27,9 @@ SUFFIXES = (".parquet", ".csv", ".tsv", ".npz")
 
 @dataclass(frozen=True)
 class _Content:
-    """``values`` float32 (N, D), grouped so that the rows of an id are ``bounds[id]``; ``many``: some id has several rows."""
+    """``values`` float32 (N, D), grouped so that the rows of an id are ``bounds[id]``; ``many``:
+    some id has several rows.
+    """
 
     values: np.ndarray
     bounds: dict[str, tuple[int, int]]
@@ -36,9 +38,11 @@ class _Content:
 
 
 class Table(Backbone):
-    """Rows of a file by utterance id. No audio and no text is read (``sampling_rate`` is None); an item needs only its id.
+    """Rows of a file by utterance id. No audio and no text is read (``sampling_rate`` is None); an
+    item needs only its id.
 
-    An id in the file is the manifest's whole id (``meld/dev_dia0_utt0``) or its part behind the corpus (``dev_dia0_utt0``).
+    An id in the file is the manifest's whole id (``meld/dev_dia0_utt0``) or its part behind the
+    corpus (``dev_dia0_utt0``).
     """
 
     def __init__(self, content: _Content, info: BackboneInfo) -> None:
@@ -53,10 +57,10 @@ class Table(Backbone):
         Args:
             argument: path of the file.
             modality: what the vectors were made of, ``audio`` or ``text``.
-            id: column (or array of an npz) with the ids; default: the first there is of ``utterance``, ``utt_id``, ``utterance_id``,
-                ``id``, ``name``, ``file``, ``path``.
-            values: column that holds a list of numbers (or the two-dimensional array of an npz); default: the only one of that kind, else
-                all columns of numbers.
+            id: column (or array of an npz) with the ids; default: the first there is of
+                ``utterance``, ``utt_id``, ``utterance_id``, ``id``, ``name``, ``file``, ``path``.
+            values: column that holds a list of numbers (or the two-dimensional array of an npz);
+                default: the only one of that kind, else all columns of numbers.
 
         Raises:
             MissingFileError: no such file. ConfigError: a wrong option or column.
@@ -77,7 +81,10 @@ class Table(Backbone):
         return Table(*_describe(argument, modality, id, values))
 
     def encode(self, items: Sequence[Item], layers: Sequence[int]) -> list[list[np.ndarray]]:
-        """See :meth:`Backbone.encode`. Raises DataError: no row for this utterance, or none that is finite. ConfigError: no layer."""
+        """See :meth:`Backbone.encode`.
+
+        Raises DataError: no row for this utterance, or none that is finite. ConfigError: no layer.
+        """
         if any(layer != 0 for layer in layers):
             raise ConfigError(f"The backbone {self.info.name!r} has one layer", choices=[0])
         return [[self._rows(item.utterance) for _ in layers] for item in items]
@@ -124,7 +131,9 @@ def _describe(
 
 @lru_cache(maxsize=4)
 def _load(path: Path, size: int, changed_ns: int, id_name: str | None, values_name: str | None) -> _Content:
-    """Read the file once, however often it is described; size and time of change are part of the cache's key."""
+    """Read the file once, however often it is described; size and time of change are part of the
+    cache's key.
+    """
     read = _read_npz if path.suffix.lower() == ".npz" else _read_table
     ids, values = read(path, id_name, values_name)
     if len(ids) != len(values) or len(ids) == 0 or values.shape[1] == 0:
@@ -141,7 +150,9 @@ def _load(path: Path, size: int, changed_ns: int, id_name: str | None, values_na
 
 
 def _read_npz(path: Path, id_name: str | None, values_name: str | None) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and values; the headers of all arrays are looked at first, and only these two arrays are unpacked."""
+    """Ids and values; the headers of all arrays are looked at first, and only these two arrays are
+    unpacked.
+    """
     try:
         with open_zip(path, 10_000) as archive:
             kinds = {}

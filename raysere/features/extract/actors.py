@@ -1,4 +1,6 @@
-"""Extraction by Ray actors: longest tasks first; dead workers are replaced; a file that kills workers is found by halving."""
+"""Extraction by Ray actors: longest tasks first; dead workers are replaced; a file that kills
+workers is found by halving.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ _BARREN = 20  # deaths in a row without one finished task: the machine is at fau
 class Tasks:
     """Work in tasks of about ``SHARD_S`` seconds, sized by the speed seen so far.
 
-    They get smaller towards the end, so that workers end together, but no smaller than a second, as every task makes a shard.
+    They get smaller towards the end, so that workers end together, but no smaller than a second, as
+    every task makes a shard.
     """
 
     def __init__(self, works: list[Work], workers: int) -> None:
@@ -62,10 +65,12 @@ class Tasks:
             self.speed = self._seen[0] / self._seen[1]
 
     def died(self, task: list[Work], standing: set[str], node: str, gone: set[str]) -> tuple[list[str], Failure | None]:
-        """A worker died over ``task``: (contents that its finished shards hold, the failure where one file has killed often enough).
+        """A worker died over ``task``: (contents that its finished shards hold, the failure where
+        one file has killed often enough).
 
-        A file is not to blame for workers that went with their ``node``. Ray sees that a node is gone seconds after its workers are, so
-        whether it is among the nodes ``gone`` is asked again at each later death.
+        A file is not to blame for workers that went with their ``node``. Ray sees that a node is
+        gone seconds after its workers are, so whether it is among the nodes ``gone`` is asked again
+        at each later death.
         """
         done = [work.content for work in task if work.content in standing]
         rest = [work for work in task if work.content not in standing]
@@ -107,9 +112,11 @@ def run_actors(
     batch_s: float | None = None,
     say: Callable[[str], None] | None = None,
 ) -> None:
-    """Extract ``works`` into shards under ``folder``, calling ``take`` with the outcome of every task in this process.
+    """Extract ``works`` into shards under ``folder``, calling ``take`` with the outcome of every
+    task in this process.
 
-    Raises what ``take`` raises; EnvironmentFault when workers die again and again; RaysereErrors of the workers as they are.
+    Raises what ``take`` raises; EnvironmentFault when workers die again and again; RaysereErrors of
+    the workers as they are.
     """
     start_ray()
     check_shared(folder)

@@ -1,4 +1,6 @@
-"""The cost of features before anything runs: bytes from durations, seconds from a short measurement."""
+"""The cost of features before anything runs: bytes from durations, seconds from a short
+measurement.
+"""
 
 from __future__ import annotations
 
@@ -35,16 +37,21 @@ class ExtractionCost:
     """The price of one spec for one manifest.
 
     Attributes:
-        items, cached: utterances, and how many of them the store is known to hold (files that were never hashed count as new).
-        speech_s: seconds of speech that are still to be encoded; ``longest_s`` of the longest clip among them.
+        items, cached: utterances, and how many of them the store is known to hold (files that were
+            never hashed count as new).
+        speech_s: seconds of speech that are still to be encoded; ``longest_s`` of the longest clip
+            among them.
         read_bytes: of the audio files that are still to be read.
         bytes: what is still to be written.
-        bytes_by: for the whole manifest, by granularity, with the dtype that is the default there (utterance float32, else
-            float16); only the granularities that the backbone can give.
-        seconds: expected wall time of what is left with ``workers`` processes; None without a measured speed.
-        speed: seconds of speech a second of one worker; None when it was not measured. ``reading_speed``: the same of one thread that
-            only reads and resamples; None as well where nothing is heard.
-        free_bytes: what the store's disk has free; ``fits`` whether that is enough with 5 % of the disk in reserve.
+        bytes_by: for the whole manifest, by granularity, with the dtype that is the default there
+            (utterance float32, else float16); only the granularities that the backbone can give.
+        seconds: expected wall time of what is left with ``workers`` processes; None without a
+            measured speed.
+        speed: seconds of speech a second of one worker; None when it was not measured.
+            ``reading_speed``: the same of one thread that only reads and resamples; None as well
+            where nothing is heard.
+        free_bytes: what the store's disk has free; ``fits`` whether that is enough with 5 % of the
+            disk in reserve.
     """
 
     key: str
@@ -84,7 +91,8 @@ def extraction_cost(
         manifest: utterances; their files are not read except for the few that are measured.
         spec: what would be extracted.
         store_root: the store, which need not exist yet.
-        seconds: how long to measure at most; 0 does not measure. Nothing is measured when nothing is left to do.
+        seconds: how long to measure at most; 0 does not measure. Nothing is measured when nothing
+            is left to do.
         speed: a speed that is known, in place of the measurement.
         workers: processes that would work; default: the cores of this machine.
         device: where to measure.
@@ -154,10 +162,11 @@ def measure(
     batch_s: float | None = None,
     backbone: Backbone | None = None,
 ) -> float | None:
-    """Speed of one worker in seconds of speech a second, from about ``seconds`` of encoding ``samples`` (see :func:`spread`).
+    """Speed of one worker in seconds of speech a second, from about ``seconds`` of encoding
+    ``samples`` (see :func:`spread`).
 
-    None when none of them can be encoded. Loading the backbone does not count, nor does the first item, which warms up,
-    unless it took half of the time.
+    None when none of them can be encoded. Loading the backbone does not count, nor does the first
+    item, which warms up, unless it took half of the time.
     """
     before = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None
     try:
@@ -179,7 +188,9 @@ def measure(
 
 
 def measure_reading(spec: FeatureSpec, samples: Sequence[Work], *, seconds: float = 1.0) -> float | None:
-    """Seconds of speech a second of one thread that reads and resamples ``samples``, and encodes nothing; None where none can be read."""
+    """Seconds of speech a second of one thread that reads and resamples ``samples``, and encodes
+    nothing; None where none can be read.
+    """
     if spec.reads != "wave":
         return None
     from raysere.features.audio import read_audio
@@ -197,7 +208,9 @@ def measure_reading(spec: FeatureSpec, samples: Sequence[Work], *, seconds: floa
 
 
 def spread(works: Iterable[Work], count: int = 50) -> list[Work]:
-    """Up to ``count`` items spread evenly over all lengths, long and short in turn, always the same."""
+    """Up to ``count`` items spread evenly over all lengths, long and short in turn, always the
+    same.
+    """
     ordered = sorted(works, key=lambda work: (work.seconds, work.utterance))
     if len(ordered) > count:
         ordered = [ordered[round(place * (len(ordered) - 1) / (count - 1))] for place in range(count)]
@@ -208,7 +221,9 @@ def spread(works: Iterable[Work], count: int = 50) -> list[Work]:
 
 
 def check_disk(needed: int, folder: str | os.PathLike[str]) -> None:
-    """Raise EnvironmentFault unless ``needed`` bytes fit on the disk of ``folder`` with 5 % of the disk left free."""
+    """Raise EnvironmentFault unless ``needed`` bytes fit on the disk of ``folder`` with 5 % of the
+    disk left free.
+    """
     usage = shutil.disk_usage(_standing(folder))
     reserve = int(usage.total * RESERVE)
     if needed > usage.free - reserve:
@@ -229,7 +244,10 @@ def _standing(folder: str | os.PathLike[str]) -> Path:
 
 
 def works_of(manifest: Manifest, spec: FeatureSpec) -> list[Work | None]:
-    """What each row costs, told by the table alone; None where there is nothing to read. The contents are not hashed."""
+    """What each row costs, told by the table alone; None where there is nothing to read.
+
+    The contents are not hashed.
+    """
     result: list[Work | None] = []
     columns = ["utterance", "corpus", "path", "start_s", "end_s", "duration_s", "transcript", "language"]
     for row in manifest.table.select(columns).iter_rows(named=True):

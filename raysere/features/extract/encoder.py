@@ -1,4 +1,5 @@
-"""The work of one extraction process: read, encode in batches of similar length, pool, write shards.
+"""The work of one extraction process: read, encode in batches of similar length, pool, write
+shards.
 
 No Ray in here: :mod:`raysere.features.extract.run` runs it in actors or in the calling process.
 """
@@ -30,7 +31,9 @@ SHARD_ITEMS, SHARD_BYTES, SHARD_S = 256, 64 << 20, 20.0  # what a kill can cost
 
 @dataclass
 class Encoded:
-    """What became of a task: contents that stand in finished shards, failures, wall seconds, and the seconds of speech they held."""
+    """What became of a task: contents that stand in finished shards, failures, wall seconds, and
+    the seconds of speech they held.
+    """
 
     done: list[str] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
@@ -41,8 +44,8 @@ class Encoded:
 def buckets(works: Sequence[Work], budget_s: float, max_padding: float = MAX_PADDING) -> list[list[Work]]:
     """Batches of neighbours in length, longest first.
 
-    The padded batch (longest times count) stays under ``budget_s`` seconds unless it is a single item, and at most
-    ``max_padding`` of it is padding.
+    The padded batch (longest times count) stays under ``budget_s`` seconds unless it is a single
+    item, and at most ``max_padding`` of it is padding.
     """
     batches: list[list[Work]] = []
     total = 0.0
@@ -63,10 +66,12 @@ class Encoder:
 
     Args:
         spec: what to extract.
-        folder: folder of the key in the store; None keeps the rows in :attr:`kept` instead of writing shards.
+        folder: folder of the key in the store; None keeps the rows in :attr:`kept` instead of
+            writing shards.
         device: ``cpu`` or ``cuda``.
         threads: torch threads; None leaves them alone.
-        batch_s: seconds of audio a padded batch may hold; 0 is one item at a time, which is fastest on a CPU.
+        batch_s: seconds of audio a padded batch may hold; 0 is one item at a time, which is fastest
+            on a CPU.
         backbone: an open backbone; default: open it by name.
     """
 
@@ -86,7 +91,10 @@ class Encoder:
         self.kept: dict[str, list[np.ndarray]] = {}
 
     def open(self) -> Encoder:
-        """Load the backbone. Raises ConfigError where it is not the one of the spec (its weights or code changed since)."""
+        """Load the backbone.
+
+        Raises ConfigError where it is not the one of the spec (its weights or code changed since).
+        """
         if self.backbone is None:
             from raysere.features.backbones import open_backbone
 
@@ -102,7 +110,10 @@ class Encoder:
         return self
 
     def run(self, works: Sequence[Work]) -> Encoded:
-        """Extract, and write shards as they fill. Raises EnvironmentFault (disk, device); what is wrong with an item becomes a failure."""
+        """Extract, and write shards as they fill.
+
+        Raises EnvironmentFault (disk, device); what is wrong with an item becomes a failure.
+        """
         assert self.backbone is not None
         outcome, started = Encoded(), time.monotonic()
         held: list[tuple[Work, list[np.ndarray]]] = []
@@ -139,7 +150,9 @@ class Encoder:
         outcome.speech_s += sum(work.seconds for work, _ in held)
 
     def _read_ahead(self, batches: list[list[Work]]) -> Iterator[list[tuple[Work, Item] | Failure]]:
-        """Items of each batch; on an accelerator the next batches are read while this one is encoded."""
+        """Items of each batch; on an accelerator the next batches are read while this one is
+        encoded.
+        """
         if self.device == "cpu" or self.spec.reads != "wave":
             for batch in batches:
                 yield [self._read(work) for work in batch]
@@ -177,7 +190,9 @@ class Encoder:
         return work, Item(work.utterance, wave=wave, language=work.language)
 
     def _encode(self, pairs: list[tuple[Work, Item]]) -> Iterator[tuple[Work, list[np.ndarray] | Failure]]:
-        """Stored rows or the failure of each item; a batch that fails is tried again in halves, so that one bad item costs only itself."""
+        """Stored rows or the failure of each item; a batch that fails is tried again in halves, so
+        that one bad item costs only itself.
+        """
         assert self.backbone is not None
         if not pairs:
             return
@@ -207,7 +222,10 @@ class Encoder:
                 yield work, _failure(work, error.what)
 
     def _counted(self, work: Work, item: Item, frames: int) -> np.ndarray | None:
-        """Which frames count, where the spec leaves silence or all but some phones out. Raises DataError where none does."""
+        """Which frames count, where the spec leaves silence or all but some phones out.
+
+        Raises DataError where none does.
+        """
         spec = self.spec
         if item.wave is None or spec.frame_s is None or spec.sampling_rate is None:
             return None
@@ -232,7 +250,9 @@ def _failure(work: Work, reason: str, *, lasting: bool = True) -> Failure:
 
 
 def _fault(work: Work, error: Exception) -> Failure:
-    """A DataError is the item's fault and remembered; anything else (memory, a bug, a driver) may go well another time."""
+    """A DataError is the item's fault and remembered; anything else (memory, a bug, a driver) may
+    go well another time.
+    """
     if isinstance(error, DataError):
         return _failure(work, error.what)
     return _failure(work, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", lasting=False)

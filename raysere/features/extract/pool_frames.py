@@ -1,6 +1,8 @@
-"""From the rows of a backbone to the rows of the store: statistics per utterance, per chunk, or the frames themselves.
+"""From the rows of a backbone to the rows of the store: statistics per utterance, per chunk, or the
+frames themselves.
 
-Mean and population standard deviation as in statistics pooling (papers: x-vectors; challenge baselines), in float64 inside.
+Mean and population standard deviation as in statistics pooling (papers: x-vectors; challenge
+baselines), in float64 inside.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from raysere.features.spec import PERCENTILES, FeatureSpec
 
 
 def chunk_bounds(frames: int, window: int, hop: int) -> tuple[np.ndarray, np.ndarray]:
-    """Starts and ends (frames) of chunks that cover ``frames``: every chunk is ``window`` long, the last ends with the last frame.
+    """Starts and ends (frames) of chunks that cover ``frames``: every chunk is ``window`` long, the
+    last ends with the last frame.
 
     An utterance shorter than the window is one chunk.
 
@@ -38,7 +41,8 @@ def pool_frames(rows: np.ndarray, number: int, spec: FeatureSpec, speech: np.nda
     """Stored rows of one layer of one item, in the store's dtype: (rows, ``spec.width(number)``).
 
     ``speech`` is bool (rows,): frames that count in the statistics of an utterance; None for all.
-    Raises DataError for rows that are empty, not finite, of another dim than the spec says, or beyond float16.
+    Raises DataError for rows that are empty, not finite, of another dim than the spec says, or
+    beyond float16.
     """
     layer = spec.layer(number)
     rows = np.asarray(rows)
@@ -72,7 +76,9 @@ def _statistics(wide: np.ndarray, spec: FeatureSpec) -> np.ndarray:
 
 
 def _mean_std(wide: np.ndarray) -> np.ndarray:
-    """[mean; population std] (2 * dim,) of float64 (rows, dim): what numpy's ``std`` computes, in a fifth of its time."""
+    """[mean; population std] (2 * dim,) of float64 (rows, dim): what numpy's ``std`` computes, in a
+    fifth of its time.
+    """
     mean = wide.mean(0)
     centred = wide - mean
     return np.concatenate([mean, np.sqrt(np.square(centred, out=centred).mean(0))])

@@ -1,6 +1,7 @@
 """Extract features: each content once, by Ray actors or, for small work, in this process.
 
-Whatever is killed, at most the shards in flight are lost: shards appear by rename, and a second start sees what stands.
+Whatever is killed, at most the shards in flight are lost: shards appear by rename, and a second
+start sees what stands.
 """
 
 from __future__ import annotations
@@ -35,10 +36,12 @@ _SHOWN = 5
 
 @dataclass
 class Extraction:
-    """Utterances ``done`` now, ``cached`` ones that stood already, and those without features (utterance, path, reason, stage).
+    """Utterances ``done`` now, ``cached`` ones that stood already, and those without features
+    (utterance, path, reason, stage).
 
-    ``without_text`` of the latter have no words to read: a missing modality, not a fault. Their stage is ``no transcript``, that of those
-    that a ready table does not hold ``no row``, and that of the others ``features``.
+    ``without_text`` of the latter have no words to read: a missing modality, not a fault. Their
+    stage is ``no transcript``, that of those that a ready table does not hold ``no row``, and that
+    of the others ``features``.
     """
 
     key: str
@@ -64,7 +67,11 @@ class _Session:
     counts: dict[str, int] = field(default_factory=dict)
 
     def take(self, outcome: Encoded) -> None:
-        """Book one task. Raises DataError when too many failed; what is done and what is quarantined is on the disk then."""
+        """Book one task.
+
+        Raises DataError when too many failed; what is done and what is quarantined is on the disk
+        then.
+        """
         self.quarantine.add(outcome.failures)
         self.quarantine.forget(outcome.done)
         self.failures.update({failure.content: failure for failure in outcome.failures if failure.content is not None})
@@ -73,7 +80,8 @@ class _Session:
 
     def judge(self) -> None:
         total = len(self.found.utterances)
-        # no words to read, and no row in a table, is a missing modality and not a failure; but audio that is not there is
+        # no words to read, and no row in a table, is a missing modality and not a failure; but
+        # audio that is not there is
         absent = [failure for failure in self.found.failures if failure.reason not in (NO_TRANSCRIPT, NO_PHONES)]
         missing = sum(self.counts[content] for content, failure in self.failures.items() if failure.reason in MISSING)
         failed = len(absent) + sum(self.counts[content] for content in self.failures) - missing
@@ -135,7 +143,8 @@ def extract(
         batch_s: seconds of audio in a padded batch; default 60 on a GPU, single items on a CPU.
 
     Raises:
-        DataError: more than ``fail_threshold`` fail; the message lists the first reasons, and nothing is lost.
+        DataError: more than ``fail_threshold`` fail; the message lists the first reasons, and
+            nothing is lost.
         EnvironmentFault: full disk, unwritable store, no Ray, workers that die again and again.
         ConfigError: the backbone is another one than the spec was made of.
     """
@@ -179,7 +188,8 @@ def extract_local(
 def encode_view(
     spec: FeatureSpec, works: Iterable[Work], *, device: str = "cpu", backbone: Backbone | None = None
 ) -> tuple[FeatureView, pl.DataFrame]:
-    """Features of a few items in memory, for prediction: (view over their utterances, those without features as in :class:`Extraction`).
+    """Features of a few items in memory, for prediction: (view over their utterances, those without
+    features as in :class:`Extraction`).
 
     Make ``works`` with :func:`item`.
     """

@@ -1,7 +1,8 @@
 """Content hashes of utterances, so that a corpus that grew extracts only what is new.
 
-Audio is named by its file's bytes and the segment (and the channel, where one is named), text by its words and language,
-a row of a ready table by the utterance id. File hashes are cached by path, size and time of change.
+Audio is named by its file's bytes and the segment (and the channel, where one is named), text by
+its words and language, a row of a ready table by the utterance id. File hashes are cached by path,
+size and time of change.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ MAP: dict[str, Any] = {
 }
 _ROW = ["utterance", "path", "start_s", "end_s"]
 NO_TRANSCRIPT = "no transcript"
-#: Reasons of a missing modality, which is no fault, and the stage that such an utterance is listed with.
+#: Reasons of a missing modality, which is no fault, and the stage that such an utterance is listed
+#: with.
 NO_PHONES = "none of the phones that these features are of"
 MISSING = {NO_TRANSCRIPT: NO_TRANSCRIPT, "no row for this utterance": "no row", NO_PHONES: "no phones"}
 CHARACTERS_PER_S = 15.0  # of read speech: what a text costs in seconds when nothing was heard
@@ -45,8 +47,9 @@ CHARACTERS_PER_S = 15.0  # of read speech: what a text costs in seconds when not
 class Work:
     """One content to extract.
 
-    ``seconds`` is what it is expected to cost, in seconds of speech; ``channel`` is the one that is heard (None: the spec's). ``spans``
-    are the (start, end) in s, from the start of the utterance, that alone count; None for all.
+    ``seconds`` is what it is expected to cost, in seconds of speech; ``channel`` is the one that is
+    heard (None: the spec's). ``spans`` are the (start, end) in s, from the start of the utterance,
+    that alone count; None for all.
     """
 
     content: str
@@ -63,7 +66,10 @@ class Work:
 
 @dataclass(frozen=True)
 class Failure:
-    """An utterance without features. ``lasting``: its content is at fault, so it is not tried again while that stays the same."""
+    """An utterance without features.
+
+    ``lasting``: its content is at fault, so it is not tried again while that stays the same.
+    """
 
     utterance: str
     content: str | None
@@ -73,13 +79,17 @@ class Failure:
 
     @property
     def stage(self) -> str:
-        """``no transcript``, ``no phones`` or ``no row`` where there is nothing to read, a missing modality; else ``features``."""
+        """``no transcript``, ``no phones`` or ``no row`` where there is nothing to read, a missing
+        modality; else ``features``.
+        """
         return MISSING.get(self.reason, "features")
 
 
 @dataclass
 class Contents:
-    """Content hash (or None) of each row of a table, what to do for each content, and the rows that have none, with the reason."""
+    """Content hash (or None) of each row of a table, what to do for each content, and the rows that
+    have none, with the reason.
+    """
 
     utterances: list[str]
     content: list[str | None]
@@ -88,7 +98,10 @@ class Contents:
 
 
 class FileHashes:
-    """SHA-256 of files, remembered in ``<store>/hashes.parquet`` by path, size and time of change. Losing it costs one reading."""
+    """SHA-256 of files, remembered in ``<store>/hashes.parquet`` by path, size and time of change.
+
+    Losing it costs one reading.
+    """
 
     def __init__(self, store: Path) -> None:
         self.path = store / "hashes.parquet"
@@ -105,7 +118,10 @@ class FileHashes:
         return value if (size, mtime) == (stat.st_size, stat.st_mtime_ns) else None
 
     def of(self, path: Path) -> str | DataError:
-        """The hash of a file, or the reason why there is none. Raises EnvironmentFault where the disk fails."""
+        """The hash of a file, or the reason why there is none.
+
+        Raises EnvironmentFault where the disk fails.
+        """
         from raysere.features.audio import content_hash
 
         value = self.known(path)
@@ -144,7 +160,10 @@ class FileHashes:
 
 
 def contents(manifest: Manifest, spec: FeatureSpec, hashes: FileHashes, *, known_only: bool = False) -> Contents:
-    """Content of each row of the manifest for this spec. ``known_only`` reads no file: audio that was never hashed has no content then."""
+    """Content of each row of the manifest for this spec.
+
+    ``known_only`` reads no file: audio that was never hashed has no content then.
+    """
     table = manifest.table
     if spec.reads != "wave":
         return text_contents(table, spec)
@@ -180,7 +199,9 @@ def contents(manifest: Manifest, spec: FeatureSpec, hashes: FileHashes, *, known
 
 
 def phone_spans(table: pl.DataFrame, phones: Sequence[str]) -> dict[str, tuple[tuple[float, float], ...]]:
-    """Where the ``phones`` (IPA) lie in each utterance of a manifest's table that has any: (start, end) in s, in order of time."""
+    """Where the ``phones`` (IPA) lie in each utterance of a manifest's table that has any: (start,
+    end) in s, in order of time.
+    """
     from raysere.corpora.ipa import ipa_phones
 
     found: dict[str, list[tuple[float, float]]] = {}
@@ -212,14 +233,18 @@ def text_contents(table: pl.DataFrame, spec: FeatureSpec) -> Contents:
 
 
 def root_hash(root: str | os.PathLike[str]) -> str:
-    """What a map calls a corpus root: two corpora may share their name and all their relative paths, but not the folder."""
+    """What a map calls a corpus root: two corpora may share their name and all their relative
+    paths, but not the folder.
+    """
     return digest(f"root|{Path(root).expanduser().resolve()}", 64)
 
 
 def content_map(manifest: Manifest, found: Contents) -> pl.DataFrame:
-    """Rows of the ``utterances.parquet`` of a key: which content each audio row had when it was extracted last.
+    """Rows of the ``utterances.parquet`` of a key: which content each audio row had when it was
+    extracted last.
 
-    ``root`` is the :func:`root_hash` of the row's corpus, null where the manifest names no root for it.
+    ``root`` is the :func:`root_hash` of the row's corpus, null where the manifest names no root for
+    it.
     """
     return (
         manifest.table.with_columns(root=_roots(manifest.table, manifest.roots), content=pl.Series(found.content, dtype=pl.String))
@@ -229,7 +254,10 @@ def content_map(manifest: Manifest, found: Contents) -> pl.DataFrame:
 
 
 def read_map(path: Path) -> pl.DataFrame:
-    """A map as written; one of before roots were kept has nulls there. Raises what polars raises for a file that cannot be read."""
+    """A map as written; one of before roots were kept has nulls there.
+
+    Raises what polars raises for a file that cannot be read.
+    """
     table = pl.read_parquet(path)
     if "root" not in table.columns:
         table = table.with_columns(root=pl.lit(None, dtype=pl.String))
@@ -237,9 +265,11 @@ def read_map(path: Path) -> pl.DataFrame:
 
 
 def merge_map(old: pl.DataFrame | None, new: pl.DataFrame) -> pl.DataFrame:
-    """The old map with the new rows in place of those with the same root, utterance, path and segment.
+    """The old map with the new rows in place of those with the same root, utterance, path and
+    segment.
 
-    An old row of an unknown root goes only where a new one says the same: it may be of another corpus.
+    An old row of an unknown root goes only where a new one says the same: it may be of another
+    corpus.
     """
     if old is not None:
         said = new.select(*_ROW, "content").unique()
@@ -261,8 +291,9 @@ def lookup(
 ) -> tuple[list[str | None], list[int]]:
     """(content of each row of ``table``, numbers of the rows that the map does not hold).
 
-    A row whose corpus is in ``roots`` has the content that was extracted from there; where that was never, what the map holds of an
-    unknown root. A row without root has what the map holds of any root. Of one of several contents nothing is guessed.
+    A row whose corpus is in ``roots`` has the content that was extracted from there; where that was
+    never, what the map holds of an unknown root. A row without root has what the map holds of any
+    root. Of one of several contents nothing is guessed.
 
     Args:
         guess: False leaves out what the map holds of unknown roots, for rows that have one.
@@ -321,6 +352,8 @@ def _reason(error: DataError | None) -> str:
 
 
 def failures_table(failures: Iterable[Failure]) -> pl.DataFrame:
-    """(utterance, path, reason, stage), as every stage lists what it had to leave out; stage as in :attr:`Failure.stage`."""
+    """(utterance, path, reason, stage), as every stage lists what it had to leave out; stage as in
+    :attr:`Failure.stage`.
+    """
     rows = sorted(((one.utterance, one.path, one.reason, one.stage) for one in failures), key=lambda row: (row[0], row[1] or "", row[2]))
     return pl.DataFrame(rows, schema={"utterance": pl.String, "path": pl.String, "reason": pl.String, "stage": pl.String}, orient="row")

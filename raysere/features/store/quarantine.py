@@ -15,7 +15,10 @@ SCHEMA = {"utterance": pl.String, "content": pl.String, "path": pl.String, "reas
 
 
 class Quarantine:
-    """``<key>/quarantine.parquet``: utterance, content, path, reason. Delete the file to have all of it tried again."""
+    """``<key>/quarantine.parquet``: utterance, content, path, reason.
+
+    Delete the file to have all of it tried again.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "quarantine.parquet"
@@ -33,7 +36,8 @@ class Quarantine:
         new = {failure.content: failure for failure in failures if failure.lasting and failure.content is not None}
         if not new:
             return
-        # an utterance whose content changed has one entry, the newest; one of the same name in another corpus has its own file
+        # an utterance whose content changed has one entry, the newest; one of the same name in
+        # another corpus has its own file
         gone = {(failure.utterance, failure.path) for failure in new.values()}
         self.reasons = {
             content: failure for content, failure in self.reasons.items() if (failure.utterance, failure.path) not in gone

@@ -1,7 +1,8 @@
 """Features on a node: fetched once from a shared path or object storage, and checked.
 
-The store may lie at ``s3://``, ``gs://``, ``hdfs://`` or ``file://`` (anything that ``pyarrow.fs.FileSystem.from_uri``
-knows), or in a folder. A plain folder is its own residence unless a local one is named.
+The store may lie at ``s3://``, ``gs://``, ``hdfs://`` or ``file://`` (anything that
+``pyarrow.fs.FileSystem.from_uri`` knows), or in a folder. A plain folder is its own residence
+unless a local one is named.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ _RETRIES = 3
 def resident(root: str, key: str, local: str | os.PathLike[str] | None = None) -> str:
     """Make the features ``key`` of the store ``root`` resident on this machine.
 
-    Shards that are here already are not fetched again; every fetched one is compared with the sizes and hashes recorded
-    when it was written. Two processes may call it at once.
+    Shards that are here already are not fetched again; every fetched one is compared with the sizes
+    and hashes recorded when it was written. Two processes may call it at once.
 
     Returns:
         The local store folder (the root itself where it is a folder and no local one is named).
@@ -35,7 +36,8 @@ def resident(root: str, key: str, local: str | os.PathLike[str] | None = None) -
     Raises:
         MissingFileError: the store has no such features.
         DataError: a shard that still differs from its record after three attempts.
-        EnvironmentFault: the storage does not answer, or the local disk is full or cannot be written.
+        EnvironmentFault: the storage does not answer, or the local disk is full or cannot be
+            written.
     """
     if "://" not in root and local is None:
         folder = Path(root).expanduser()
@@ -127,7 +129,10 @@ def _copy(remote: Any, source: str, target: Path) -> None:
 
 
 class NodeStore:
-    """The per-node store actor: one call a key does the fetching for all workers of the node. Get it with :func:`node_store`."""
+    """The per-node store actor: one call a key does the fetching for all workers of the node.
+
+    Get it with :func:`node_store`.
+    """
 
     def __init__(self, local: str | None = None) -> None:
         self.local = local
@@ -138,7 +143,10 @@ class NodeStore:
 
 
 def node_store(local: str | None = None) -> Any:
-    """The store actor of the node that this process runs on, made at need; it reserves no core. Ray must be running."""
+    """The store actor of the node that this process runs on, made at need; it reserves no core.
+
+    Ray must be running.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -159,9 +167,11 @@ def node_store(local: str | None = None) -> Any:
 
 
 def locate(root: str, key: str, local: str | None = None) -> str:
-    """The local store folder of a key: by the node's store actor where Ray runs, else (or when the actor died) by this process itself.
+    """The local store folder of a key: by the node's store actor where Ray runs, else (or when the
+    actor died) by this process itself.
 
-    Errors are those of :func:`resident`. Both ways take the same lock, so a key is fetched once a node either way.
+    Errors are those of :func:`resident`. Both ways take the same lock, so a key is fetched once a
+    node either way.
     """
     import ray
     from ray.exceptions import RayError, RayTaskError

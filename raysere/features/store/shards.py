@@ -1,7 +1,8 @@
-"""Shards: immutable folders of features that appear by rename. The index at the top is only a cache.
+"""Shards: immutable folders of features that appear by rename. The index at the top is only a
+cache.
 
-``shard-NNNNN/`` holds ``layer-XX.npy`` (rows, width) for each layer, ``index.parquet`` (content, first, rows) and
-``meta.json`` (format, counts, size and SHA-256 of every file).
+``shard-NNNNN/`` holds ``layer-XX.npy`` (rows, width) for each layer, ``index.parquet`` (content,
+first, rows) and ``meta.json`` (format, counts, size and SHA-256 of every file).
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ _SHARD = re.compile(r"shard-(\d{5,})")
 def write_shard(folder: Path, spec: FeatureSpec, contents: Sequence[str], layers: dict[int, Sequence[np.ndarray]]) -> int:
     """Write one shard under ``folder`` and return its number.
 
-    ``layers[number][i]`` are the stored rows of ``contents[i]``. The number is claimed by the rename itself, so two
-    writers never share one. Raises EnvironmentFault when the disk is full or cannot be written; nothing is left then.
+    ``layers[number][i]`` are the stored rows of ``contents[i]``. The number is claimed by the
+    rename itself, so two writers never share one. Raises EnvironmentFault when the disk is full or
+    cannot be written; nothing is left then.
     """
     counts = np.array([len(rows) for rows in layers[spec.numbers[0]]], dtype=np.int64)
     for number in spec.numbers:
@@ -77,7 +79,9 @@ def shard_numbers(folder: Path) -> list[int]:
 
 
 def read_index(folder: Path) -> pl.DataFrame:
-    """(content, shard, first, rows) of all shards, each content once; read from the shards where the merged cache is behind."""
+    """(content, shard, first, rows) of all shards, each content once; read from the shards where
+    the merged cache is behind.
+    """
     numbers = shard_numbers(folder)
     cached = _cached_index(folder).filter(pl.col("shard").is_in(numbers))
     known = set(cached["shard"].unique().to_list())
@@ -100,9 +104,11 @@ def read_index(folder: Path) -> pl.DataFrame:
 
 
 def rebuild_index(folder: Path) -> pl.DataFrame:
-    """Write the merged ``index.parquet`` anew, whole, and return it; call it under the extraction lock, first and last.
+    """Write the merged ``index.parquet`` anew, whole, and return it; call it under the extraction
+    lock, first and last.
 
-    First, because a shard that was removed by hand must leave the cache before its number is given to a new one.
+    First, because a shard that was removed by hand must leave the cache before its number is given
+    to a new one.
     """
     index = read_index(folder)
     with atomic_write(folder / "index.parquet") as temporary:
@@ -118,7 +124,10 @@ def _cached_index(folder: Path) -> pl.DataFrame:
 
 
 def remove_leftovers(folder: Path) -> int:
-    """Remove temporary files and folders of writers that died; call it under the extraction lock. Returns how many."""
+    """Remove temporary files and folders of writers that died; call it under the extraction lock.
+
+    Returns how many.
+    """
     found = list(folder.glob(".*.tmp"))
     for path in found:
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
@@ -126,7 +135,9 @@ def remove_leftovers(folder: Path) -> int:
 
 
 def check_shard(folder: Path, *, contents: bool = True) -> None:
-    """Compare the files of one shard with its ``meta.json``: sizes, and hashes unless ``contents`` is False. Raises DataError."""
+    """Compare the files of one shard with its ``meta.json``: sizes, and hashes unless ``contents``
+    is False. Raises DataError.
+    """
     try:
         files = read_json(folder / "meta.json")["files"]
     except (RaysereError, KeyError, TypeError) as error:

@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 
 
 class FeatureStore:
-    """Features under ``root``, a local or shared folder (see :mod:`raysere.features.store.remote` for ``s3://bucket/features``)."""
+    """Features under ``root``, a local or shared folder (see :mod:`raysere.features.store.remote`
+    for ``s3://bucket/features``).
+    """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         if "://" in str(root):
@@ -55,7 +57,10 @@ class FeatureStore:
         return sorted(path.parent.name for path in self.root.glob("*/spec.json"))
 
     def spec(self, key: str) -> FeatureSpec:
-        """The spec of a key. Raises MissingFileError (with the keys there are) where the store does not hold it."""
+        """The spec of a key.
+
+        Raises MissingFileError (with the keys there are) where the store does not hold it.
+        """
         path = self.root / key / "spec.json"
         if not path.is_file():
             raise MissingFileError(
@@ -75,16 +80,19 @@ class FeatureStore:
 
         Args:
             spec: a spec or its key.
-            table: a manifest, or its table (utterance, path, start_s, end_s; for words transcript and language). The content of an audio
-                row is what it was when it was extracted last from the root of its corpus, so the audio need not be there. With a
-                manifest, files that were never extracted from their root are looked at (what another corpus extracted may be theirs).
+            table: a manifest, or its table (utterance, path, start_s, end_s; for words transcript
+                and language). The content of an audio row is what it was when it was extracted last
+                from the root of its corpus, so the audio need not be there. With a manifest, files
+                that were never extracted from their root are looked at (what another corpus
+                extracted may be theirs).
             roots: corpus to root folder, for a table (which then needs the column corpus).
             partial: take utterances that were not extracted yet as absent.
 
         Raises:
             MissingFileError: no such features.
-            DataError: utterances that were never extracted (unless ``partial``); quarantined ones are absent, not an error. A table
-                without roots whose rows were extracted from several corpora of one name, with different content.
+            DataError: utterances that were never extracted (unless ``partial``); quarantined ones
+                are absent, not an error. A table without roots whose rows were extracted from
+                several corpora of one name, with different content.
         """
         from raysere.features.views import FeatureView
 
@@ -159,7 +167,9 @@ class FeatureStore:
             raise MissingFileError("The store does not know these utterances", where=path, remedy="Run `raysere extract` first.") from error
 
     def remember(self, spec: FeatureSpec, manifest: Manifest, found: Contents) -> None:
-        """Record which content each audio row has now, so that workers without the audio can join by table."""
+        """Record which content each audio row has now, so that workers without the audio can join
+        by table.
+        """
         if spec.reads != "wave":
             return
         try:
@@ -172,7 +182,10 @@ class FeatureStore:
                 new.write_parquet(temporary)
 
     def prepare(self, spec: FeatureSpec) -> Path:
-        """Make the folder of a key and its spec.json. Raises EnvironmentFault where the store cannot be written."""
+        """Make the folder of a key and its spec.json.
+
+        Raises EnvironmentFault where the store cannot be written.
+        """
         folder = self.folder(spec)
         with explain_write_errors(self.root):
             try:
@@ -190,7 +203,10 @@ class FeatureStore:
 
     @contextlib.contextmanager
     def lock(self, spec: FeatureSpec, say: Callable[[str], None] = lambda line: None) -> Iterator[None]:
-        """Hold the right to extract a key. A second process waits, saying so; the lock ends with its process, whatever ends that."""
+        """Hold the right to extract a key.
+
+        A second process waits, saying so; the lock ends with its process, whatever ends that.
+        """
         path = self.folder(spec) / "lock"
         with explain_write_errors(path):
             file = open_lock(path)

@@ -2,7 +2,8 @@
 
     streams -> one vector h (B, D) -> f = dropout(ReLU(LN(W1 h))) (B, H) -> logits = W2 f (B, C)
 
-Layer norm, not batch norm: statistics of mixed batches leak the domain and act as an adaptation of their own.
+Layer norm, not batch norm: statistics of mixed batches leak the domain and act as an adaptation of
+their own.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from raysere.training.method import Batch, Feed, Method, Needs, Prediction, Shap
 
 
 class DomainParams(StreamParams):
-    """Published or our own defaults of 0.2. ``patience`` does nothing: the last epoch is kept, as no label tells a better one."""
+    """Published or our own defaults of 0.2.
+
+    ``patience`` does nothing: the last epoch is kept, as no label tells a better one.
+    """
 
     weight_decay: float = Field(1e-3, ge=0, le=10)
     epochs: int = Field(30, ge=1, le=10000)
@@ -134,7 +138,9 @@ class DomainMethod(Method):
         return Prediction(logits + offset, hidden=hidden)
 
     def effective_prior(self, params: Any, train_prior: tuple[float, ...]) -> tuple[float, ...]:
-        """Proportional to ``pi^(1 - alpha)``, as class weights take away alpha; even with a balanced sampler."""
+        """Proportional to ``pi^(1 - alpha)``, as class weights take away alpha; even with a
+        balanced sampler.
+        """
         return tempered_prior(train_prior, 0.0 if params.sampler == "balanced" else 1 - params.class_weight)
 
 

@@ -1,10 +1,11 @@
 """Parts shared by fusion methods: several streams with masks, and missing streams.
 
-**A missing stream.** An utterance is used where at least one of its streams has features. A stream that is not there is one
-learned row in its place, zeros at the start, which the others attend to like to any other row. Training utterances that lack
-it teach it, and so does ``modality_dropout``: with that probability an utterance of a training batch is shown without one of
-its streams, drawn at random, never without all. With ``modality_dropout: 0`` and complete training data the row stays zeros,
-and what is predicted without that stream was never trained for.
+**A missing stream.** An utterance is used where at least one of its streams has features. A stream
+that is not there is one learned row in its place, zeros at the start, which the others attend to
+like to any other row. Training utterances that lack it teach it, and so does ``modality_dropout``:
+with that probability an utterance of a training batch is shown without one of its streams, drawn at
+random, never without all. With ``modality_dropout: 0`` and complete training data the row stays
+zeros, and what is predicted without that stream was never trained for.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from raysere.training.method import Batch, Needs, Shapes, Step, StreamShape
 
 
 class FusionParams(StreamParams, HeadParams):
-    """Losses by default as most teams had them: soft targets where votes exist, class weights to the power .5 (docs/methods.md 2.3)."""
+    """Losses by default as most teams had them: soft targets where votes exist, class weights to
+    the power .5 (docs/methods.md 2.3).
+    """
 
     hidden: int = Field(512, ge=8, le=8192)
     dropout: float = Field(0.3, ge=0, le=0.9)
@@ -34,7 +37,9 @@ class FusionParams(StreamParams, HeadParams):
 
 
 class SequenceParams(FusionParams):
-    """Of the members that read rows over time; features of utterance granularity are sequences of one row."""
+    """Of the members that read rows over time; features of utterance granularity are sequences of
+    one row.
+    """
 
     lr: float = Field(3e-4, gt=0, le=1)
     pooling: Literal["attention", "mean", "mean_std", "attentive"] = "attention"
@@ -61,7 +66,9 @@ class StreamRows(StreamLayers):
         self.missing = nn.Parameter(torch.zeros(params.width))
 
     def forward(self, stream: Any) -> tuple[Tensor, Tensor]:
-        """(x (B, T, width), mask bool (B, T)) with a valid row in each item; x of padding is finite."""
+        """(x (B, T, width), mask bool (B, T)) with a valid row in each item; x of padding is
+        finite.
+        """
         rows, mask = self.rows(stream), stream.mask
         if self.flat:
             rows = rows.unsqueeze(1)
@@ -72,7 +79,9 @@ class StreamRows(StreamLayers):
 
 
 class SequenceModel(HeadedModel):
-    """Streams as sequences of one width: :meth:`read`, what a subclass does between them, :meth:`pool_each`."""
+    """Streams as sequences of one width: :meth:`read`, what a subclass does between them,
+    :meth:`pool_each`.
+    """
 
     def __init__(self, params: SequenceParams, shapes: Shapes, layers: Mapping[str, list[int]]) -> None:
         super().__init__()
@@ -87,7 +96,9 @@ class SequenceModel(HeadedModel):
 
     @staticmethod
     def projection(params: SequenceParams) -> Any:
-        """The module that brings rows of some width to ``params.width``, as a function of that width."""
+        """The module that brings rows of some width to ``params.width``, as a function of that
+        width.
+        """
         return lambda dim: nn.Sequential(nn.Linear(dim, params.width), nn.LayerNorm(params.width))
 
     def read(self, streams: Mapping[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
@@ -117,7 +128,9 @@ def joined(sequences: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tensor
 
 
 def without_a_stream(streams: Mapping[str, Any], probability: float, generator: torch.Generator) -> Mapping[str, Any]:
-    """The same batch in which each utterance lacks, with ``probability``, one of its streams; never its only one."""
+    """The same batch in which each utterance lacks, with ``probability``, one of its streams; never
+    its only one.
+    """
     if not probability:
         return streams
     names = sorted(streams)

@@ -1,9 +1,12 @@
-"""Parts shared behind the features: a trunk, a linear head for each task, and the losses (docs/methods.md 2.3).
+"""Parts shared behind the features: a trunk, a linear head for each task, and the losses
+(docs/methods.md 2.3).
 
-    vector (B, W) -> [Linear (LayerNorm) ReLU dropout] x depth -> hidden (B, H) -> C logits | A attributes | 2 for gender
+    vector (B, W) -> [Linear (LayerNorm) ReLU dropout] x depth -> hidden (B, H) -> C logits | A
+    attributes | 2 for gender
 
-A method that ends so gives a :class:`HeadedModel` whose ``forward`` ends in :meth:`HeadedModel.trunk`, and inherits its
-losses, predictions, training rows and effective prior from :class:`HeadedMethod`.
+A method that ends so gives a :class:`HeadedModel` whose ``forward`` ends in
+:meth:`HeadedModel.trunk`, and inherits its losses, predictions, training rows and effective prior
+from :class:`HeadedMethod`.
 """
 
 from __future__ import annotations
@@ -56,7 +59,8 @@ class HeadParams(LoopParams):
 class HeadedModel(nn.Module):
     """Trunk and heads.
 
-    A subclass builds what comes before, then calls :meth:`finish`; its ``forward(streams, mixing)`` ends in :meth:`trunk`.
+    A subclass builds what comes before, then calls :meth:`finish`; its ``forward(streams, mixing)``
+    ends in :meth:`trunk`.
     """
 
     normed: ClassVar[bool] = True  # a LayerNorm in each block of the trunk
@@ -88,7 +92,9 @@ class HeadedModel(nn.Module):
         return torch.relu(x)
 
     def trunk(self, x: Tensor, mixing: Mixing | None = None) -> Tensor:
-        """Last hidden vector (B, H) of x (B, W); ``mixing`` mixes items before the last non-linearity (docs/methods.md 2.4)."""
+        """Last hidden vector (B, H) of x (B, W); ``mixing`` mixes items before the last
+        non-linearity (docs/methods.md 2.4).
+        """
         for number, block in enumerate(self.blocks):
             x = block(x)
             if mixing is not None and number == len(self.blocks) - 1:
@@ -104,7 +110,9 @@ class HeadedModel(nn.Module):
 
 
 class HeadedMethod(Method):
-    """A method whose modules are :class:`HeadedModel` and whose ``Params`` extend :class:`HeadParams`."""
+    """A method whose modules are :class:`HeadedModel` and whose ``Params`` extend
+    :class:`HeadParams`.
+    """
 
     def check(self, params: Any, shapes: Shapes) -> None:
         if params.sampler != "natural" and not shapes.task.categorical:
@@ -147,8 +155,9 @@ class HeadedMethod(Method):
         return Prediction(logits, attributes)
 
     def effective_prior(self, params: Any, train_prior: tuple[float, ...]) -> tuple[float, ...]:
-        """Proportional to ``pi^(1 - alpha - tau)``: class weights take away alpha, the log prior of a training-time adjustment
-        tau; uniform where the sampler is balanced (docs/methods.md 2.7)."""
+        """Proportional to ``pi^(1 - alpha - tau)``: class weights take away alpha, the log prior of
+        a training-time adjustment tau; uniform where the sampler is balanced (docs/methods.md 2.7).
+        """
         exponent = 1 - params.class_weight - (params.tau if params.loss in ("vs", "logit_adjusted") else 0)
         return tempered_prior(train_prior, exponent if params.sampler == "natural" else 0)
 
@@ -161,7 +170,8 @@ def tempered_prior(prior: tuple[float, ...], exponent: float) -> tuple[float, ..
 
 def _class_terms(model: HeadedModel, logits: Tensor, batch: Batch, step: Step, mixing: Mixing | None) -> dict[str, Tensor]:
     params = model.params
-    # a balanced epoch shows every class equally often: weights and priors of the natural shares would correct twice
+    # a balanced epoch shows every class equally often: weights and priors of the natural shares
+    # would correct twice
     balanced = balanced_at(params.sampler, step.epoch)
     weights = None if balanced or not params.class_weight else model.weights
     plain = params.loss == "ce" and params.other == "drop" and not (params.focal or params.label_smoothing or params.f1_term)

@@ -51,10 +51,12 @@ class LayerMix(nn.Module):
 
 
 class StreamLayers(nn.Module):
-    """The layers of one feature stream as one: rows (B, T, ``dim``), or (B, ``dim``) of utterance granularity.
+    """The layers of one feature stream as one: rows (B, T, ``dim``), or (B, ``dim``) of utterance
+    granularity.
 
     Args:
-        numbers: the layers that are read. kind: as in :class:`StreamParams`. width: of layers that must be projected to be mixed.
+        numbers: the layers that are read. kind: as in :class:`StreamParams`. width: of layers that
+            must be projected to be mixed.
         mean_only: of rows of utterance granularity that are statistics keep the mean.
     """
 
@@ -83,7 +85,9 @@ class StreamLayers(nn.Module):
 
 
 class StreamPool(StreamLayers):
-    """One feature stream (B, T, D) of some layers to one vector (B, ``width``); rows of utterance granularity are pooled already."""
+    """One feature stream (B, T, D) of some layers to one vector (B, ``width``); rows of utterance
+    granularity are pooled already.
+    """
 
     def __init__(self, shape: StreamShape, numbers: list[int], params: Any, width: int) -> None:
         # of rows that are statistics plain mean keeps the first
@@ -109,7 +113,9 @@ class StreamPool(StreamLayers):
 
 
 class LayerVectors(nn.Module):
-    """Streams as one vector a layer (B, D), side by side (B, ``width``) for a stream that the loop has pooled already."""
+    """Streams as one vector a layer (B, D), side by side (B, ``width``) for a stream that the loop
+    has pooled already.
+    """
 
     def __init__(self, shape: StreamShape, numbers: list[int], pooling: str) -> None:
         super().__init__()
@@ -129,14 +135,17 @@ class LayerVectors(nn.Module):
 
 
 def layer_weights(names: list[str], parts: Any) -> dict[str, dict[int, float]]:
-    """Share of each layer by stream, where shares are learned; ``parts`` are the :class:`StreamLayers` of the ``names``."""
+    """Share of each layer by stream, where shares are learned; ``parts`` are the
+    :class:`StreamLayers` of the ``names``.
+    """
     return {name: shares for name, part in zip(names, parts, strict=True) if (shares := part.shares()) is not None}
 
 
 def chosen_layers(params: StreamParams, shapes: Shapes) -> dict[str, list[int]]:
     """The layers that a configuration reads, by stream.
 
-    Raises ConfigError for a layer that a stream does not have, and for layers of different width that are to be summed.
+    Raises ConfigError for a layer that a stream does not have, and for layers of different width
+    that are to be summed.
     """
     chosen = {name: _chosen(params, name, sorted(stream.layers)) for name, stream in shapes.streams.items()}
     for name, numbers in chosen.items():

@@ -1,13 +1,16 @@
-"""``quantized_codebook``: one codebook for both languages, held to the class by InfoLoss (docs/methods.md 5).
+"""``quantized_codebook``: one codebook for both languages, held to the class by InfoLoss
+(docs/methods.md 5).
 
-    rows (B, T, D) -> z (B, T, d) -> nearest of K shared codes zq -> pooled mean (and std) -> trunk -> logits
-    L = CE + lam_c CE_z + lam_vq L_vq + lam_i L_info + lam_u L_use + r(p) [lam_g L_global + lam_l L_local + lam_m L_mimc]
+    rows (B, T, D) -> z (B, T, d) -> nearest of K shared codes zq -> pooled mean (and std) -> trunk
+    -> logits L = CE + lam_c CE_z + lam_vq L_vq + lam_i L_info + lam_u L_use + r(p) [lam_g L_global
+    + lam_l L_local + lam_m L_mimc]
 
-The idea, a codebook shared by both languages and a loss on what quantization loses of the class, is published; the published abstract
-gives no formula, backbone, size or figure, so everything below it is our reconstruction.
+The idea, a codebook shared by both languages and a loss on what quantization loses of the class, is
+published; the published abstract gives no formula, backbone, size or figure, so everything below it
+is our reconstruction.
 
-Target posteriors come from a teacher, the exponential average of the weights, of its surest answers per class. Distances, softmax over
-codes and divergences are float32.
+Target posteriors come from a teacher, the exponential average of the weights, of its surest answers
+per class. Distances, softmax over codes and divergences are float32.
 """
 
 from __future__ import annotations
@@ -100,7 +103,9 @@ class QuantizedCodebook(DomainMethod):
 
 @torch.no_grad()
 def _units(student: UnitEncoder, batches: Any, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Units (n, d) of all batches, and the class (n,) of each, -1 for none; at most UNITS of them, drawn evenly."""
+    """Units (n, d) of all batches, and the class (n,) of each, -1 for none; at most UNITS of them,
+    drawn evenly.
+    """
     found, labels = [], []
     for batch in batches:
         z, mask = student.units(batch.streams)

@@ -22,7 +22,10 @@ SIZES = {"utterance": 64, "rows": 256}
 
 
 class QuantizedParams(DomainParams):
-    """Defaults of docs/methods.md 5. The ablations are values: a weight of 0, ``codebook``, ``alignment`` and ``classes`` of none."""
+    """Defaults of docs/methods.md 5.
+
+    The ablations are values: a weight of 0, ``codebook``, ``alignment`` and ``classes`` of none.
+    """
 
     balance: float = Field(0.5, ge=0, le=1)
     unit: Literal["rows", "utterance"] = Field(
@@ -122,7 +125,9 @@ class QuantizedModel(nn.Module):
         return self.books[int(is_target_domain) % len(self.books)]  # type: ignore[return-value]
 
     def quantized(self, z: Tensor, is_target_domain: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(zq (n, d), squared distances (n, G, K)) of units (n, d); ``is_target_domain`` bool (n,) names the codebook."""
+        """(zq (n, d), squared distances (n, G, K)) of units (n, d); ``is_target_domain`` bool (n,)
+        names the codebook.
+        """
         found = []
         for number in range(len(self.books)):
             book = self.book(bool(number))

@@ -21,7 +21,9 @@ _QUOTA_START, _LEAST = 0.2, 2
 
 
 class CodebookTerms:
-    """Source (0) and target (1) of one step: units, codes, posteriors and how much of them is believed."""
+    """Source (0) and target (1) of one step: units, codes, posteriors and how much of them is
+    believed.
+    """
 
     def __init__(self, model: QuantizedModel, z: Any, mask: Any, batches: Any, step: Step) -> None:
         self.model, self.params, self.z, self.mask, self.batches = model, model.params, z, mask, batches
@@ -111,7 +113,9 @@ class CodebookTerms:
         return terms
 
     def _usage_gap(self) -> Tensor:
-        """Divergence of running code usage, whose gradient is that of the step's own part at full strength."""
+        """Divergence of running code usage, whose gradient is that of the step's own part at full
+        strength.
+        """
         memory, book = self.params.memory, self.model.book(False)
         shares = [(1 - memory) * self.q[k].mean(0) + memory * book.usage[k] for k in (0, 1)]
         value = alignment.jensen_shannon(shares[0], shares[1])
@@ -138,7 +142,9 @@ class CodebookTerms:
 
     @torch.no_grad()
     def watched(self) -> dict[str, Tensor]:
-        """What tells collapse, a split codebook and quantization that loses everything (1.8); logged, never learned from."""
+        """What tells collapse, a split codebook and quantization that loses everything (1.8);
+        logged, never learned from.
+        """
         found = {"_believed": (self.believed > 0).float().mean()}
         if not self.coded:
             return found
@@ -155,7 +161,9 @@ class CodebookTerms:
 
 
 def believed(posterior: Tensor, share: float) -> Tensor:
-    """1 for the surest ``share`` of the items (B, C) of each predicted class, at least one of each; 0 for the others."""
+    """1 for the surest ``share`` of the items (B, C) of each predicted class, at least one of each;
+    0 for the others.
+    """
     sure, said = posterior.max(1)
     weights = torch.zeros_like(sure)
     for k in said.unique().tolist():
@@ -165,7 +173,9 @@ def believed(posterior: Tensor, share: float) -> Tensor:
 
 
 def centroid_gap(h: Any, posterior: Any, weight: Any) -> Tensor:
-    """Mean over classes of ``|mu_S^c - mu_T^c|^2 / d`` of vectors (B, d), for classes that both domains have items of."""
+    """Mean over classes of ``|mu_S^c - mu_T^c|^2 / d`` of vectors (B, d), for classes that both
+    domains have items of.
+    """
     centres, masses = [], []
     for x, p, w in zip(h, posterior, weight, strict=True):
         mass = p * w.unsqueeze(1)

@@ -1,7 +1,7 @@
 """Check a search space against its method and the features, before anything runs.
 
-Everything that is wrong is said in one message. What merely does not apply to these features (attentive pooling where there
-are no frames) is left out of the space, and said in its ``notes``.
+Everything that is wrong is said in one message. What merely does not apply to these features
+(attentive pooling where there are no frames) is left out of the space, and said in its ``notes``.
 """
 
 from __future__ import annotations
@@ -25,16 +25,20 @@ _PROBES = 64  # an integer range of at most so many values is tried value by val
 
 
 def check(space: Space, Params: type[BaseModel], shapes: Shapes | None = None, *, method: Method | None = None) -> Space:
-    """The space as it will be searched: ``last`` is a number, every default is there, choices that do not apply are gone.
+    """The space as it will be searched: ``last`` is a number, every default is there, choices that
+    do not apply are gone.
 
     Args:
-        Params: the method's parameters; they bound every value, and fill the defaults that the space does not name.
+        Params: the method's parameters; they bound every value, and fill the defaults that the
+            space does not name.
         shapes: the streams of the study; without them ``last`` must not occur.
-        method: asked (``Method.check``) whether the default and each value one step from it can work on ``shapes``.
+        method: asked (``Method.check``) whether the default and each value one step from it can
+            work on ``shapes``.
 
     Raises:
-        ConfigError: unknown parameter, value or range outside of the bounds, default outside of the range, a layer that the
-            backbone does not have; all of them, one line each, with the valid choices.
+        ConfigError: unknown parameter, value or range outside of the bounds, default outside of the
+            range, a layer that the backbone does not have; all of them, one line each, with the
+            valid choices.
     """
     problems: list[str] = []
     fields = Params.model_fields
@@ -79,7 +83,9 @@ def check(space: Space, Params: type[BaseModel], shapes: Shapes | None = None, *
 
 
 def _in_context(space: Space, shapes: Shapes | None) -> Space:
-    """Settle the conditions on task, granularity and modality: they hold (and go), or the parameter goes, and with it what hangs on it."""
+    """Settle the conditions on task, granularity and modality: they hold (and go), or the parameter
+    goes, and with it what hangs on it.
+    """
     facts: dict[str, str] = {}
     if shapes is not None:
         facts = {"task": shapes.task.kind}
@@ -102,7 +108,10 @@ def _adapter(field: FieldInfo) -> TypeAdapter:
 
 
 def _fault(adapter: TypeAdapter, value: Any) -> str | None:
-    """Why the parameter does not take the value, or None. Numbers are not made of texts or truth values."""
+    """Why the parameter does not take the value, or None.
+
+    Numbers are not made of texts or truth values.
+    """
     try:
         adapter.validate_json(canonical_json(value), strict=True)
     except ValidationError as error:
@@ -175,8 +184,9 @@ def _with_defaults(space: Space, fields: Mapping[str, FieldInfo], problems: list
 def _applied(space: Space, Params: type[BaseModel], shapes: Shapes, method: Method, open_ended: set[str]) -> Space:
     """Ask the method about the default and each single step from it.
 
-    An option (a text) that it refuses leaves the space, and so does a number of a range that was written with ``last``
-    (features of some layers only); any other number that it refuses is a fault.
+    An option (a text) that it refuses leaves the space, and so does a number of a range that was
+    written with ``last`` (features of some layers only); any other number that it refuses is a
+    fault.
     """
 
     def refusal(config: Mapping[str, Any]) -> str | None:
@@ -235,7 +245,9 @@ def _probes(dimension: Dimension) -> list[Any]:
 
 
 def _one_step(space: Space, dims: Mapping[str, Dimension], name: str, value: Any) -> dict[str, Any]:
-    """The default configuration with one parameter set, and with the branch opened in which it exists."""
+    """The default configuration with one parameter set, and with the branch opened in which it
+    exists.
+    """
     forced = {name: value}
 
     def open_branch(child: str) -> None:
@@ -250,7 +262,9 @@ def _one_step(space: Space, dims: Mapping[str, Dimension], name: str, value: Any
 
 
 def _repaired(space: Space, refusal: Any, fault: str) -> tuple[Space, str]:
-    """Where the default cannot work on these features, take the first single change of an option that does."""
+    """Where the default cannot work on these features, take the first single change of an option
+    that does.
+    """
     for name, dimension in space.dims.items():
         if dimension.kind != "choice":
             continue

@@ -1,4 +1,6 @@
-"""A search space in memory: a tree of dimensions, and how Optuna samples it. :mod:`raysere.search.space.grammar` reads it from a file."""
+"""A search space in memory: a tree of dimensions, and how Optuna samples it.
+:mod:`raysere.search.space.grammar` reads it from a file.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ class Dimension:
     """One parameter of a space.
 
     Attributes:
-        kind: ``choice`` (of ``choices``), ``int`` or ``float`` in [low, high] (both ends included), or ``fixed`` (one choice).
+        kind: ``choice`` (of ``choices``), ``int`` or ``float`` in [low, high] (both ends included),
+            or ``fixed`` (one choice).
         choices: plain YAML values.
         low, high: numbers; ``last`` stands for the last layer until the space is resolved.
         log: sampled in the logarithm. step: distance of neighbouring values from ``low``.
@@ -45,7 +48,10 @@ class Dimension:
         return self.step is None or abs((value - self.low) / self.step - round((value - self.low) / self.step)) < 1e-9
 
     def distribution(self) -> optuna.distributions.BaseDistribution:
-        """The same in Optuna's terms. Choices travel as their JSON text, so that lists and mixed types are choices too."""
+        """The same in Optuna's terms.
+
+        Choices travel as their JSON text, so that lists and mixed types are choices too.
+        """
         from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
         if self.kind == "int":
@@ -77,7 +83,8 @@ class Dimension:
 
 @dataclass(frozen=True)
 class Space:
-    """A search space: dimensions in an order in which every parameter comes after those that its ``when`` names.
+    """A search space: dimensions in an order in which every parameter comes after those that its
+    ``when`` names.
 
     Attributes:
         name: stem of the file.
@@ -97,7 +104,9 @@ class Space:
     notes: tuple[str, ...] = ()
 
     def walk(self, pick: Callable[[str, Dimension], Any]) -> dict[str, Any]:
-        """The configuration whose active parameters take ``pick(name, dimension)``; inactive ones are left out."""
+        """The configuration whose active parameters take ``pick(name, dimension)``; inactive ones
+        are left out.
+        """
         config: dict[str, Any] = {}
         for name, dimension in self.dims.items():
             if is_active(dimension, config):
@@ -105,7 +114,11 @@ class Space:
         return config
 
     def default_config(self) -> dict[str, Any]:
-        """Trial 0. Raises ConfigError where a parameter has no default; :func:`raysere.search.space.checks.check` completes them."""
+        """Trial 0.
+
+        Raises ConfigError where a parameter has no default;
+        :func:`raysere.search.space.checks.check` completes them.
+        """
 
         def pick(name: str, _: Dimension) -> Any:
             if name not in self.defaults:
@@ -130,7 +143,9 @@ class Space:
 
 
 def is_active(dimension: Dimension, config: Mapping[str, Any]) -> bool:
-    """Whether every condition of ``when`` holds in ``config`` (a parameter that is not there fulfils none)."""
+    """Whether every condition of ``when`` holds in ``config`` (a parameter that is not there
+    fulfils none).
+    """
     return all(
         parent in config and canonical_json(config[parent]) in {canonical_json(value) for value in values}
         for parent, values in dimension.when.items()

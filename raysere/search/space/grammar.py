@@ -11,9 +11,10 @@ A space names a method and, per parameter of its ``Params``, a distribution or a
       lr: {float: [1.0e-5, 3.0e-3], log: true}
       batch: 64                                     # fixed
 
-``last`` is the last layer of the features. A parameter whose ``when`` does not hold is left out of the configuration; beside parameters,
-``when`` may ask for the ``task`` (categorical, dimensional, both), the ``granularity`` and the ``modality`` of the study.
-This file holds the grammar; :mod:`raysere.search.space.checks` holds a space against a method and its features.
+``last`` is the last layer of the features. A parameter whose ``when`` does not hold is left out of
+the configuration; beside parameters, ``when`` may ask for the ``task`` (categorical, dimensional,
+both), the ``granularity`` and the ``modality`` of the study. This file holds the grammar;
+:mod:`raysere.search.space.checks` holds a space against a method and its features.
 """
 
 from __future__ import annotations
@@ -54,9 +55,11 @@ def _folders() -> Iterator[Path]:
 
 
 def load_space(path_or_name: str | os.PathLike[str]) -> Space:
-    """Read a space: a file, or a name looked up in ``./search_spaces`` and then among the packaged ones.
+    """Read a space: a file, or a name looked up in ``./search_spaces`` and then among the packaged
+    ones.
 
-    Raises UnknownNameError with the known names, MissingFileError, or ConfigError that lists every fault of the grammar.
+    Raises UnknownNameError with the known names, MissingFileError, or ConfigError that lists every
+    fault of the grammar.
     """
     text = str(path_or_name)
     if text.endswith((".yaml", ".yml")) or os.sep in text:
@@ -70,7 +73,10 @@ def load_space(path_or_name: str | os.PathLike[str]) -> Space:
 
 
 def parse_space(raw: Any, *, name: str | None = None, where: str = "") -> Space:
-    """Build a space from plain values. Raises ConfigError naming file and key of every problem at once."""
+    """Build a space from plain values.
+
+    Raises ConfigError naming file and key of every problem at once.
+    """
     problems: list[str] = []
     if not isinstance(raw, Mapping):
         raise ConfigError("A search space is a mapping with the keys method, defaults and space", where=where or None)
@@ -121,7 +127,8 @@ def space_error(problems: Iterable[str], where: str) -> ConfigError:
 
 
 def with_fixed(space: Space, fixed: Mapping[str, Any]) -> Space:
-    """The space with some parameters held at a value; a value outside of a searched dimension is allowed (the method's bounds decide).
+    """The space with some parameters held at a value; a value outside of a searched dimension is
+    allowed (the method's bounds decide).
 
     Branches that hang on another value of a held parameter are left out.
     """
@@ -205,7 +212,9 @@ def _dimension(name: str, value: Any, problems: list[str]) -> Dimension | None:
 
 
 def trimmed(dimension: Dimension) -> Dimension:
-    """With a step, the high end becomes the last value that a whole number of steps reaches (Optuna asks for it)."""
+    """With a step, the high end becomes the last value that a whole number of steps reaches (Optuna
+    asks for it).
+    """
     if dimension.step is None:
         return dimension
     count = int((dimension.high - dimension.low) / dimension.step + 1e-9)

@@ -10,7 +10,9 @@ from typing import Any
 
 
 class EventFile:
-    """An open event file; ``path`` must have ``tfevents`` in its name, or TensorBoard passes it over."""
+    """An open event file; ``path`` must have ``tfevents`` in its name, or TensorBoard passes it
+    over.
+    """
 
     def __init__(self, path: Path) -> None:
         from tensorboard.compat.proto.event_pb2 import Event

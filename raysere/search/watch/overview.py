@@ -1,7 +1,8 @@
 """TensorBoard view of a whole search: HParams columns, charts side by side, progress.
 
-``search/`` itself (TensorBoard's run ``.``) holds the HParams experiment and the layout of Custom Scalars, written once a start, and
-how many trials a minute come to an end; ``search/STUDY`` (the run of that name) the best score of the study so far.
+``search/`` itself (TensorBoard's run ``.``) holds the HParams experiment and the layout of Custom
+Scalars, written once a start, and how many trials a minute come to an end; ``search/STUDY`` (the
+run of that name) the best score of the study so far.
 """
 
 from __future__ import annotations
@@ -39,9 +40,11 @@ def write_overview(run_dir: str | os.PathLike[str], studies: Sequence[StudySpec]
 
 
 def experiment(studies: Sequence[StudySpec]) -> Any:
-    """The ``Experiment`` message of the HParams page: every parameter of every space with its domain, and the metrics.
+    """The ``Experiment`` message of the HParams page: every parameter of every space with its
+    domain, and the metrics.
 
-    The page hides a trial whose value is not in the domain of a column, so a domain is the union over the studies, defaults included.
+    The page hides a trial whose value is not in the domain of a column, so a domain is the union
+    over the studies, defaults included.
     """
     from tensorboard.plugins.hparams.api_pb2 import DatasetType, Experiment, MetricInfo, MetricName
 
@@ -78,7 +81,9 @@ _BEST = "development rows of the best epoch"
 
 
 def _metrics(studies: Sequence[StudySpec]) -> list[tuple[str, str]]:
-    """Tag and title: the score, by the metric that it is, then the other metrics by the names that records have."""
+    """Tag and title: the score, by the metric that it is, then the other metrics by the names that
+    records have.
+    """
 
     def of(task: Task) -> list[str]:
         attributes = ["ccc", *(f"ccc.{name}" for name in task.attributes)] if task.dimensional else []
@@ -90,7 +95,9 @@ def _metrics(studies: Sequence[StudySpec]) -> list[tuple[str, str]]:
 
 
 def _info(name: str, values: Sequence[Any], *, interval: bool) -> Any:
-    """``HParamInfo`` of a parameter: an interval of numbers, or the values one by one; None where no value can be shown."""
+    """``HParamInfo`` of a parameter: an interval of numbers, or the values one by one; None where
+    no value can be shown.
+    """
     from tensorboard.plugins.hparams.api_pb2 import DATA_TYPE_BOOL, DATA_TYPE_FLOAT64, DATA_TYPE_STRING, HParamInfo
 
     plain = [shown(value) for value in values if value is not None]
@@ -115,12 +122,16 @@ def _info(name: str, values: Sequence[Any], *, interval: bool) -> Any:
 
 
 def shown(value: Any) -> float | bool | str:
-    """A parameter's value as the HParams page takes it: numbers as floats, what is no plain value as its JSON text."""
+    """A parameter's value as the HParams page takes it: numbers as floats, what is no plain value
+    as its JSON text.
+    """
     return value if isinstance(value, bool | str) else float(value) if isinstance(value, int | float) else canonical_json(value)
 
 
 def _layout_value(studies: Sequence[StudySpec]) -> Any:
-    """Custom Scalars: the score, the losses, the weights of the layers, the search; tags are regular expressions."""
+    """Custom Scalars: the score, the losses, the weights of the layers, the search; tags are
+    regular expressions.
+    """
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.compat.proto.tensor_pb2 import TensorProto
     from tensorboard.compat.proto.types_pb2 import DT_STRING
@@ -144,7 +155,9 @@ def _layout_value(studies: Sequence[StudySpec]) -> Any:
 
 
 class SearchEvents:
-    """Appends how the search goes on after ``records``; ``stamp`` is of this start, since a resumed search adds files of its own."""
+    """Appends how the search goes on after ``records``; ``stamp`` is of this start, since a resumed
+    search adds files of its own.
+    """
 
     def __init__(self, run_dir: str | os.PathLike[str], stamp: str, records: Iterable[Record] = ()) -> None:
         self.folder, self.stamp = Path(run_dir) / "search", stamp

@@ -1,4 +1,7 @@
-"""Small pictures for TensorBoard: a confusion matrix, the weights of layers by epoch. Pillow only."""
+"""Small pictures for TensorBoard: a confusion matrix, the weights of layers by epoch.
+
+Pillow only.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,9 @@ class Picture(NamedTuple):
 
 
 def confusion_image(matrix: np.ndarray, classes: Sequence[str]) -> Picture:
-    """PNG of a confusion matrix and its (height, width): rows are true classes, shade is the share of the row, numbers are counts."""
+    """PNG of a confusion matrix and its (height, width): rows are true classes, shade is the share
+    of the row, numbers are counts.
+    """
     from PIL import Image, ImageDraw, ImageFont
 
     font, small = ImageFont.load_default(size=15), ImageFont.load_default(size=13)
@@ -53,7 +58,8 @@ def confusion_image(matrix: np.ndarray, classes: Sequence[str]) -> Picture:
 
 
 def weights_image(weights: np.ndarray, layers: Sequence[str]) -> Picture:
-    """How the weights of the layers came about: float (E, L), an epoch by column and a layer by row, the first at the bottom.
+    """How the weights of the layers came about: float (E, L), an epoch by column and a layer by
+    row, the first at the bottom.
 
     Shade is the weight as a share of the largest in the picture, which is written above.
     """
@@ -84,8 +90,9 @@ def _mixed(share: float) -> tuple[int, ...]:
 
 
 def _png(image: Any) -> Picture:
-    """With a palette: a third of the bytes and a tenth of the time of full colour; thousands of these are written while trials want the
-    cores."""
+    """With a palette: a third of the bytes and a tenth of the time of full colour; thousands of
+    these are written while trials want the cores.
+    """
     from PIL import Image
 
     buffer = io.BytesIO()

@@ -1,7 +1,8 @@
-"""TensorBoard events of finished trials: scalars, hparams, resources, layer weights, confusion matrix.
+"""TensorBoard events of finished trials: scalars, hparams, resources, layer weights, confusion
+matrix.
 
-Written by the driver (no torch). ``raysere tensorboard RUN`` shows one run a trial; :mod:`raysere.search.watch.overview` writes what is
-about the search as a whole.
+Written by the driver (no torch). ``raysere tensorboard RUN`` shows one run a trial;
+:mod:`raysere.search.watch.overview` writes what is about the search as a whole.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class TrialEvents:
     ) -> None:
         """Write the events of one trial; nothing if they are there already.
 
-        ``rows`` and ``confusion`` come from the worker where the trial has just ended; else they are read from its files.
+        ``rows`` and ``confusion`` come from the worker where the trial has just ended; else they
+        are read from its files.
         """
         if self.has(record):
             return
@@ -63,7 +65,9 @@ class TrialEvents:
                 temporary.unlink(missing_ok=True)
 
     def _confusion(self, record: Record, study: StudySpec) -> np.ndarray | None:
-        """Counts int64 (C, C), true class by row, over the development rows; None for attributes or without predictions."""
+        """Counts int64 (C, C), true class by row, over the development rows; None for attributes or
+        without predictions.
+        """
         classes = list(study.task.classes)
         if not classes or not (record.folder / "predictions.parquet").is_file():
             return None

@@ -1,7 +1,9 @@
-"""Two languages compared by the centroids of cells that both have: a vowel, an emotion, or both (docs/methods.md 7.3).
+"""Two languages compared by the centroids of cells that both have: a vowel, an emotion, or both
+(docs/methods.md 7.3).
 
-Utterances of two languages do not correspond, cells do. A cell is a name for rows (of frames pooled over a vowel, of utterances of an
-emotion, ...). Cells that are named by emotions need the target's true labels: such a comparison is ORACLE. Cells of vowels are label-free.
+Utterances of two languages do not correspond, cells do. A cell is a name for rows (of frames pooled
+over a vowel, of utterances of an emotion, ...). Cells that are named by emotions need the target's
+true labels: such a comparison is ORACLE. Cells of vowels are label-free.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from raysere.studies.layers.discrepancy import zscored
 
 
 def centred_cosine(x: ArrayLike, y: ArrayLike) -> float:
-    """Mean cosine of corresponding rows (C, D), each side centred: the large vector that all cells share would make every cosine near 1.
+    """Mean cosine of corresponding rows (C, D), each side centred: the large vector that all cells
+    share would make every cosine near 1.
 
     NaN where a side has no variance; a single cell that lies on the mean counts 0.
     """
@@ -33,9 +36,11 @@ def centred_cosine(x: ArrayLike, y: ArrayLike) -> float:
 
 
 def procrustes(x: ArrayLike, y: ArrayLike) -> float:
-    """``|X^T Y|_* / (|X|_F |Y|_F)`` of centred rows: 1 less half the squared distance after the best rotation and scale, in [0, 1].
+    """``|X^T Y|_* / (|X|_F |Y|_F)`` of centred rows: 1 less half the squared distance after the
+    best rotation and scale, in [0, 1].
 
-    Few cells in many dimensions can always be turned towards each other: read it beside its null. NaN where a side has no variance.
+    Few cells in many dimensions can always be turned towards each other: read it beside its null.
+    NaN where a side has no variance.
     """
     x, y = _centred(x), _centred(y)
     scale = math.sqrt(float(np.square(x).sum()) * float(np.square(y).sum()))
@@ -50,7 +55,8 @@ def _cka(x: ArrayLike, y: ArrayLike) -> float:
     return linear_cka(x, y).value if len(np.asarray(x)) >= FEWEST_ROWS else float("nan")
 
 
-#: Measures of centroids (C, D) of the same cells in two languages, by name, with their bounds; larger is more alike.
+#: Measures of centroids (C, D) of the same cells in two languages, by name, with their bounds;
+#: larger is more alike.
 PAIRED: dict[str, tuple[Callable[[NDArray, NDArray], float], tuple[float, float]]] = {
     "centred_cosine": (centred_cosine, (-1.0, 1.0)),
     "procrustes": (procrustes, (0.0, 1.0)),
@@ -66,7 +72,10 @@ def _centred(x: ArrayLike) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Cells:
-    """Rows of one language in one layer by cell: ``rows`` float64 (n, D), ``cell`` and ``speaker`` str (n,)."""
+    """Rows of one language in one layer by cell:
+
+    ``rows`` float64 (n, D), ``cell`` and ``speaker`` str (n,).
+    """
 
     rows: NDArray[np.float64]
     cell: NDArray
@@ -74,7 +83,10 @@ class Cells:
 
     @classmethod
     def of(cls, rows: ArrayLike, cell: Sequence[str | None], speaker: Sequence[str]) -> Cells:
-        """Rows without a cell (None) are left out. Raises DataError for columns of different lengths."""
+        """Rows without a cell (None) are left out.
+
+        Raises DataError for columns of different lengths.
+        """
         values = np.asarray(rows, dtype=np.float64)
         if values.ndim != 2 or not len(values) == len(cell) == len(speaker):
             raise DataError(f"Cells need a vector, a cell and a speaker a row, not {values.shape}, {len(cell)} and {len(speaker)}")
@@ -87,7 +99,9 @@ class Cells:
         return {str(name): int(number) for name, number in zip(names, numbers, strict=True)}
 
     def sums(self, names: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Sums of the rows (S, C, D) and their numbers (S, C), by speaker and cell; cells in the order of ``names``."""
+        """Sums of the rows (S, C, D) and their numbers (S, C), by speaker and cell; cells in the
+        order of ``names``.
+        """
         people, person = np.unique(self.speaker, return_inverse=True)
         place = {name: number for number, name in enumerate(names)}
         cell = np.array([place.get(str(name), -1) for name in self.cell], dtype=np.int64)
@@ -99,11 +113,13 @@ class Cells:
 
 
 def cells_from_table(table: pl.DataFrame, speakers: Mapping[str, str]) -> dict[int, Cells]:
-    """Ready-made cells, by layer: a table of ``utterance, cell, layer, vector`` (a list or array of numbers), any number of rows each.
+    """Ready-made cells, by layer: a table of ``utterance, cell, layer, vector`` (a list or array of
+    numbers), any number of rows each.
 
     ``speakers`` gives the speaker of each utterance; rows of other utterances are left out.
 
-    Raises DataError for a missing column, vectors of different widths in a layer, or no row of a known utterance.
+    Raises DataError for a missing column, vectors of different widths in a layer, or no row of a
+    known utterance.
     """
     if missing := sorted({"utterance", "cell", "layer", "vector"} - set(table.columns)):
         raise DataError(f"A table of cells has no column {', '.join(missing)}", choices=["utterance", "cell", "layer", "vector"])
@@ -123,7 +139,9 @@ def cells_from_table(table: pl.DataFrame, speakers: Mapping[str, str]) -> dict[i
 
 
 def shared_cells(source: Cells, target: Cells, n_min: int = 10) -> tuple[list[str], dict[str, tuple[int, int]]]:
-    """Cells with ``n_min`` rows or more in both languages, sorted; and those that are left out, with their rows in each."""
+    """Cells with ``n_min`` rows or more in both languages, sorted; and those that are left out,
+    with their rows in each.
+    """
     first, second = source.counts(), target.counts()
     every = sorted({*first, *second})
     kept = [name for name in every if min(first.get(name, 0), second.get(name, 0)) >= n_min]
@@ -133,8 +151,9 @@ def shared_cells(source: Cells, target: Cells, n_min: int = 10) -> tuple[list[st
 def compare_cells(source: Cells, target: Cells, *, n_min: int = 10, permutations: int = 999, seed: int = 0) -> dict[str, Estimate]:
     """Each of :data:`PAIRED` over the shared cells, rows z-scored within each language first.
 
-    The interval is that of a jackknife over the speakers of both languages; there is none where a cell hangs on one group of them. The null
-    permutes the names of the target's cells (all orders where there are few), so with C cells no p is below 1 / C!.
+    The interval is that of a jackknife over the speakers of both languages; there is none where a
+    cell hangs on one group of them. The null permutes the names of the target's cells (all orders
+    where there are few), so with C cells no p is below 1 / C!.
     """
     names, _ = shared_cells(source, target, n_min)
     if len(names) < 2:
@@ -158,7 +177,9 @@ def compare_cells(source: Cells, target: Cells, *, n_min: int = 10, permutations
 
 
 def _centroids(side: Cells, names: Sequence[str], seed: int) -> list[NDArray]:
-    """Centroids (C, D) of z-scored rows, of all speakers and then without each group of them; NaN for a cell that is lost with a group."""
+    """Centroids (C, D) of z-scored rows, of all speakers and then without each group of them; NaN
+    for a cell that is lost with a group.
+    """
     kept = np.isin(side.cell, names)
     total, count = Cells(zscored(side.rows[kept]), side.cell[kept], side.speaker[kept]).sums(names)
     groups = speaker_groups(side.speaker[kept], JACKKNIFE_GROUPS, seed)

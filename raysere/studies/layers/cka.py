@@ -1,9 +1,10 @@
 """Linear centred kernel alignment, debiased and biased, and maps over layers.
 
-Kornblith et al. 2019 (linear CKA), Song et al. 2012 (the unbiased statistic), in the form of docs/methods.md 7.4. CKA compares
-**rows**: both sides have the same ones. Utterances of two languages have no such correspondence, so between languages it is defined for
-centroids of cells (:mod:`raysere.studies.layers.cells`) or, within each language,
-between layers (:func:`cka_map`) and of second order (:func:`second_order`).
+Kornblith et al. 2019 (linear CKA), Song et al. 2012 (the unbiased statistic), in the form of
+docs/methods.md 7.4. CKA compares **rows**: both sides have the same ones. Utterances of two
+languages have no such correspondence, so between languages it is defined for centroids of cells
+(:mod:`raysere.studies.layers.cells`) or, within each language, between layers (:func:`cka_map`) and
+of second order (:func:`second_order`).
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ def _centred(x: ArrayLike, n: int | None = None) -> NDArray[np.float64]:
 
 
 def _statistic(products: float, a: NDArray, b: NDArray, debiased: bool) -> float:
-    """h(A, B) of docs/methods.md 7.4 from ``products`` = |A^T B|_F^2 and the squared norms (n,) of the rows."""
+    """h(A, B) of docs/methods.md 7.4 from ``products`` = |A^T B|_F^2 and the squared norms (n,) of
+    the rows.
+    """
     if not debiased:
         return products
     n = len(a)
@@ -43,11 +46,13 @@ def _products(x: NDArray, y: NDArray) -> float:
 
 
 def linear_cka(x: ArrayLike, y: ArrayLike, *, debiased: bool = True) -> Estimate:
-    """Linear CKA of two arrays (n, D1), (n, D2) with the same rows, in float64 (docs/methods.md 7.4).
+    """Linear CKA of two arrays (n, D1), (n, D2) with the same rows, in float64 (docs/methods.md
+    7.4).
 
-    Debiased: ``h(X, Y) / sqrt(h(X, X) h(Y, Y))`` with the U-statistic of HSIC; near 0 for unrelated rows whatever n and D are, and it may
-    be negative. Biased (``debiased=False``): near 1 for unrelated rows as soon as D is much larger than n; only for comparison.
-    Invariant to translations, orthogonal maps and one factor for all columns, not to other linear maps.
+    Debiased: ``h(X, Y) / sqrt(h(X, X) h(Y, Y))`` with the U-statistic of HSIC; near 0 for unrelated
+    rows whatever n and D are, and it may be negative. Biased (``debiased=False``): near 1 for
+    unrelated rows as soon as D is much larger than n; only for comparison. Invariant to
+    translations, orthogonal maps and one factor for all columns, not to other linear maps.
 
     Returns:
         The value; NaN with a reason where one side has no (unbiased) variance.
@@ -69,7 +74,9 @@ def linear_cka(x: ArrayLike, y: ArrayLike, *, debiased: bool = True) -> Estimate
 
 
 def row_orders(n: int, permutations: int, seed: int = 0) -> NDArray[np.int64]:
-    """Orders of n rows other than their own, int64 (B, n): all of them where there are no more than ``permutations``, else random ones."""
+    """Orders of n rows other than their own, int64 (B, n): all of them where there are no more than
+    ``permutations``, else random ones.
+    """
     if n <= 8 and math.factorial(n) - 1 <= permutations:
         from itertools import permutations as every
 
@@ -79,8 +86,9 @@ def row_orders(n: int, permutations: int, seed: int = 0) -> NDArray[np.int64]:
 
 
 def permutation_test(measure: Callable[[NDArray, NDArray], float], x: ArrayLike, y: ArrayLike, orders: NDArray[np.int64]) -> Estimate:
-    """A measure of two arrays with corresponding rows, with its null: the rows of ``y`` in each of ``orders`` (B, n), see
-    :func:`row_orders`; ``p`` is that of a value as large or larger."""
+    """A measure of two arrays with corresponding rows, with its null: the rows of ``y`` in each of
+    ``orders`` (B, n), see :func:`row_orders`; ``p`` is that of a value as large or larger.
+    """
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     value = measure(x, y)
     if not math.isfinite(value):
@@ -90,7 +98,9 @@ def permutation_test(measure: Callable[[NDArray, NDArray], float], x: ArrayLike,
 
 
 def cka_map(layers: Sequence[ArrayLike], *, debiased: bool = True) -> NDArray[np.float64]:
-    """CKA between all layers of the same utterances: (L + 1, L + 1), symmetric, 1 on the diagonal; NaN for layers without variance."""
+    """CKA between all layers of the same utterances: (L + 1, L + 1), symmetric, 1 on the diagonal;
+    NaN for layers without variance.
+    """
     arrays = [_centred(layer) for layer in layers]
     if not arrays or any(len(array) != len(arrays[0]) for array in arrays) or len(arrays[0]) < FEWEST_ROWS:
         raise DataError("A map of CKA needs the same utterances, 4 or more, in every layer")
@@ -109,10 +119,12 @@ def cka_map(layers: Sequence[ArrayLike], *, debiased: bool = True) -> NDArray[np
 
 
 def second_order(first: ArrayLike, second: ArrayLike, *, permutations: int = 999, seed: int = 0) -> Estimate:
-    """Spearman's correlation of the upper triangles of two maps of :func:`cka_map` (docs/methods.md 7.3), with a Mantel test.
+    """Spearman's correlation of the upper triangles of two maps of :func:`cka_map` (docs/methods.md
+    7.3), with a Mantel test.
 
-    The null permutes the layers of one map. Layers near each other are alike in every deep network, so a small p says only that the two
-    maps share the order of the layers; the value itself is what can be compared.
+    The null permutes the layers of one map. Layers near each other are alike in every deep network,
+    so a small p says only that the two maps share the order of the layers; the value itself is what
+    can be compared.
     """
     a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if a.shape != b.shape or a.ndim != 2 or a.shape[0] != a.shape[1]:

@@ -1,7 +1,7 @@
 """Compare layers across two corpora: similarity and relevance, without target labels.
 
-:func:`describe` looks at one corpus, :func:`compare` at an ordered pair. Neither takes a label of the target; what does is in
-:mod:`raysere.studies.layers.oracle`.
+:func:`describe` looks at one corpus, :func:`compare` at an ordered pair. Neither takes a label of
+the target; what does is in :mod:`raysere.studies.layers.oracle`.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ JACKKNIFE_GROUPS = 10
 class Settings:
     """How the analysis is done; all of it is written into its output.
 
-    ``most``: utterances of a corpus that the measures with a matrix of all pairs read (a seeded choice, even over speakers).
-    ``similarity``: the measure that the anchors of the report are chosen by.
+    ``most``: utterances of a corpus that the measures with a matrix of all pairs read (a seeded
+    choice, even over speakers). ``similarity``: the measure that the anchors of the report are
+    chosen by.
     """
 
     draws: int = 1000
@@ -54,7 +55,8 @@ class Settings:
 
 @dataclass(frozen=True)
 class CorpusLayers:
-    """Utterance vectors of one corpus: ``layers`` float64 (n, D_l) by number, ``speakers`` (n,). No label is in here.
+    """Utterance vectors of one corpus: ``layers`` float64 (n, D_l) by number, ``speakers`` (n,). No
+    label is in here.
 
     ``linked`` are groups of speakers that count as one.
     """
@@ -90,7 +92,9 @@ class CorpusLayers:
 
 @dataclass(frozen=True)
 class Description:
-    """One corpus: its CKA map (L + 1, L + 1), the maps without each of some groups of speakers, and R_l where it has labels."""
+    """One corpus: its CKA map (L + 1, L + 1), the maps without each of some groups of speakers, and
+    R_l where it has labels.
+    """
 
     corpus: CorpusLayers
     map: NDArray[np.float64]
@@ -101,8 +105,8 @@ class Description:
 def describe(corpus: CorpusLayers, label: NDArray[np.int64] | None, classes: int, settings: Settings) -> Description:
     """The CKA map of a corpus and, with labels (n,) (-1 for none), the relevance of its layers.
 
-    Columns are z-scored before CKA: one dimension may hold half of the variance of a layer (so in blocks 4 and 5 of a Whisper encoder),
-    and the map would show where it is.
+    Columns are z-scored before CKA: one dimension may hold half of the variance of a layer (so in
+    blocks 4 and 5 of a Whisper encoder), and the map would show where it is.
     """
     part = corpus.sample(settings.most, settings.seed)
     groups = speaker_groups(part.speakers, JACKKNIFE_GROUPS, settings.seed)
@@ -130,8 +134,9 @@ def map_similarity(source: Description, target: Description, settings: Settings)
 
 
 def distances(source: CorpusLayers, target: CorpusLayers, settings: Settings) -> tuple[dict[str, list[Estimate]], dict[str, list[float]]]:
-    """Each of :data:`DISTANCES` for each layer, of corpora with the same layers, symmetric in the two; and the plain forms of the
-    discrepancies (the published ones, with their sampling noise)."""
+    """Each of :data:`DISTANCES` for each layer, of corpora with the same layers, symmetric in the
+    two; and the plain forms of the discrepancies (the published ones, with their sampling noise).
+    """
     options = {"draws": settings.draws, "seed": settings.seed}
     a, b = source.sample(settings.most, settings.seed), target.sample(settings.most, settings.seed)
     speakers = (a.speakers, b.speakers)
@@ -148,7 +153,9 @@ def distances(source: CorpusLayers, target: CorpusLayers, settings: Settings) ->
 
 
 def cell_similarities(source: Mapping[int, Cells], target: Mapping[int, Cells], settings: Settings) -> dict[str, list[Estimate]]:
-    """The measures of :mod:`raysere.studies.layers.cells`, by layer, of layers that both sides have."""
+    """The measures of :mod:`raysere.studies.layers.cells`, by layer, of layers that both sides
+    have.
+    """
     found: dict[str, list[Estimate]] = {}
     for number in sorted(set(source) & set(target)):
         compared = compare_cells(
@@ -170,7 +177,9 @@ def similarity_of(measure: str, values: Sequence[Estimate]) -> NDArray[np.float6
 
 
 def anchors_by(measure: str, values: Sequence[Estimate], source: Description, settings: Settings) -> dict[str, list[int]]:
-    """Layer numbers of each kind of anchor by one measure; {} where the source has no relevance or the measure no value."""
+    """Layer numbers of each kind of anchor by one measure; {} where the source has no relevance or
+    the measure no value.
+    """
     similarity = similarity_of(measure, values)
     if source.relevance is None or not np.isfinite(similarity).any():
         return {}
@@ -190,11 +199,13 @@ def compare(
     *,
     cells: tuple[Mapping[int, Cells], Mapping[int, Cells]] | None = None,
 ) -> dict[str, Any]:
-    """The label-free part of a pair: measures by layer, second-order similarity, and anchors of each kind by each measure.
+    """The label-free part of a pair: measures by layer, second-order similarity, and anchors of
+    each kind by each measure.
 
     Args:
         measured: of :func:`distances`.
-        cells: label-free cells (vowels) of both sides by layer, which add their measures as ``cells.NAME``.
+        cells: label-free cells (vowels) of both sides by layer, which add their measures as
+            ``cells.NAME``.
 
     Raises:
         DataError: corpora with different layers, or cells that do not cover them.

@@ -1,18 +1,20 @@
 """How far apart the features of two corpora are, without any label (docs/methods.md 7.3).
 
-Mean gap, covariance gap and maximum mean discrepancy are one statistic, the squared maximum mean discrepancy (Gretton et al. 2012), of
-three kernels:
+Mean gap, covariance gap and maximum mean discrepancy are one statistic, the squared maximum mean
+discrepancy (Gretton et al. 2012), of three kernels:
 
     <x, y>                        |mean_S - mean_T|^2            mean gap
     <x, y>^2, rows centred        |C_S - C_T|_F^2                covariance gap
     exp(-|x - y|^2 / median)      MMD                            everything that a Gaussian kernel sees
 
-and it needs nothing but the sums of the kernel over pairs of speakers. So intervals by speaker and the null cost products of small
-matrices, and pairs of one speaker (whose utterances are alike, which is no property of a language) can be left out.
+and it needs nothing but the sums of the kernel over pairs of speakers. So intervals by speaker and
+the null cost products of small matrices, and pairs of one speaker (whose utterances are alike,
+which is no property of a language) can be left out.
 
-Values are the **debiased** ones: within a corpus only pairs of different speakers count, so that two corpora of the same population
-have the expectation 0 whatever the width of a layer is; they may be negative. The plain forms (all pairs, the published formulas) have
-sampling noise that grows with the effective width of a layer and would rank layers by it.
+Values are the **debiased** ones: within a corpus only pairs of different speakers count, so that
+two corpora of the same population have the expectation 0 whatever the width of a layer is; they may
+be negative. The plain forms (all pairs, the published formulas) have sampling noise that grows with
+the effective width of a layer and would rank layers by it.
 """
 
 from __future__ import annotations
@@ -30,23 +32,28 @@ _EPS = 1e-12
 
 
 def moved_by(reference: ArrayLike, x: ArrayLike) -> NDArray[np.float64]:
-    """Rows (n, D) z-scored by the mean and population standard deviation of the rows of ``reference`` (m, D); columns that are constant
-    there become 0."""
+    """Rows (n, D) z-scored by the mean and population standard deviation of the rows of
+    ``reference`` (m, D); columns that are constant there become 0.
+    """
     reference, x = np.asarray(reference, dtype=np.float64), np.asarray(x, dtype=np.float64)
     return (x - reference.mean(0)) / _divisor(reference.std(0))
 
 
 def zscored(x: ArrayLike) -> NDArray[np.float64]:
-    """Columns of a corpus (n, D) with mean 0 and population standard deviation 1 over its rows; constant columns become 0."""
+    """Columns of a corpus (n, D) with mean 0 and population standard deviation 1 over its rows;
+    constant columns become 0.
+    """
     return moved_by(x, x)
 
 
 def shared_scale(source: ArrayLike, target: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Both corpora moved and scaled by the same numbers: the middle of their means, the root of the mean of their variances.
+    """Both corpora moved and scaled by the same numbers: the middle of their means, the root of the
+    mean of their variances.
 
-    After a z-score of each corpus on its own all means are equal, so that a mean gap would be 0 by construction; and since the mean holds
-    every speaker, it would push different speakers of a corpus apart, which makes a debiased MMD negative (-.05 where 8 speakers differ as
-    much as their utterances do).
+    After a z-score of each corpus on its own all means are equal, so that a mean gap would be 0 by
+    construction; and since the mean holds every speaker, it would push different speakers of a
+    corpus apart, which makes a debiased MMD negative (-.05 where 8 speakers differ as much as their
+    utterances do).
     """
     s, t = np.asarray(source, dtype=np.float64), np.asarray(target, dtype=np.float64)
     middle, scale = (s.mean(0) + t.mean(0)) / 2, _divisor(np.sqrt((s.var(0) + t.var(0)) / 2))
@@ -61,7 +68,8 @@ def _divisor(scale: NDArray) -> NDArray:
 class SpeakerSums:
     """Sums of a kernel over the pairs of utterances of each two speakers.
 
-    ``sums`` float64 (G, G); ``count`` float64 (G,) utterances of each speaker; ``target`` bool (G,): the corpus of a speaker.
+    ``sums`` float64 (G, G); ``count`` float64 (G,) utterances of each speaker; ``target`` bool
+    (G,): the corpus of a speaker.
     """
 
     sums: NDArray[np.float64]
@@ -69,10 +77,11 @@ class SpeakerSums:
     target: NDArray[np.bool_]
 
     def means(self, source: NDArray, target: NDArray, *, debiased: bool) -> tuple[NDArray, NDArray, NDArray]:
-        """Mean kernel within the source, within the target, and between, each (B,), for weights (B, G) of the speakers of each side.
+        """Mean kernel within the source, within the target, and between, each (B,), for weights (B,
+        G) of the speakers of each side.
 
-        Debiased: within a side, pairs of the same speaker are left out (also of one that a bootstrap drew twice); NaN where there are no
-        others.
+        Debiased: within a side, pairs of the same speaker are left out (also of one that a
+        bootstrap drew twice); NaN where there are no others.
         """
         pairs = np.outer(self.count, self.count)
         sums, kept = (self.sums * (1 - np.eye(len(pairs))), pairs * (1 - np.eye(len(pairs)))) if debiased else (self.sums, pairs)
@@ -85,7 +94,8 @@ class SpeakerSums:
 
 
 def speaker_sums(kernel: NDArray, speakers: ArrayLike, target: ArrayLike) -> SpeakerSums:
-    """Sums of ``kernel`` (n, n) over pairs of speakers (n,); ``target`` bool (n,) says of which corpus a row is.
+    """Sums of ``kernel`` (n, n) over pairs of speakers (n,); ``target`` bool (n,) says of which
+    corpus a row is.
 
     Raises DataError where a speaker is in both corpora.
     """
@@ -101,17 +111,23 @@ def speaker_sums(kernel: NDArray, speakers: ArrayLike, target: ArrayLike) -> Spe
 
 
 def linear_kernel(x: NDArray) -> NDArray:
-    """``<x, y> / D``: its discrepancy is the mean over dimensions of the squared difference of the means."""
+    """``<x, y> / D``: its discrepancy is the mean over dimensions of the squared difference of the
+    means.
+    """
     return x @ x.T / x.shape[1]
 
 
 def quadratic_kernel(x: NDArray) -> NDArray:
-    """``<x, y>^2``: for centred rows its discrepancy is the squared Frobenius distance of the (population) covariances."""
+    """``<x, y>^2``: for centred rows its discrepancy is the squared Frobenius distance of the
+    (population) covariances.
+    """
     return np.square(x @ x.T)
 
 
 def gaussian_kernel(x: NDArray) -> NDArray:
-    """``exp(-|x - y|^2 / m)`` with m the median of the squared distances of different rows (the median heuristic)."""
+    """``exp(-|x - y|^2 / m)`` with m the median of the squared distances of different rows (the
+    median heuristic).
+    """
     norms = np.square(x).sum(1)
     distances = np.maximum(norms[:, None] + norms - 2 * (x @ x.T), 0)
     median = float(np.median(distances[np.triu_indices(len(x), 1)]))
@@ -129,14 +145,17 @@ def _relative(within_s: NDArray, within_t: NDArray, between: NDArray) -> NDArray
 
 @dataclass(frozen=True)
 class Discrepancy:
-    """One of the measures: its scale (``corpus``: each corpus z-scored on its own, ``shared``), kernel, and form."""
+    """One of the measures: its scale (``corpus``: each corpus z-scored on its own, ``shared``),
+    kernel, and form.
+    """
 
     scale: str
     kernel: Callable[[NDArray], NDArray]
     form: Callable[[NDArray, NDArray, NDArray], NDArray]
 
 
-#: By name. ``covariance_gap`` is ``|C_S - C_T|_F^2 / (|C_S|_F |C_T|_F)``; all are 0 for equal corpora, and smaller is more alike.
+#: By name. ``covariance_gap`` is ``|C_S - C_T|_F^2 / (|C_S|_F |C_T|_F)``; all are 0 for equal
+#: corpora, and smaller is more alike.
 DISCREPANCIES: dict[str, Discrepancy] = {
     "covariance_gap": Discrepancy("corpus", quadratic_kernel, _relative),
     "mean_gap": Discrepancy("shared", linear_kernel, _distance),
@@ -145,7 +164,9 @@ DISCREPANCIES: dict[str, Discrepancy] = {
 
 
 def kernel_sums(name: str, source: ArrayLike, target: ArrayLike, speakers: tuple[ArrayLike, ArrayLike]) -> SpeakerSums:
-    """The sums of one of :data:`DISCREPANCIES` over two corpora (n_S, D), (n_T, D), with the speakers (n_S,), (n_T,) of their rows."""
+    """The sums of one of :data:`DISCREPANCIES` over two corpora (n_S, D), (n_T, D), with the
+    speakers (n_S,), (n_T,) of their rows.
+    """
     measure = DISCREPANCIES[name]
     parts = (zscored(source), zscored(target)) if measure.scale == "corpus" else shared_scale(source, target)
     if parts[0].shape[1] != parts[1].shape[1]:
@@ -162,10 +183,12 @@ def plain(name: str, sums: SpeakerSums) -> float:
 
 
 def discrepancy(name: str, sums: SpeakerSums, *, draws: int = 1000, permutations: int = 999, seed: int = 0) -> Estimate:
-    """The debiased measure with its bootstrap interval over the speakers of each corpus, and its null.
+    """The debiased measure with its bootstrap interval over the speakers of each corpus, and its
+    null.
 
-    The null deals the speakers of both corpora to two sides of the same sizes: what would be found if the corpora were two parts of one
-    population. ``p`` is one-sided (a gap as large as this or larger).
+    The null deals the speakers of both corpora to two sides of the same sizes: what would be found
+    if the corpora were two parts of one population. ``p`` is one-sided (a gap as large as this or
+    larger).
     """
     form, generator = DISCREPANCIES[name].form, np.random.default_rng(seed)
     number = len(sums.target)

@@ -45,10 +45,12 @@ def plain_json(value: Any) -> Any:
 
 
 def write_layers(folder: Path, found: Mapping[str, Any]) -> dict[str, Any]:
-    """Write layers.json, measures.parquet, cka.parquet and anchors.parquet; returns what stands in layers.json.
+    """Write layers.json, measures.parquet, cka.parquet and anchors.parquet; returns what stands in
+    layers.json.
 
     Args:
-        found: ``feature``, ``corpora``, ``pairs`` and so on, as :func:`raysere.studies.analyze_layers` makes it.
+        found: ``feature``, ``corpora``, ``pairs`` and so on, as
+            :func:`raysere.studies.analyze_layers` makes it.
     """
     content = {"format": FORMAT, **plain_json(found)}
     json.dumps(content, allow_nan=False)  # before anything is written

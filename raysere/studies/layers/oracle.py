@@ -32,13 +32,15 @@ def oracle(
     compared: Mapping[str, Any],
     settings: Settings,
 ) -> dict[str, Any]:
-    """The ORACLE part of a pair, to stand beside :func:`raysere.studies.layers.compare.compare`'s answer ``compared``.
+    """The ORACLE part of a pair, to stand beside :func:`raysere.studies.layers.compare.compare`'s
+    answer ``compared``.
 
     Returns:
-        ``measures``: emotion cells, by layer. ``transfer``: UAR on the target by norm and layer. ``correlation``: Spearman of each
-        measure's similarity (and of R_l and the score) with the transfer by layer (``corpus`` norm). ``anchors``: UAR of a probe on the
-        anchors of each kind side by side; ``by_relevance`` that of the group which R_l alone would choose (does the similarity add
-        anything?), and ``windows`` that of every window of the same width.
+        ``measures``: emotion cells, by layer. ``transfer``: UAR on the target by norm and layer.
+        ``correlation``: Spearman of each measure's similarity (and of R_l and the score) with the
+        transfer by layer (``corpus`` norm). ``anchors``: UAR of a probe on the anchors of each kind
+        side by side; ``by_relevance`` that of the group which R_l alone would choose (does the
+        similarity add anything?), and ``windows`` that of every window of the same width.
 
     Raises DataError for a source that was described without labels.
     """

@@ -1,7 +1,9 @@
-"""Linear probes on one layer: relevance for emotion within a corpus, the proxy A-distance between corpora, and (ORACLE) transfer.
+"""Linear probes on one layer: relevance for emotion within a corpus, the proxy A-distance between
+corpora, and (ORACLE) transfer.
 
-A probe is ridge regression on class indicators with class weights (:mod:`raysere.nn.ridge`), in closed form: no step size, no early
-stopping, so that two layers differ by nothing but their features.
+A probe is ridge regression on class indicators with class weights (:mod:`raysere.nn.ridge`), in
+closed form: no step size, no early stopping, so that two layers differ by nothing but their
+features.
 """
 
 from __future__ import annotations
@@ -39,7 +41,10 @@ class Probe:
 
 
 def fit_probe(x: ArrayLike, label: ArrayLike, classes: int, *, strength: float = STRENGTH) -> Probe:
-    """Fit a probe on rows (n, D) with classes (n,), each class weighing the same. Raises DataError where a class has no row."""
+    """Fit a probe on rows (n, D) with classes (n,), each class weighing the same.
+
+    Raises DataError where a class has no row.
+    """
     label = torch.as_tensor(np.asarray(label), dtype=torch.long)
     counts = torch.bincount(label, minlength=classes)
     if (counts == 0).any():
@@ -53,9 +58,11 @@ def fit_probe(x: ArrayLike, label: ArrayLike, classes: int, *, strength: float =
 def speaker_folds(
     speakers: Sequence[str], label: ArrayLike, *, folds: int = FOLDS, seed: int = 0, linked: Sequence[Sequence[str]] = ()
 ) -> NDArray[np.int64]:
-    """A fold (n,) for each row such that no speaker is in two, as balanced by class as it goes; -1 for rows without a class (-1).
+    """A fold (n,) for each row such that no speaker is in two, as balanced by class as it goes; -1
+    for rows without a class (-1).
 
-    There are as many folds as speakers where those are fewer. Raises DataError where the folds cannot all be trained on.
+    There are as many folds as speakers where those are fewer. Raises DataError where the folds
+    cannot all be trained on.
     """
     label = np.asarray(label)
     names = [str(name) for name in speakers]
@@ -75,7 +82,9 @@ def speaker_folds(
 
 
 def out_of_fold(x: ArrayLike, label: ArrayLike, fold: ArrayLike, classes: int, *, strength: float = STRENGTH) -> NDArray[np.int64]:
-    """The class (n,) that a probe trained on the other folds gives each row; -1 for rows without a fold. Z-scored by training rows."""
+    """The class (n,) that a probe trained on the other folds gives each row; -1 for rows without a
+    fold. Z-scored by training rows.
+    """
     x, label, fold = np.asarray(x, dtype=np.float64), np.asarray(label), np.asarray(fold)
     predicted = np.full(len(x), -1, dtype=np.int64)
     for number in np.unique(fold[fold >= 0]):
@@ -88,7 +97,10 @@ def out_of_fold(x: ArrayLike, label: ArrayLike, fold: ArrayLike, classes: int, *
 def relevance(
     x: ArrayLike, label: ArrayLike, fold: ArrayLike, speakers: ArrayLike, classes: int, *, draws: int = 1000, seed: int = 0
 ) -> Estimate:
-    """Relevance of a layer (docs/methods.md 7.3): UAR of a probe on held-out speakers, with an interval. ``null`` is chance."""
+    """Relevance of a layer (docs/methods.md 7.3):
+
+    UAR of a probe on held-out speakers, with an interval. ``null`` is chance.
+    """
     predicted, label = out_of_fold(x, label, fold, classes), np.asarray(label)
     return _uar(label, predicted, speakers, predicted >= 0, classes, draws, seed)
 
@@ -107,11 +119,13 @@ def proxy_a_distance(
     draws: int = 1000,
     seed: int = 0,
 ) -> Estimate:
-    """``2 (1 - 2 err)`` with err the error of a linear domain classifier on held-out speakers (Ben-David et al. 2007), in [-2, 2].
+    """``2 (1 - 2 err)`` with err the error of a linear domain classifier on held-out speakers
+    (Ben-David et al. 2007), in [-2, 2].
 
-    err is the mean of the two corpora's errors, so that their sizes do not count. Features are z-scored by the training rows of both
-    corpora together: after a z-score of each on its own all means are equal, and a linear classifier is at chance by construction.
-    0: the corpora cannot be told apart; 2: always. The interval is over speakers, with the classifiers as they are.
+    err is the mean of the two corpora's errors, so that their sizes do not count. Features are
+    z-scored by the training rows of both corpora together: after a z-score of each on its own all
+    means are equal, and a linear classifier is at chance by construction. 0: the corpora cannot be
+    told apart; 2: always. The interval is over speakers, with the classifiers as they are.
     """
     rows = np.concatenate([np.asarray(side, dtype=np.float64) for side in (source, target)])
     domain = (np.arange(len(rows)) >= len(np.asarray(source))).astype(np.int64)
@@ -137,9 +151,11 @@ def oracle_transfer(
     draws: int = 1000,
     seed: int = 0,
 ) -> Estimate:
-    """ORACLE (reads the target's labels): UAR on the target of the probe that was fitted on all of the source.
+    """ORACLE (reads the target's labels): UAR on the target of the probe that was fitted on all of
+    the source.
 
-    ``norm``: ``corpus``, each corpus z-scored by its own (unlabelled) statistics; ``source``, both by those of the source.
+    ``norm``: ``corpus``, each corpus z-scored by its own (unlabelled) statistics; ``source``, both
+    by those of the source.
     """
     label, target_label = np.asarray(label), np.asarray(target_label)
     probe = fit_probe(zscored(np.asarray(source)[label >= 0]), label[label >= 0], classes)

@@ -1,4 +1,6 @@
-"""``raysere analyze layers``: from an experiment to the analysis of :mod:`raysere.studies.layers.compare`, its files and its page."""
+"""``raysere analyze layers``: from an experiment to the analysis of
+:mod:`raysere.studies.layers.compare`, its files and its page.
+"""
 
 from __future__ import annotations
 
@@ -38,10 +40,11 @@ def analyze_layers(
     out: Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Analyse every ordered pair of the experiment's corpora (or those of one source, to one target), and write the answer.
+    """Analyse every ordered pair of the experiment's corpora (or those of one source, to one
+    target), and write the answer.
 
-    Features are cached at utterance granularity, all layers, as a run caches them. Utterances that the class map leaves out take no part;
-    those without any label do, as target.
+    Features are cached at utterance granularity, all layers, as a run caches them. Utterances that
+    the class map leaves out take no part; those without any label do, as target.
 
     Args:
         feature: one of the experiment's features; default its first.
@@ -54,8 +57,8 @@ def analyze_layers(
         What stands in layers.json, and ``folder``, ``page``.
 
     Raises:
-        ConfigError, UnknownNameError: no classes, fewer than two corpora, an unknown feature or corpus. DataError: features or folds that
-        cannot be made.
+        ConfigError, UnknownNameError: no classes, fewer than two corpora, an unknown feature or
+        corpus. DataError: features or folds that cannot be made.
     """
     from raysere.studies.layers.compare import CELL_MEASURES, DISTANCES, compare, describe, distances
     from raysere.studies.layers.files import write_layers
@@ -145,7 +148,9 @@ def _pairs(names: list[str], source: str | None, target: str | None) -> list[tup
 def _corpora(
     view: FeatureView, manifest: Manifest, spec: FeatureSpec, table: pl.DataFrame, pooling: str
 ) -> tuple[dict[str, CorpusLayers], dict[str, np.ndarray]]:
-    """The vectors of each corpus, and apart from them its labels (n,); utterances without features are left out."""
+    """The vectors of each corpus, and apart from them its labels (n,); utterances without features
+    are left out.
+    """
     from raysere.studies.layers.compare import CorpusLayers
 
     corpora, labels = {}, {}

@@ -16,23 +16,31 @@ class UnitsConfig(BaseModel):
     """Settings of a units study; see docs/methods.md 6.2.
 
     Attributes:
-        units: K; None takes the largest of :data:`SIZES` that vowels with half of the vowel frames of every language bear.
-        layer: None takes the layer whose units tell phones apart best (PNMI), or without phones the middle one.
+        units: K; None takes the largest of :data:`SIZES` that vowels with half of the vowel frames
+            of every language bear.
+        layer: None takes the layer whose units tell phones apart best (PNMI), or without phones the
+            middle one.
         norm: of frames: none, corpus (z-score) or speaker (mean removal).
-        sex: only speakers of it. same_sentences: only sentences that are spoken in every emotion, equally often in each.
-        unlabelled: corpora whose emotions are not read at all, not even to balance what the codebook is learned from: the target of an
-            adaptation that anchors are chosen for.
-        seeds: codebooks learned; the one of the lowest inertia counts, the others say how stable a conclusion is.
+        sex: only speakers of it. same_sentences: only sentences that are spoken in every emotion,
+            equally often in each.
+        unlabelled: corpora whose emotions are not read at all, not even to balance what the
+            codebook is learned from: the target of an adaptation that anchors are chosen for.
+        seeds: codebooks learned; the one of the lowest inertia counts, the others say how stable a
+            conclusion is.
         per_language, per_speaker: frames that a codebook is learned from.
         margin_s: frames so near to a boundary of a phone are left out.
         speaker_balanced: every speaker's histogram (of 20 frames or more) counts alike.
-        frames_per_unit: a cell is compared only where it has so many frames for each of the K units.
-        permutations, bootstraps, splits: random draws of the tests, of the bounds, and of the half-split correction.
+        frames_per_unit: a cell is compared only where it has so many frames for each of the K
+            units.
+        permutations, bootstraps, splits: random draws of the tests, of the bounds, and of the
+            half-split correction.
         min_frames, min_speakers, kappa: what an anchor needs, in each cell and language.
         reference: the emotion that the others are compared with.
         formant_tokens: vowels measured a speaker and vowel for V4; 0 leaves V4 out.
-        layers_compared: nearest other layers that V6 learns a codebook of, where there are two languages.
-        oracle: whether V5, which reads the emotions of both languages, is added; nothing else depends on it.
+        layers_compared: nearest other layers that V6 learns a codebook of, where there are two
+            languages.
+        oracle: whether V5, which reads the emotions of both languages, is added; nothing else
+            depends on it.
         level: q of Benjamini and Hochberg.
         layer_units, layer_frames: K and frames of the codebooks that layers are compared by.
     """
@@ -72,7 +80,10 @@ class UnitsConfig(BaseModel):
 
 
 def units_config(values: dict[str, Any]) -> UnitsConfig:
-    """Settings from plain values. Raises ConfigError that names the wrong one and the valid ones."""
+    """Settings from plain values.
+
+    Raises ConfigError that names the wrong one and the valid ones.
+    """
     try:
         return UnitsConfig.model_validate(values)
     except ValidationError as error:

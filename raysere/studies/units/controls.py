@@ -14,7 +14,8 @@ COMPONENTS = 64
 
 
 class FrameSample:
-    """Uniform samples of at most ``limit`` frames of every (language, phone), filled while the units are counted.
+    """Uniform samples of at most ``limit`` frames of every (language, phone), filled while the
+    units are counted.
 
     Args:
         language: code of the language of each utterance, int64 (N,).
@@ -41,9 +42,11 @@ class FrameSample:
             self._keys[name], self.frames[name] = keys[best], sample[best]
 
     def control(self, one: int, other: int, vowels: list[int]) -> dict[str, Any]:
-        """``frechet`` and ``mmd``: float64 (V, V) between vowels of two languages (rows: the first's), NaN below 200 frames.
+        """``frechet`` and ``mmd``: float64 (V, V) between vowels of two languages (rows: the
+        first's), NaN below 200 frames.
 
-        Frames go through the first 64 principal components of all of these vowels; all sides count the same number of frames.
+        Frames go through the first 64 principal components of all of these vowels; all sides count
+        the same number of frames.
         """
         enough = {
             (language, vowel): self.frames[language, vowel]

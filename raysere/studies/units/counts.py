@@ -1,4 +1,6 @@
-"""Counts of units by corpus, language, speaker, phone and emotion: the only input of every statistic of the units study."""
+"""Counts of units by corpus, language, speaker, phone and emotion: the only input of every
+statistic of the units study.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,10 @@ Collect = Callable[[np.ndarray, np.ndarray, Tensor], None]
 
 @dataclass(frozen=True)
 class PhoneFrames:
-    """The phone of every frame, utterance by utterance: ``names`` of the phones and intervals as arrays."""
+    """The phone of every frame, utterance by utterance:
+
+    ``names`` of the phones and intervals as arrays.
+    """
 
     names: list[str]
     starts: dict[str, np.ndarray]
@@ -34,9 +39,11 @@ class PhoneFrames:
 
     @classmethod
     def of(cls, phones: pl.DataFrame, clock: tuple[float, float], margin_s: float = 0.0) -> PhoneFrames:
-        """From the table of :func:`raysere.corpora.ipa.ipa_phones` and :func:`raysere.features.clock.frame_clock`.
+        """From the table of :func:`raysere.corpora.ipa.ipa_phones` and
+        :func:`raysere.features.clock.frame_clock`.
 
-        A frame belongs to the phone that its centre lies in; ``margin_s`` drops frames so near to a boundary.
+        A frame belongs to the phone that its centre lies in; ``margin_s`` drops frames so near to a
+        boundary.
         """
         names = sorted(phones["ipa"].drop_nulls().unique().to_list())
         number = {name: code for code, name in enumerate(names)}
@@ -67,8 +74,10 @@ def count_units(
 
     Args:
         codebooks: of one layer and normalisation.
-        table: utterance, corpus, language, speaker and emotion (null: no class) of the view's utterances, in its order.
-        collect: called with (row of the utterance, phone code, normalised frames) of every batch, for what is measured without units.
+        table: utterance, corpus, language, speaker and emotion (null: no class) of the view's
+            utterances, in its order.
+        collect: called with (row of the utterance, phone code, normalised frames) of every batch,
+            for what is measured without units.
 
     Frames outside of every known phone have the phone null.
     """
@@ -111,7 +120,10 @@ def _sum(parts: list[pl.DataFrame]) -> pl.DataFrame:
 
 @dataclass(frozen=True)
 class SpeakerCounts:
-    """Counts of one language: int64 (speakers, phones, emotions, units). Frames without a class are the last emotion, ``None``."""
+    """Counts of one language: int64 (speakers, phones, emotions, units).
+
+    Frames without a class are the last emotion, ``None``.
+    """
 
     language: str
     speakers: list[str]
@@ -152,11 +164,16 @@ class SpeakerCounts:
 
 
 def balanced(counts: np.ndarray, minimum: int = 20) -> np.ndarray:
-    """Counts as mass 1 for every speaker's cell that has at least ``minimum`` frames, else 0: every speaker counts alike. Float64."""
+    """Counts as mass 1 for every speaker's cell that has at least ``minimum`` frames, else 0: every
+    speaker counts alike. Float64.
+    """
     total = counts.sum(-1, keepdims=True)
     return np.where(total >= minimum, counts / np.maximum(total, 1), 0.0)
 
 
 def enough(frames: np.ndarray | int, units: int, per_unit: float) -> np.ndarray:
-    """Whether a cell has frames for a histogram of that many units: ``per_unit`` (50) for each; else JS is near its maximum anyhow."""
+    """Whether a cell has frames for a histogram of that many units:
+
+    ``per_unit`` (50) for each; else JS is near its maximum anyhow.
+    """
     return np.asarray(frames) >= units * per_unit

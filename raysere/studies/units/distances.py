@@ -2,8 +2,9 @@
 
 All take counts or probabilities in the last axis and give float64 in bits or [0, 1].
 
-A distribution without mass gives NaN, never 0. Definitions and bounds: docs/methods.md 6.3; JS after Lin (1991), whose square
-root is a metric (Endres and Schindelin, 2003); the bias of the plug-in estimate is checked in the tests.
+A distribution without mass gives NaN, never 0. Definitions and bounds: docs/methods.md 6.3; JS
+after Lin (1991), whose square root is a metric (Endres and Schindelin, 2003); the bias of the
+plug-in estimate is checked in the tests.
 """
 
 from __future__ import annotations
@@ -38,9 +39,11 @@ def js(p: Any, q: Any) -> np.ndarray:
 
 
 def weighted_js(counts_p: Any, counts_q: Any) -> np.ndarray:
-    """The form with weights n_p / n and n_q / n, in nats: 2 n of it is the G statistic of the two rows of counts.
+    """The form with weights n_p / n and n_q / n, in nats: 2 n of it is the G statistic of the two
+    rows of counts.
 
-    That statistic is chi-squared for independent draws only; frames are not, so no p-value is made of it.
+    That statistic is chi-squared for independent draws only; frames are not, so no p-value is made
+    of it.
     """
     counts_p, counts_q = np.asarray(counts_p, dtype=np.float64), np.asarray(counts_q, dtype=np.float64)
     n_p, n_q = counts_p.sum(-1), counts_q.sum(-1)
@@ -85,9 +88,11 @@ def ground_cost(centres: np.ndarray) -> np.ndarray:
 
 
 def emd(p: Any, q: Any, cost: np.ndarray) -> float:
-    """Earth mover's distance of two vectors (K,) under a ground cost (K, K): the transport problem, solved exactly.
+    """Earth mover's distance of two vectors (K,) under a ground cost (K, K): the transport problem,
+    solved exactly.
 
-    What both have in a unit stays there, which is optimal for a cost that is a metric, so that only the difference is moved.
+    What both have in a unit stays there, which is optimal for a cost that is a metric, so that only
+    the difference is moved.
     """
     from scipy.optimize import linprog
     from scipy.sparse import coo_array
@@ -130,12 +135,15 @@ def corrected(
 ) -> tuple[float, float]:
     """(plain, corrected) distance of two cells of counts by speaker, int64 (speakers, K) each.
 
-    The plug-in estimate is biased upwards by (K - 1) / 8 (1/n1 + 1/n2) nats and by who happens to speak. Corrected: the mean distance of
-    a half of the speakers of one cell to a half of the other's, less the mean distance of the two halves within each cell (average of
-    the two), all four parts subsampled to one count. It may be negative. NaN where a cell has fewer than two speakers.
+    The plug-in estimate is biased upwards by (K - 1) / 8 (1/n1 + 1/n2) nats and by who happens to
+    speak. Corrected: the mean distance of a half of the speakers of one cell to a half of the
+    other's, less the mean distance of the two halves within each cell (average of the two), all
+    four parts subsampled to one count. It may be negative. NaN where a cell has fewer than two
+    speakers.
 
     Args:
-        shared: the rows of both are the same speakers; then their halves are paired so that nobody is compared with himself.
+        shared: the rows of both are the same speakers; then their halves are paired so that nobody
+            is compared with himself.
     """
     plain = float(distance(one.sum(0), other.sum(0)))
     if not np.isfinite(plain):
@@ -171,7 +179,9 @@ def subsample(counts: np.ndarray, size: int, rng: np.random.Generator) -> np.nda
 
 
 def frechet(one: np.ndarray, other: np.ndarray) -> float:
-    """Fréchet distance of two sets of vectors (n, d) taken as Gaussian: |m1 - m2|^2 + tr(C1 + C2 - 2 (C1^1/2 C2 C1^1/2)^1/2)."""
+    """Fréchet distance of two sets of vectors (n, d) taken as Gaussian: |m1 - m2|^2 + tr(C1 + C2 -
+    2 (C1^1/2 C2 C1^1/2)^1/2).
+    """
     means = one.mean(0, dtype=np.float64), other.mean(0, dtype=np.float64)
     covariances = [np.atleast_2d(np.cov(np.asarray(part, dtype=np.float64), rowvar=False)) for part in (one, other)]
     return gaussian_frechet(means[0], covariances[0], means[1], covariances[1])
@@ -186,7 +196,9 @@ def gaussian_frechet(mean_1: np.ndarray, cov_1: np.ndarray, mean_2: np.ndarray, 
 
 
 def mmd(one: np.ndarray, other: np.ndarray, bandwidth: float | None = None) -> float:
-    """Unbiased squared maximum mean discrepancy with a Gaussian kernel (Gretton et al., 2012); its width: the median distance."""
+    """Unbiased squared maximum mean discrepancy with a Gaussian kernel (Gretton et al., 2012); its
+    width: the median distance.
+    """
     one, other = np.asarray(one, dtype=np.float64), np.asarray(other, dtype=np.float64)
     both = np.concatenate([one, other])
     squares = (both**2).sum(1)

@@ -1,4 +1,7 @@
-"""The folder of a units study: ``units.json``, the codebook, ``counts.parquet`` and a parquet for every table."""
+"""The folder of a units study:
+
+``units.json``, the codebook, ``counts.parquet`` and a parquet for every table.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,10 @@ FORMAT = "raysere.units/1"
 
 
 def write_units(result: UnitsResult, folder: str | os.PathLike[str], **about: Any) -> Path:
-    """Write a result; ``units.json`` last, so that a folder without it is no study. ``about``: further plain values for it."""
+    """Write a result; ``units.json`` last, so that a folder without it is no study.
+
+    ``about``: further plain values for it.
+    """
     folder = Path(folder)
     with explain_write_errors(folder):
         (folder / "tables").mkdir(parents=True, exist_ok=True)
@@ -37,7 +43,10 @@ def write_units(result: UnitsResult, folder: str | os.PathLike[str], **about: An
 
 
 def read_units(folder: str | os.PathLike[str]) -> UnitsResult:
-    """Read what :func:`write_units` wrote. Raises MissingFileError; ConfigError for a folder of another version."""
+    """Read what :func:`write_units` wrote.
+
+    Raises MissingFileError; ConfigError for a folder of another version.
+    """
     folder = Path(folder)
     found = read_json(folder / "units.json")
     if found.get("format") != FORMAT:
@@ -57,7 +66,10 @@ def read_units(folder: str | os.PathLike[str]) -> UnitsResult:
 
 
 def summary(result: UnitsResult, **about: Any) -> dict[str, Any]:
-    """``units.json``: what was asked, the findings in short, and where the tables are. NaN becomes null."""
+    """``units.json``: what was asked, the findings in short, and where the tables are.
+
+    NaN becomes null.
+    """
     tables = {name: table for name, table in result.tables.items() if table.width}
     pairs = tables["anchors"].select("language_a", "language_b").unique(maintain_order=True).rows() if "anchors" in tables else []
     chosen = {}

@@ -1,7 +1,9 @@
-"""F1 and F2 of vowels from the audio, and where the vowels of a language lie by them (V4 of docs/units.md).
+"""F1 and F2 of vowels from the audio, and where the vowels of a language lie by them (V4 of
+docs/units.md).
 
-Linear prediction by Burg's method; a resonance is a root of the predictor that is narrow enough (the usual recipe of phonetics; no
-library of it is small and free enough, and openSMILE's formants order the vowels of EmoDB worse). No emotion is read.
+Linear prediction by Burg's method; a resonance is a root of the predictor that is narrow enough
+(the usual recipe of phonetics; no library of it is small and free enough, and openSMILE's formants
+order the vowels of EmoDB worse). No emotion is read.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ def bark(hz: ArrayLike) -> NDArray[np.float64]:
 
 
 def burg(frames: ArrayLike, order: int) -> NDArray[np.float64]:
-    """Predictors of least forward and backward error (Burg 1967): float64 (n, order + 1), first 1, of frames (n, samples)."""
+    """Predictors of least forward and backward error (Burg 1967): float64 (n, order + 1), first 1,
+    of frames (n, samples).
+    """
     x = np.atleast_2d(np.asarray(frames, dtype=np.float64))
     forward, backward = x[:, 1:], x[:, :-1]
     found = np.zeros((len(x), order + 1))
@@ -57,7 +61,8 @@ def burg(frames: ArrayLike, order: int) -> NDArray[np.float64]:
 
 
 def resonances(predictors: ArrayLike, rate: float, count: int = 2) -> NDArray[np.float64]:
-    """The lowest ``count`` resonances in Hz of each predictor (n, order + 1): float64 (n, count), NaN where there are fewer.
+    """The lowest ``count`` resonances in Hz of each predictor (n, order + 1): float64 (n, count),
+    NaN where there are fewer.
 
     A root r is one of angle(r) rate / 2 pi Hz and of the bandwidth -ln|r| rate / pi Hz.
     """
@@ -75,7 +80,8 @@ def resonances(predictors: ArrayLike, rate: float, count: int = 2) -> NDArray[np
 
 
 def formants(wave: ArrayLike, start_s: float, end_s: float) -> tuple[float, float]:
-    """(F1, F2) in Hz of a vowel: medians over Hamming windows of 40 ms with their middles in its middle half; NaN where none is found.
+    """(F1, F2) in Hz of a vowel: medians over Hamming windows of 40 ms with their middles in its
+    middle half; NaN where none is found.
 
     Args:
         wave: (samples,) at :data:`RATE`. start_s, end_s: of the vowel.
@@ -99,7 +105,8 @@ def formants(wave: ArrayLike, start_s: float, end_s: float) -> tuple[float, floa
 
 
 def vowel_tokens(manifest: Manifest, phones: pl.DataFrame, most: int, seed: int = 0) -> pl.DataFrame:
-    """F1 and F2 in Hz of spoken monophthongs (columns of :data:`TOKENS`), at most ``most`` a speaker and vowel, drawn at random.
+    """F1 and F2 in Hz of spoken monophthongs (columns of :data:`TOKENS`), at most ``most`` a
+    speaker and vowel, drawn at random.
 
     Args:
         phones: of :func:`raysere.corpora.ipa.ipa_phones`.
@@ -128,12 +135,15 @@ def vowel_tokens(manifest: Manifest, phones: pl.DataFrame, most: int, seed: int 
 
 
 def vowel_places(tokens: pl.DataFrame) -> pl.DataFrame:
-    """Where the vowels of each language lie (columns of :data:`PLACES`): ``f1_bark`` and ``f2_bark`` are free of the speaker.
+    """Where the vowels of each language lie (columns of :data:`PLACES`): ``f1_bark`` and
+    ``f2_bark`` are free of the speaker.
 
-    Each speaker's median of a vowel, in Bark, is the sum of the vowel's place and a shift of the speaker (the length of a vocal tract
-    shifts formants about equally on such a scale; the sum form of Nearey's normalisation), fitted by least squares. Unlike taking
-    off a speaker's mean, that does not depend on which vowels he was heard in. Vowels of fewer than two speakers, with three tokens
-    each, are left out; all places of a language are NaN where vowels share too few speakers to be compared.
+    Each speaker's median of a vowel, in Bark, is the sum of the vowel's place and a shift of the
+    speaker (the length of a vocal tract shifts formants about equally on such a scale; the sum form
+    of Nearey's normalisation), fitted by least squares. Unlike taking off a speaker's mean, that
+    does not depend on which vowels he was heard in. Vowels of fewer than two speakers, with three
+    tokens each, are left out; all places of a language are NaN where vowels share too few speakers
+    to be compared.
     """
     rows: list[tuple] = []
     for (language,), part in tokens.sort("language").group_by("language", maintain_order=True):
@@ -153,7 +163,9 @@ def vowel_places(tokens: pl.DataFrame) -> pl.DataFrame:
 
 
 def _two_way(vowel: np.ndarray, speaker: np.ndarray, values: np.ndarray) -> NDArray[np.float64]:
-    """Effects (V, 2) of the vowels in an additive model of vowel and speaker (codes (n,)) of values (n, 2), for the mean speaker."""
+    """Effects (V, 2) of the vowels in an additive model of vowel and speaker (codes (n,)) of values
+    (n, 2), for the mean speaker.
+    """
     if not len(vowel):
         return np.zeros((0, 2))
     vowels, speakers = int(vowel.max()) + 1, int(speaker.max()) + 1

@@ -1,4 +1,6 @@
-"""Questions that need no phones: which units a language uses, and what two corpora of one language differ by (docs/methods.md 6.4)."""
+"""Questions that need no phones: which units a language uses, and what two corpora of one language
+differ by (docs/methods.md 6.4).
+"""
 
 from __future__ import annotations
 
@@ -27,9 +29,11 @@ def usage(counts: pl.DataFrame, column: str, units: int) -> dict[str, np.ndarray
 
 
 def inventories(counts: pl.DataFrame, units: int) -> list[Row]:
-    """Q6 for each language: frames, units in use, perplexity, and the share of units of which 95 % of the mass are this language's.
+    """Q6 for each language: frames, units in use, perplexity, and the share of units of which 95 %
+    of the mass are this language's.
 
-    Languages count alike in that share, whatever they have of speech. It is NaN for a single language.
+    Languages count alike in that share, whatever they have of speech. It is NaN for a single
+    language.
     """
     used = usage(counts, "language", units)
     masses = np.stack([normalised(table) for table in used.values()])
@@ -48,7 +52,9 @@ def inventories(counts: pl.DataFrame, units: int) -> list[Row]:
 
 
 def overlaps(counts: pl.DataFrame, units: int, config: UnitsConfig) -> list[Row]:
-    """Q6 for each pair of languages, and for each pair of corpora of one language (the corpus floor): 1 - JS of their usage of units."""
+    """Q6 for each pair of languages, and for each pair of corpora of one language (the corpus
+    floor): 1 - JS of their usage of units.
+    """
     rows = []
     languages = usage(counts, "language", units)
     for one, other in combinations(languages, 2):
@@ -68,7 +74,8 @@ def _overlap(one: np.ndarray, other: np.ndarray, units: int, config: UnitsConfig
 
 
 def corpus_floor(counts: pl.DataFrame, phones: list[str], units: int, config: UnitsConfig) -> list[Row]:
-    """Similarity of every vowel between two corpora of the same language: what two rooms and microphones alone differ by.
+    """Similarity of every vowel between two corpora of the same language: what two rooms and
+    microphones alone differ by.
 
     A similarity across languages below the floor of its vowel says nothing of the languages.
     """

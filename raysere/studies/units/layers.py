@@ -1,4 +1,7 @@
-"""Which layer's units tell phones apart best: PNMI and purities by layer, with codebooks of one small size (docs/methods.md 6.5)."""
+"""Which layer's units tell phones apart best:
+
+PNMI and purities by layer, with codebooks of one small size (docs/methods.md 6.5).
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,11 @@ _FRAMES_A_UNIT = 20
 
 
 def layer_quality(view: FeatureView, table: pl.DataFrame, phones: PhoneFrames, config: UnitsConfig) -> list[dict[str, Any]]:
-    """Rows of layer, language (None: all together) and the measures of :func:`unit_quality`, for every layer of the view.
+    """Rows of layer, language (None: all together) and the measures of :func:`unit_quality`, for
+    every layer of the view.
 
-    No emotion is read, so a layer may be chosen by it before anything is trained. PNMI grows with K: compare layers, not studies.
+    No emotion is read, so a layer may be chosen by it before anything is trained. PNMI grows with
+    K: compare layers, not studies.
     """
     columns = {name: table[name].to_list() for name in ("corpus", "language", "speaker")}
     languages = sorted(set(columns["language"]))

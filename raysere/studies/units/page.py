@@ -26,7 +26,10 @@ CHECK_HEAD = ("check", "of", "items", "accuracy", "mrr", "chance", "correlation"
 
 
 def write_units_page(folder: str | os.PathLike[str]) -> Path:
-    """Write the page and its figures and return the page's path. Raises MissingFileError: no study is there."""
+    """Write the page and its figures and return the page's path.
+
+    Raises MissingFileError: no study is there.
+    """
     folder = Path(folder)
     if not (folder / "units.json").is_file():
         raise MissingFileError("There is no units study in this folder", where=folder)
@@ -195,7 +198,9 @@ def _vowel_charts(tables: dict[str, pl.DataFrame], figure: Any) -> list[tuple[st
 
 
 def _oracle(found: dict[str, Any], figure: Any) -> list[dict[str, Any]]:
-    """V5 for each direction: the correlation in words, and a chart of the vowels in the order of their similarity."""
+    """V5 for each direction: the correlation in words, and a chart of the vowels in the order of
+    their similarity.
+    """
     parts = []
     for answer in found.get("ORACLE", {}).get("utility", []):
         source, target = answer["source"], answer["target"]

@@ -1,4 +1,6 @@
-"""How well units tell phones apart: purities and the mutual information, from a joint table of counts (Hsu et al. 2021)."""
+"""How well units tell phones apart: purities and the mutual information, from a joint table of
+counts (Hsu et al. 2021).
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,10 @@ from raysere.studies.units.distances import entropy, normalised
 def unit_quality(joint: np.ndarray) -> dict[str, float]:
     """Measures of a table of counts (phones, units); NaN where it is empty.
 
-    ``phone_purity``: share of frames whose phone is the most frequent one of their unit. ``cluster_purity``: share whose unit is the most
-    frequent one of their phone. ``pnmi``: I(phone; unit) / H(phone), NaN where there is one phone only. ``perplexity``: exp of the
-    entropy of the units. ``frames``: the count.
+    ``phone_purity``: share of frames whose phone is the most frequent one of their unit.
+    ``cluster_purity``: share whose unit is the most frequent one of their phone. ``pnmi``: I(phone;
+    unit) / H(phone), NaN where there is one phone only. ``perplexity``: exp of the entropy of the
+    units. ``frames``: the count.
     """
     joint = np.asarray(joint, dtype=np.float64)
     total = joint.sum()

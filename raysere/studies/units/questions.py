@@ -51,10 +51,12 @@ def mass(counts: np.ndarray, config: UnitsConfig) -> np.ndarray:
 
 
 def shared_vowels(pair: Pair, config: UnitsConfig, cost: np.ndarray | None = None) -> tuple[list[Row], list[Row], Row]:
-    """Q1: rows of vowels with the same IPA symbol in both languages, rows of the whole matrix, and the mean reciprocal rank with its p.
+    """Q1: rows of vowels with the same IPA symbol in both languages, rows of the whole matrix, and
+    the mean reciprocal rank with its p.
 
-    Null: labels of vowels permuted within every speaker of the second language. Statistic of a vowel: its margin
-    (:func:`match_margin`), since mixing vowels up makes all of them more alike, the right ones too.
+    Null: labels of vowels permuted within every speaker of the second language. Statistic of a
+    vowel: its margin (:func:`match_margin`), since mixing vowels up makes all of them more alike,
+    the right ones too.
 
     Args:
         cost: ground cost (K, K) for the earth mover's distance; None leaves it out.
@@ -122,7 +124,8 @@ def _margins(table: np.ndarray) -> np.ndarray:
 
 
 def emotion_specific(pair: Pair, config: UnitsConfig) -> list[Row]:
-    """Q2: similarity of a vowel across languages in an emotion, against that in the reference emotion.
+    """Q2: similarity of a vowel across languages in an emotion, against that in the reference
+    emotion.
 
     Null: labels of emotions permuted within every speaker of both languages; two-sided.
     """
@@ -167,7 +170,11 @@ def emotion_specific(pair: Pair, config: UnitsConfig) -> list[Row]:
 
 
 def emotion_shifts(side: SpeakerCounts, config: UnitsConfig) -> list[Row]:
-    """Q3: JS between a vowel in an emotion and the same vowel in the reference emotion, within one language. Null: as in Q2."""
+    """Q3:
+
+    JS between a vowel in an emotion and the same vowel in the reference emotion, within one
+    language. Null: as in Q2.
+    """
     if config.reference not in side.emotions:
         return []
     base = side.emotions.index(config.reference)
@@ -203,13 +210,15 @@ def emotion_shifts(side: SpeakerCounts, config: UnitsConfig) -> list[Row]:
 
 
 def anchors(pair: Pair, config: UnitsConfig) -> list[Row]:
-    """Q4: how good an anchor every shared vowel is: the lower 5 % bound over bootstrap draws of the speakers of both languages of
+    """Q4: how good an anchor every shared vowel is: the lower 5 % bound over bootstrap draws of the
+    speakers of both languages of
 
     * ``bound``: S(v), which reads no emotion and may choose what is trained on;
-    * ``bound_by_emotion``: mean over emotions of S(v, e) less kappa times its standard deviation, for analysis only.
+    * ``bound_by_emotion``: mean over emotions of S(v, e) less kappa times its standard deviation,
+      for analysis only.
 
-    ``eligible`` (and ``eligible_by_emotion``): frames and speakers enough in each cell of both languages. ``margin``: S(v) less that of
-    the most similar other vowel of the second language.
+    ``eligible`` (and ``eligible_by_emotion``): frames and speakers enough in each cell of both
+    languages. ``margin``: S(v) less that of the most similar other vowel of the second language.
     """
     one, other = pair.one, pair.other
     rng = np.random.default_rng([config.seed, 4, *pair.seed])
@@ -252,6 +261,8 @@ def _low(values: np.ndarray) -> float:
 
 
 def with_adjusted(rows: list[Row], level: float) -> list[Row]:
-    """The rows of one question with ``p_adjusted`` (Benjamini and Hochberg over all of them) and ``significant``."""
+    """The rows of one question with ``p_adjusted`` (Benjamini and Hochberg over all of them) and
+    ``significant``.
+    """
     adjusted = benjamini_hochberg([row["p"] for row in rows])
     return [{**row, "p_adjusted": float(value), "significant": bool(value <= level)} for row, value in zip(rows, adjusted, strict=True)]

@@ -1,4 +1,6 @@
-"""``raysere analyze units``: from an experiment to the study of :mod:`raysere.studies.units.study`, its files and its page."""
+"""``raysere analyze units``: from an experiment to the study of :mod:`raysere.studies.units.study`,
+its files and its page.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,11 @@ def analyze_units(
     settings: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> tuple[Path, dict[str, Any]]:
-    """The units study of an experiment's corpora: (its folder, the content of ``units.json``); what ``raysere analyze units`` does.
+    """The units study of an experiment's corpora: (its folder, the content of ``units.json``); what
+    ``raysere analyze units`` does.
 
-    All utterances of the corpora are used, whatever their split: this describes data. Emotions are those of the class map.
+    All utterances of the corpora are used, whatever their split: this describes data. Emotions are
+    those of the class map.
 
     Args:
         out: folder; default: ``NAME-units`` beside the run folder.

@@ -1,8 +1,9 @@
 """The study of discrete units across languages (docs/methods.md 6).
 
-Idea of the paper: discrete units by vector quantization of speech representations, whose distributions quantify what phones of different
-languages and emotions have in common, and which vowels may serve as anchors for adaptation. Layer, K, distance, statistics and
-validation are reconstructions; see docs/methods.md 6.
+Idea of the paper: discrete units by vector quantization of speech representations, whose
+distributions quantify what phones of different languages and emotions have in common, and which
+vowels may serve as anchors for adaptation. Layer, K, distance, statistics and validation are
+reconstructions; see docs/methods.md 6.
 """
 
 from __future__ import annotations
@@ -43,7 +44,10 @@ _VOWELS = ("vowel", "diphthong")
 
 @dataclass
 class UnitsResult:
-    """What a study found. ``tables`` by name (see :data:`TABLES`), ``messages`` in plain words, ``meta`` plain values."""
+    """What a study found.
+
+    ``tables`` by name (see :data:`TABLES`), ``messages`` in plain words, ``meta`` plain values.
+    """
 
     config: UnitsConfig
     codebook: FrameUnits
@@ -87,12 +91,14 @@ def study_units(
     Args:
         view: frames (granularity frame).
         table: utterance, corpus, language, speaker, emotion (null: none) in the order of the view.
-        phones: of :func:`raysere.corpora.ipa.ipa_phones`; may be empty: then only what needs no phones is answered.
+        phones: of :func:`raysere.corpora.ipa.ipa_phones`; may be empty: then only what needs no
+            phones is answered.
         clock: of :func:`raysere.features.clock.frame_clock`.
         formants: of :func:`raysere.studies.units.formants.vowel_tokens`; None leaves V4 out.
 
     Raises:
-        DataError: no frames; or no vowel has frames enough for a histogram of so many units (the message says how many it takes).
+        DataError: no frames; or no vowel has frames enough for a histogram of so many units (the
+            message says how many it takes).
     """
     say = progress.say if progress else lambda line: None
     started = time.monotonic()
@@ -167,10 +173,12 @@ def study_units(
 
 
 def anchor_vowels(result: UnitsResult, one: str | None = None, other: str | None = None, top: int = 3) -> list[str]:
-    """The vowels that may anchor an adaptation from language ``one`` to ``other``, best first. No bound that they are ranked by reads an
-    emotion; where the study was told that the target is ``unlabelled``, neither did its codebook.
+    """The vowels that may anchor an adaptation from language ``one`` to ``other``, best first. No
+    bound that they are ranked by reads an emotion; where the study was told that the target is
+    ``unlabelled``, neither did its codebook.
 
-    They are the eligible ones of the highest lower bound of the similarity. Without languages, of the only pair that there is.
+    They are the eligible ones of the highest lower bound of the similarity. Without languages, of
+    the only pair that there is.
 
     Raises:
         DataError: no such pair, or several and none is named.
@@ -185,14 +193,19 @@ def anchor_vowels(result: UnitsResult, one: str | None = None, other: str | None
 
 
 def without_labels(table: pl.DataFrame, corpora: Sequence[str]) -> pl.DataFrame:
-    """The table with the emotions of these corpora taken out. Raises DataError for a corpus that is not there."""
+    """The table with the emotions of these corpora taken out.
+
+    Raises DataError for a corpus that is not there.
+    """
     if missing := sorted(set(corpora) - set(table["corpus"])):
         raise DataError(f"There is no corpus {missing[0]!r} in this study", where="unlabelled", choices=sorted(set(table["corpus"])))
     return table.with_columns(emotion=pl.when(pl.col("corpus").is_in(list(corpora))).then(None).otherwise(pl.col("emotion")))
 
 
 def frames_by_phone(view: FeatureView, table: pl.DataFrame, labels: PhoneFrames) -> pl.DataFrame:
-    """Frames by language, emotion and phone (null: in no known phone), from lengths and labels alone."""
+    """Frames by language, emotion and phone (null: in no known phone), from lengths and labels
+    alone.
+    """
     totals: dict[tuple[str, str | None, str | None], int] = {}
     names = [*labels.names, None]
     lengths = view.lengths(np.arange(len(view)))
@@ -206,7 +219,9 @@ def frames_by_phone(view: FeatureView, table: pl.DataFrame, labels: PhoneFrames)
 
 
 def _kept(frames: pl.DataFrame) -> pl.DataFrame:
-    """Errors of an alignment differ by emotion (shouting, whispering): what share of the frames got a phone."""
+    """Errors of an alignment differ by emotion (shouting, whispering): what share of the frames got
+    a phone.
+    """
     return (
         frames.group_by("language", "emotion")
         .agg(frames=pl.col("n").sum(), in_phones=pl.col("n").filter(pl.col("phone").is_not_null()).sum())
@@ -221,7 +236,9 @@ def _vowel_frames(frames: pl.DataFrame, vowels: Sequence[str]) -> dict[str, list
 
 
 def _size(config: UnitsConfig, frames: pl.DataFrame, vowels: Sequence[str]) -> int:
-    """K as asked for, or the largest of the usual sizes that vowels with half of the vowel frames of every language bear."""
+    """K as asked for, or the largest of the usual sizes that vowels with half of the vowel frames
+    of every language bear.
+    """
     if config.units is not None:
         return config.units
     if not vowels:
@@ -261,7 +278,9 @@ def _codebooks(
 def _other_layers(
     view: FeatureView, table: pl.DataFrame, labels: PhoneFrames, codebook: FrameUnits, anchors: pl.DataFrame, config: UnitsConfig, say: Any
 ) -> list[tuple[FrameUnits, pl.DataFrame]]:
-    """A codebook of as many units for each of the nearest other layers, with its counts: none where no vowels are ranked."""
+    """A codebook of as many units for each of the nearest other layers, with its counts: none where
+    no vowels are ranked.
+    """
     if not anchors.height or anchors["similarity"].is_finite().sum() < 2:
         return []
     numbers = sorted(set(view.spec.numbers) - {codebook.layer}, key=lambda number: (abs(number - codebook.layer), number))
@@ -359,7 +378,9 @@ def _stability(
     emotions: list[str],
     config: UnitsConfig,
 ) -> None:
-    """V6, and for each anchor the share of the seeds' codebooks in which it is among the most similar vowels; in place."""
+    """V6, and for each anchor the share of the seeds' codebooks in which it is among the most
+    similar vowels; in place.
+    """
     if not tables["anchors"].height:
         return
     first, extra = books[0][0], []

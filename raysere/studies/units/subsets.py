@@ -9,10 +9,12 @@ from raysere.studies.units.config import UnitsConfig
 
 
 def subset(table: pl.DataFrame, config: UnitsConfig) -> pl.DataFrame:
-    """The rows of a table (utterance, corpus, sex, transcript, emotion) that the settings leave, in its order.
+    """The rows of a table (utterance, corpus, sex, transcript, emotion) that the settings leave, in
+    its order.
 
-    ``same_sentences``: of each corpus the sentences that are spoken in all of its emotions, each as often in one emotion as in another
-    (drawn at random); rows without emotion or transcript go. A corpus without any emotion stays whole.
+    ``same_sentences``: of each corpus the sentences that are spoken in all of its emotions, each as
+    often in one emotion as in another (drawn at random); rows without emotion or transcript go. A
+    corpus without any emotion stays whole.
 
     Raises:
         DataError: nothing is left.

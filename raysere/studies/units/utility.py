@@ -1,7 +1,7 @@
 """ORACLE: do similar vowels transfer emotion better (V5 of docs/units.md)? It reads target labels.
 
-Per vowel, a classifier of emotion is trained on the frames of that vowel in one language (one vector an utterance: their mean) and tested
-on those of the same vowel in another language.
+Per vowel, a classifier of emotion is trained on the frames of that vowel in one language (one
+vector an utterance: their mean) and tested on those of the same vowel in another language.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ MOST = 2_000  # utterances of a language, drawn at random, so that memory is bou
 
 
 class VowelMeans:
-    """Mean of the frames of each vowel in each utterance that has an emotion, filled while the units are counted.
+    """Mean of the frames of each vowel in each utterance that has an emotion, filled while the
+    units are counted.
 
     Args:
         table: language and emotion of the utterances, in the order of the view.
@@ -61,12 +62,15 @@ def utility(
 ) -> tuple[Row, list[Row]]:
     """V5 from the first language of a pair to the second: (the correlation, a row for each vowel).
 
-    The correlation is Spearman's over vowels between the UAR on the second language and S(v), with a one-sided permutation p; beside it
-    that of the UAR with the number of utterances trained on, which has to be lower for S to tell anything. Both sides are z-scored by
-    themselves; UAR has an interval over the second language's speakers. All vowels have the same emotions, those of both languages.
+    The correlation is Spearman's over vowels between the UAR on the second language and S(v), with
+    a one-sided permutation p; beside it that of the UAR with the number of utterances trained on,
+    which has to be lower for S to tell anything. Both sides are z-scored by themselves; UAR has an
+    interval over the second language's speakers. All vowels have the same emotions, those of both
+    languages.
 
     Args:
-        table: language, speaker, emotion of the view's utterances. codes: of the vowels. similarity: S(v), NaN where it is not measured.
+        table: language, speaker, emotion of the view's utterances. codes: of the vowels.
+            similarity: S(v), NaN where it is not measured.
     """
     source, target = pair
     languages, emotions, speakers = (np.array(table[name].to_list(), dtype=object) for name in ("language", "emotion", "speaker"))

@@ -15,9 +15,11 @@ FEWEST = 100  # frames of a phone that is to be found again: a nearest neighbour
 
 
 def split_half(side: SpeakerCounts, config: UnitsConfig) -> Row:
-    """V1: is the nearest phone of the other half of the speakers the phone itself? Accuracy and mean reciprocal rank, over splits.
+    """V1: is the nearest phone of the other half of the speakers the phone itself? Accuracy and
+    mean reciprocal rank, over splits.
 
-    Chance is 1 / phones for the accuracy. Phones with 100 frames or more and two speakers or more take part.
+    Chance is 1 / phones for the accuracy. Phones with 100 frames or more and two speakers or more
+    take part.
     """
     rng = np.random.default_rng([config.seed, 5, *side.language.encode()])
     table = side.counts.sum(2)
@@ -38,7 +40,9 @@ def split_half(side: SpeakerCounts, config: UnitsConfig) -> Row:
 
 
 def across_languages(pair: Pair) -> Row:
-    """V2: is the nearest vowel of the other language the one with the same IPA symbol? Among the vowels that both have."""
+    """V2: is the nearest vowel of the other language the one with the same IPA symbol? Among the
+    vowels that both have.
+    """
     frames = np.stack([pair.one.frames(), pair.other.frames()]).min(0)
     both = np.flatnonzero(frames >= FEWEST)
     row = {"check": "V2 across languages", "of": f"{pair.one.language}-{pair.other.language}", "items": len(both)}
@@ -51,7 +55,9 @@ def across_languages(pair: Pair) -> Row:
 
 
 def articulation(side: SpeakerCounts, config: UnitsConfig) -> Row:
-    """V3: rank correlation of 1 - S of pairs of monophthongs with their articulatory distance, with the p of Mantel's permutations."""
+    """V3: rank correlation of 1 - S of pairs of monophthongs with their articulatory distance, with
+    the p of Mantel's permutations.
+    """
     frames = side.frames()
     places = [place for place, name in enumerate(side.phones) if name in VOWELS and frames[place] >= FEWEST]
     row = {"check": "V3 articulation", "of": side.language, "items": len(places), "correlation": NAN, "p": NAN}
@@ -65,8 +71,8 @@ def articulation(side: SpeakerCounts, config: UnitsConfig) -> Row:
 
 
 def formant_geometry(side: SpeakerCounts, places: pl.DataFrame, config: UnitsConfig) -> Row:
-    """V4: rank correlation of 1 - S of pairs of monophthongs with their Euclidean distance of F1 and F2 in Bark, freed of the speakers,
-    with the p of Mantel's permutations.
+    """V4: rank correlation of 1 - S of pairs of monophthongs with their Euclidean distance of F1
+    and F2 in Bark, freed of the speakers, with the p of Mantel's permutations.
 
     Args:
         places: of :func:`raysere.studies.units.formants.vowel_places`.
@@ -86,7 +92,8 @@ def formant_geometry(side: SpeakerCounts, places: pl.DataFrame, config: UnitsCon
 
 
 def ranking_stability(pair: str, first: dict[str, float], others: dict[str, list[dict[str, float]]]) -> list[Row]:
-    """V6: Kendall's tau of the ranking of vowels by similarity with those that other codebooks give, a row for each kind of codebook.
+    """V6: Kendall's tau of the ranking of vowels by similarity with those that other codebooks
+    give, a row for each kind of codebook.
 
     Args:
         first: {vowel: S(v)} of the codebook that counts.

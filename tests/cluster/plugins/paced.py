@@ -1,4 +1,6 @@
-"""A backbone and a method of another package whose work can be held up, and which write down the node that they run on."""
+"""A backbone and a method of another package whose work can be held up, and which write down the
+node that they run on.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,8 @@ def _node() -> str:
 class Paced(Toy):
     """The toy backbone at ten items a second, until the file ``gate`` is there.
 
-    Options: ``log``, a file that gets a line (node, process, utterance) for each item that is begun; without the ``gate`` a worker waits
-    for it in the midst of its item number ``items``.
+    Options: ``log``, a file that gets a line (node, process, utterance) for each item that is
+    begun; without the ``gate`` a worker waits for it in the midst of its item number ``items``.
     """
 
     def __init__(self, info, options: dict) -> None:
@@ -56,7 +58,9 @@ class MeetingParams(PooledParams):
 
 
 class Meeting(Pooled):
-    """``pooled``, whose trials begin to train when ``nodes`` nodes have one at work; the folder ``place`` gets a file for each node."""
+    """``pooled``, whose trials begin to train when ``nodes`` nodes have one at work; the folder
+    ``place`` gets a file for each node.
+    """
 
     name = "meeting"
     Params = MeetingParams

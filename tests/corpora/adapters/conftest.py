@@ -14,7 +14,9 @@ RATE = 8000
 
 @pytest.fixture
 def clip(tmp_path: Path) -> Callable[..., Path]:
-    """``clip("wav/03a01Fa.wav", seconds=0.2, channels=1)`` writes a tone under ``tmp_path`` and returns the file."""
+    """``clip("wav/03a01Fa.wav", seconds=0.2, channels=1)`` writes a tone under ``tmp_path`` and
+    returns the file.
+    """
 
     def write(name: str, *, seconds: float = 0.2, channels: int = 1, rate: int = RATE) -> Path:
         file = tmp_path / name

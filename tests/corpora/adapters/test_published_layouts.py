@@ -1,4 +1,6 @@
-"""The adapters on small trees with exact published names: what is taken, what is turned away, what is said."""
+"""The adapters on small trees with exact published names: what is taken, what is turned away, what
+is said.
+"""
 
 from __future__ import annotations
 

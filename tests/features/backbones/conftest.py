@@ -1,4 +1,6 @@
-"""Small models with random weights, saved as a user would have them: the parity of a batch does not depend on what was learned."""
+"""Small models with random weights, saved as a user would have them: the parity of a batch does not
+depend on what was learned.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The embedded backbone: exact in a batch, independent of gain and edge silence, right where the answer is known, good for emotion."""
+"""The embedded backbone: exact in a batch, independent of gain and edge silence, right where the
+answer is known, good for emotion.
+"""
 
 from __future__ import annotations
 
@@ -252,7 +254,9 @@ def test_company_does_not_matter(lengths: list[int], seed: int) -> None:
 
 
 def test_a_clip_that_ends_loud_is_the_same_in_company() -> None:
-    """Gaps are closed inside the clip only: its last, nearly empty frame is silent alone as it is beside a longer clip."""
+    """Gaps are closed inside the clip only: its last, nearly empty frame is silent alone as it is
+    beside a longer clip.
+    """
     noise = np.random.default_rng(0).standard_normal(161).astype(np.float32) * 0.1
     items = [Item("short", wave=noise), Item("long", wave=voice(150))]
     for found, expected in zip(BACKBONE.encode(items, [0, 1, 2])[0], BACKBONE.encode(items[:1], [0, 1, 2])[0], strict=True):
@@ -275,7 +279,10 @@ def test_the_input_may_be_read_only() -> None:
 
 
 def test_a_change_of_the_output_needs_a_new_code_version() -> None:
-    """Values written down once. Where this fails, stored features would differ under the same key: raise acoustic.CODE_VERSION."""
+    """Values written down once.
+
+    Where this fails, stored features would differ under the same key: raise acoustic.CODE_VERSION.
+    """
     assert acoustic.CODE_VERSION == 2
     frames, modulation, row = BACKBONE.encode([sample_items("audio")[1]], [0, 1, 2])[0]
     assert np.allclose(
@@ -302,7 +309,8 @@ def _emodb(root: Path) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
 def test_good_for_emotion(corpora_root: Path) -> None:
     """EmoDB, four classes, leave one speaker out, z-norm by speaker, ridge classifier.
 
-    Measured UAR in the same test: eGeMAPSv02 .850, ComParE_2016 .882, functionals .906, modulation .680.
+    Measured UAR in the same test: eGeMAPSv02 .850, ComParE_2016 .882, functionals .906, modulation
+    .680.
     """
     from sklearn.linear_model import RidgeClassifier
     from sklearn.metrics import recall_score

@@ -1,4 +1,6 @@
-"""Speech encoders: a batch equals single clips in every family, layers are the model's own, and what cannot be loaded says why."""
+"""Speech encoders: a batch equals single clips in every family, layers are the model's own, and
+what cannot be loaded says why.
+"""
 
 from __future__ import annotations
 

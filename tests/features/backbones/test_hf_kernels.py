@@ -1,4 +1,6 @@
-"""The faster parts of a speech encoder against the parts of torch and transformers that they stand for."""
+"""The faster parts of a speech encoder against the parts of torch and transformers that they stand
+for.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +77,9 @@ def test_the_extractor_is_transformers(tiny_model: Callable[..., Path], norm: st
 
 
 def test_gated_attention_is_wavlms_eager_attention() -> None:
-    """With gates and a bias that matter, over more positions than buckets are exact, with and without a mask, first and later blocks."""
+    """With gates and a bias that matter, over more positions than buckets are exact, with and
+    without a mask, first and later blocks.
+    """
     from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 
     def made(first: bool) -> WavLMAttention:

@@ -1,4 +1,6 @@
-"""Text encoders: rows are the tokens, without special ones, in any batch; what is too long is cut and counted."""
+"""Text encoders: rows are the tokens, without special ones, in any batch; what is too long is cut
+and counted.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Layer 0 is what goes into the first block, layer l what comes out of block l: a model whose states are known (docs/methods.md 7.6)."""
+"""Layer 0 is what goes into the first block, layer l what comes out of block l: a model whose
+states are known (docs/methods.md 7.6).
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from raysere.features.backbones import open_backbone
 
 @pytest.mark.parametrize("kind", ["wav2vec2", "whisper"])
 def test_each_block_adds_what_it_is_known_to_add(tiny_model: Callable[..., Path], noises: list[Item], kind: str, tmp_path: Path) -> None:
-    """Blocks that add a constant of their own and nothing else; the norm after the last block is known, too."""
+    """Blocks that add a constant of their own and nothing else; the norm after the last block is
+    known, too.
+    """
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -42,6 +46,7 @@ def test_each_block_adds_what_it_is_known_to_add(tiny_model: Callable[..., Path]
         assert np.abs(rows[block + 1] - state).max() < 1e-3 * 10**block
     state = state + added[-1].numpy()
     normed = (state - state.mean(-1, keepdims=True)) / np.sqrt(state.var(-1, keepdims=True) + 1e-5)
-    # of a pre-norm wav2vec2, transformers gives the last state before or after the final norm, by its version
+    # of a pre-norm wav2vec2, transformers gives the last state before or after the final norm, by
+    # its version
     wanted = [normed] if kind == "whisper" else [normed, state]
     assert min(np.abs(rows[-1] - one).max() for one in wanted) < 1e-3 * 10 ** (blocks - 1)

@@ -1,4 +1,7 @@
-"""Backbones by name: options, devices, and one message for each wrong name. And the conformance suite finds broken backbones."""
+"""Backbones by name: options, devices, and one message for each wrong name.
+
+And the conformance suite finds broken backbones.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""openSMILE as a backbone: the functionals it computes itself, and a clear message where it is not installed."""
+"""openSMILE as a backbone: the functionals it computes itself, and a clear message where it is not
+installed.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Tables of ready vectors: joined by id, in every format, with a reason for what is missing or wrong."""
+"""Tables of ready vectors: joined by id, in every format, with a reason for what is missing or
+wrong.
+"""
 
 from __future__ import annotations
 

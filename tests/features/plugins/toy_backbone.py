@@ -1,4 +1,6 @@
-"""A backbone of another package, found through its entry point: small, deterministic, and able to misbehave on request."""
+"""A backbone of another package, found through its entry point: small, deterministic, and able to
+misbehave on request.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,12 @@ HOP = 160
 
 
 class Toy(Backbone):
-    """Two frame layers and one utterance layer over 10 ms frames of 16 kHz audio (or the letters of a text).
+    """Two frame layers and one utterance layer over 10 ms frames of 16 kHz audio (or the letters of
+    a text).
 
-    Options: ``log`` a file that gets a line for every encoded item; ``kills`` and ``refuses`` parts of utterance names;
-    ``kills_once`` a file that is removed by the one worker that then kills itself; ``gate`` a file without which
-    encoding stops after ``before_gate`` items of all workers.
+    Options: ``log`` a file that gets a line for every encoded item; ``kills`` and ``refuses`` parts
+    of utterance names; ``kills_once`` a file that is removed by the one worker that then kills
+    itself; ``gate`` a file without which encoding stops after ``before_gate`` items of all workers.
     """
 
     def __init__(self, info: BackboneInfo, options: dict) -> None:
