@@ -55,7 +55,7 @@ def raysere_command(line: str) -> list[str]:
     return [name, *rest]
 
 
-# --- the launcher ----------------------------------------------------------------------------------------------------
+# --- the launcher ---------------------------------------------------------------------------------
 
 
 def test_the_launcher_fits_the_schema_that_ray_ships():
@@ -144,7 +144,7 @@ def test_the_launcher_copies_no_secrets_but_the_token_of_ray(tmp_path):
     assert copied == {*kept, *CLUSTER["rsync_filter"], "auth_token"}
 
 
-# --- versions --------------------------------------------------------------------------------------------------------
+# --- versions -------------------------------------------------------------------------------------
 
 
 def test_all_images_are_of_the_pinned_ray():
@@ -170,7 +170,7 @@ def test_the_image_runs_as_a_user_and_offline():
     assert sources == kept
 
 
-# --- Kubernetes ------------------------------------------------------------------------------------------------------
+# --- Kubernetes -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SPECS)

@@ -57,7 +57,7 @@ def disk(tmp_path: Path):
         yield mounted
 
 
-# --- what is whose fault ---------------------------------------------------------------------------------------------------
+# --- what is whose fault --------------------------------------------------------------------------
 
 NUMBERS = np.random.default_rng(0).random(1 << 18)
 
@@ -174,7 +174,7 @@ def test_a_cause_counts_where_it_was_given() -> None:
     assert machine_fault(wrapped).what == "The disk is full"
 
 
-# --- every writer ------------------------------------------------------------------------------------------------------------
+# --- every writer ---------------------------------------------------------------------------------
 
 
 def undisturbed(disk: Disk, write) -> dict[str, bytes]:
@@ -367,7 +367,7 @@ def test_the_ensemble(disk: Disk, real_run) -> None:
     assert fails_until_there_is_room(disk, lambda: write_json(run / "evaluation.json", result)) >= 1
 
 
-# --- readers -----------------------------------------------------------------------------------------------------------------
+# --- readers --------------------------------------------------------------------------------------
 
 
 def test_a_clip_is_not_damaged_because_no_file_can_be_opened(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ BIN = Path(sys.executable).parent
 TRIALS = 8
 
 
-# --- what is sent, and under which line (no cluster) -----------------------------------------------------------------
+# --- what is sent, and under which line (no cluster) ----------------------------------------------
 
 
 @pytest.fixture
@@ -373,7 +373,7 @@ def test_a_local_ray_asks_for_a_token_of_its_own_and_a_cluster_keeps_its_authent
     assert os.environ["RAY_AUTH_MODE"] == "disabled"  # the environment is as before
 
 
-# --- a cluster -------------------------------------------------------------------------------------------------------
+# --- a cluster ------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -57,7 +57,7 @@ def main() -> int:
     return 0
 
 
-# ---- the studies; each keeps what it found ----------------------------------------------------------------------------------------
+# ---- the studies; each keeps what it found -------------------------------------------------------
 
 
 def library(corpus: str, workers: int) -> None:
@@ -166,7 +166,7 @@ def gains(workers: int) -> None:
             )
 
 
-# ---- keeping ------------------------------------------------------------------------------------------------------------------------
+# ---- keeping -------------------------------------------------------------------------------------
 
 
 def _place(name: str) -> Path:
@@ -206,7 +206,7 @@ def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
     return found, round(time.process_time() - start, 2)
 
 
-# ---- from pieces to figures -----------------------------------------------------------------------------------------------------------
+# ---- from pieces to figures ----------------------------------------------------------------------
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

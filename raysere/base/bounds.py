@@ -80,7 +80,7 @@ def read_bytes(path: str | os.PathLike[str], most: int, *, error: type[RaysereEr
         return file.read(most)
 
 
-# ---- YAML and JSON --------------------------------------------------------------------------------------------------------------
+# ---- YAML and JSON -------------------------------------------------------------------------------
 
 
 def parse_json(text: str | bytes, *, where: object) -> Any:
@@ -181,7 +181,7 @@ def _too_deep(where: object) -> RaysereError:
     return refusal("levels of lists and mappings", f"more than {DEPTH}", DEPTH, where=where, error=ConfigError)
 
 
-# ---- archives and arrays --------------------------------------------------------------------------------------------------------
+# ---- archives and arrays -------------------------------------------------------------------------
 
 
 def unpacked_most(size: int) -> int:
@@ -262,7 +262,7 @@ def check_tensors(path: str | os.PathLike[str]) -> None:
         raise refusal("bytes of safetensors header", length, HEADER_BYTES, where=path)
 
 
-# ---- tables ---------------------------------------------------------------------------------------------------------------------
+# ---- tables --------------------------------------------------------------------------------------
 
 
 def read_parquet(path: str | os.PathLike[str], *, remedy: str | None = None) -> pl.DataFrame:

@@ -27,7 +27,7 @@ def ramp(progress: float, alpha: float = 10.0) -> float:
     return 2 / (1 + math.exp(-alpha * progress)) - 1
 
 
-# ---- moments ----------------------------------------------------------------------------------------------------------------------
+# ---- moments -------------------------------------------------------------------------------------
 
 
 def covariance(x: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ def _covariance_power(x: Tensor, ridge: float, exponent: float) -> Tensor:
     return elsewhere * torch.eye(x.shape[1], dtype=x.dtype, device=x.device) + (turn.T * (raised - elsewhere)) @ turn
 
 
-# ---- what target posteriors look like -----------------------------------------------------------------------------------------------
+# ---- what target posteriors look like ------------------------------------------------------------
 
 
 def entropy(logits: Tensor) -> Tensor:
@@ -179,7 +179,7 @@ def entropy_weights(p: Tensor) -> Tensor:
     return raw / raw.mean()
 
 
-# ---- adversaries ----------------------------------------------------------------------------------------------------------------------
+# ---- adversaries ---------------------------------------------------------------------------------
 
 
 class _Reverse(torch.autograd.Function):
@@ -227,7 +227,7 @@ def random_map(features: Tensor, posterior: Tensor, turn: Tensor, turn_classes: 
     return (features @ turn) * (posterior @ turn_classes) / turn.shape[1] ** 0.5
 
 
-# ---- histograms -----------------------------------------------------------------------------------------------------------------------
+# ---- histograms ----------------------------------------------------------------------------------
 
 
 def jensen_shannon(p: Tensor, q: Tensor, weight: float = 0.5) -> Tensor:

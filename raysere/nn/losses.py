@@ -20,7 +20,7 @@ CCC_GUARD = 1e-8
 SEVEN_POINTS = 6.0  # from 1 to 7
 
 
-# ---- class weights and priors -------------------------------------------------------------------------------------------------
+# ---- class weights and priors --------------------------------------------------------------------
 
 
 def class_weights(prior: Tensor, alpha: float) -> Tensor:
@@ -60,7 +60,7 @@ def adjusted_logits(logits: Tensor, prior: Tensor, *, tau: float = 0.0, gamma: f
     return logits + tau * prior.clamp_min(1e-6).log().unsqueeze(-2) if tau else logits
 
 
-# ---- targets ------------------------------------------------------------------------------------------------------------------
+# ---- targets -------------------------------------------------------------------------------------
 
 
 def hard_targets(label: Tensor, classes: int) -> Tensor:
@@ -107,7 +107,7 @@ def smooth(targets: Tensor, epsilon: float) -> Tensor:
     return targets * (1 - epsilon) + epsilon / targets.shape[-1] * (targets.sum(-1, keepdim=True) > 0)
 
 
-# ---- categorical terms --------------------------------------------------------------------------------------------------------
+# ---- categorical terms ---------------------------------------------------------------------------
 
 
 def cross_entropy(
@@ -148,7 +148,7 @@ def soft_macro_f1(logits: Tensor, targets: Tensor) -> Tensor:
     return 1 - (f1 * present).sum(-1) / present.sum(-1).clamp_min(1)
 
 
-# ---- dimensional terms --------------------------------------------------------------------------------------------------------
+# ---- dimensional terms ---------------------------------------------------------------------------
 
 
 def ccc(predicted: Tensor, target: Tensor) -> Tensor:
@@ -193,7 +193,7 @@ def attribute_mse(predicted: Tensor, target: Tensor) -> Tensor:
     return SEVEN_POINTS**2 * (error * error).sum((-2, -1)) / valid.sum((-2, -1)).clamp_min(1)
 
 
-# ---- manifold mixup -----------------------------------------------------------------------------------------------------------
+# ---- manifold mixup ------------------------------------------------------------------------------
 
 
 def mixup_draw(size: int, probability: float, alpha: float, generator: torch.Generator) -> tuple[float, Tensor] | None:

@@ -99,7 +99,7 @@ def dead_codes(counts: Tensor, units: float) -> Tensor:
     return counts < 0.1 * units / len(counts)
 
 
-# ---- InfoLoss ---------------------------------------------------------------------------------------------------------------------------
+# ---- InfoLoss ------------------------------------------------------------------------------------
 
 
 def code_posteriors(q: Tensor, posterior: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -175,7 +175,7 @@ def _own_output(experiment: Experiment, root: Path) -> list[str]:
     return []
 
 
-# --- what is sent ----------------------------------------------------------------------------------------------------
+# --- what is sent ---------------------------------------------------------------------------------
 
 
 def upload(root: Path, excludes: Sequence[str] = ()) -> dict[str, int]:
@@ -288,7 +288,7 @@ def _paths(raw: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield f"search.{number}.space", str(entry["space"])
 
 
-# --- the job ---------------------------------------------------------------------------------------------------------
+# --- the job --------------------------------------------------------------------------------------
 
 
 def submit(submission: Submission, *, address: str, say: Callable[[str], None]) -> int:

@@ -53,7 +53,7 @@ def run(experiment: str | os.PathLike[str], *, overrides: tuple[str, ...] = (), 
         return run_experiment(load_experiment(experiment, overrides), progress=progress)
 
 
-# --- running ---------------------------------------------------------------------------------------------------------
+# --- running --------------------------------------------------------------------------------------
 
 
 def run_experiment(
@@ -188,4 +188,4 @@ def _evaluate(folder: Path, progress: Progress, check: FileCheck) -> dict[str, A
     return evaluate(folder, check=check)
 
 
-# --- verbs on runs ---------------------------------------------------------------------------------------------------
+# --- verbs on runs --------------------------------------------------------------------------------

@@ -91,7 +91,7 @@ def _bounded(base: Any) -> Any:
             self._timer: asyncio.TimerHandle | None = None
             self._stall: asyncio.TimerHandle | None = None
 
-        # ---- what asyncio calls ------------------------------------------------------------------------------------------------------
+        # ---- what asyncio calls ------------------------------------------------------------------
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -129,7 +129,7 @@ def _bounded(base: Any) -> Any:
                 self._stall.cancel()
                 self._stall = None
 
-        # ---- what httptools calls ----------------------------------------------------------------------------------------------------
+        # ---- what httptools calls ----------------------------------------------------------------
 
         def on_message_begin(self) -> None:
             self._reading, self._size, self._fields = "head", 0, 0
@@ -158,7 +158,7 @@ def _bounded(base: Any) -> Any:
             self._raysere_waiting.pop(self, None)
             super().on_message_complete()
 
-        # ---- what uvicorn calls ------------------------------------------------------------------------------------------------------
+        # ---- what uvicorn calls ------------------------------------------------------------------
 
         def send_400_response(self, msg: str) -> None:
             if self._early:
@@ -180,7 +180,7 @@ def _bounded(base: Any) -> Any:
         def timeout_keep_alive_handler(self) -> None:
             self._close()
 
-        # ---- ours --------------------------------------------------------------------------------------------------------------------
+        # ---- ours --------------------------------------------------------------------------------
 
         def _arm(self, seconds: float | None) -> None:
             if self._timer is not None:

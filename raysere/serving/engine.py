@@ -90,7 +90,7 @@ class Engine:
         if since is not None and time.monotonic() - since > _STUCK * self.limits.request_s:
             raise RuntimeError("the model does not come back from a batch")
 
-    # ---- requests --------------------------------------------------------------------------------------------------------------------
+    # ---- requests --------------------------------------------------------------------------------
 
     async def predict(
         self, given: list[Given], place: Place, *, votes: bool, trace: bool = False
@@ -151,14 +151,14 @@ class Engine:
             "segments": [] if trace and clip is not None else None,
         }
 
-    # ---- the model -------------------------------------------------------------------------------------------------------------------
+    # ---- the model -------------------------------------------------------------------------------
 
     def _work(self, asked: list[Asked]) -> list[dict[str, Any]]:
         with self._answering:
             assert self.model is not None
             return self.model.answer(asked)
 
-    # ---- changing over -----------------------------------------------------------------------------------------------------------------
+    # ---- changing over ---------------------------------------------------------------------------
 
     def _load(self) -> Answering:
         return (ModelApart if self.apart else Model)(self.folder, self.device, self.threads)
@@ -194,7 +194,7 @@ class Engine:
                     _LOG.error("the new ensemble %s is refused, the old one stays: %s", found, error)
                 self.refused, again = found, time.monotonic() + _AGAIN_S
 
-    # ---- what it is ----------------------------------------------------------------------------------------------------------------------
+    # ---- what it is ------------------------------------------------------------------------------
 
     def describe(self) -> dict[str, Any]:
         """``GET /v1/model``: members, classes, calibration, training data, figures with their

@@ -63,7 +63,7 @@ def density_is_meant(p: np.ndarray, source_prior: np.ndarray) -> bool:
     return bool(spread >= 0.5 * np.exp(-_xlogx(source_prior).sum()) and p.max(1).mean() >= 1.5 / p.shape[1])
 
 
-# ---- importance weights ------------------------------------------------------------------------------------------------------
+# ---- importance weights --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def normalised(weights: np.ndarray) -> np.ndarray:
     return scaled + (1 - scaled.mean())
 
 
-# ---- clusters ----------------------------------------------------------------------------------------------------------------
+# ---- clusters ------------------------------------------------------------------------------------
 
 
 def adjusted_mutual_information(one: np.ndarray, other: np.ndarray) -> float:
@@ -209,7 +209,7 @@ def _xlogx(p: np.ndarray) -> np.ndarray:
     return np.where(p > 0, p * np.log(np.where(p > 0, p, 1)), 0.0)
 
 
-# ---- all of them for one model -----------------------------------------------------------------------------------------------
+# ---- all of them for one model -------------------------------------------------------------------
 
 
 def criteria_of(

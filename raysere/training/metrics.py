@@ -22,7 +22,7 @@ GUARD = 1e-8  # in the denominator of the concordance correlation (docs/methods.
 Statistic = Callable[[NDArray], NDArray]
 
 
-# ---- from sums to scores: arrays of shape (..., C, C) or (..., 6) to (...) ----------------------------------------------------
+# ---- from sums to scores: arrays of shape (..., C, C) or (..., 6) to (...) -----------------------
 
 
 def uar_of(confusion: ArrayLike) -> NDArray:
@@ -119,7 +119,7 @@ def statistic_of(metric: str) -> Statistic:
     return mean_ccc_of if metric == "ccc" else REPORTED[metric]
 
 
-# ---- from items to scores -----------------------------------------------------------------------------------------------------
+# ---- from items to scores ------------------------------------------------------------------------
 
 
 def confusion(labels: ArrayLike, predicted: ArrayLike, classes: int) -> NDArray[np.int64]:
@@ -247,7 +247,7 @@ def score(
     return values[task.metric]
 
 
-# ---- intervals: bootstrap of groups (speakers) --------------------------------------------------------------------------------
+# ---- intervals: bootstrap of groups (speakers) ---------------------------------------------------
 
 
 @dataclass(frozen=True)

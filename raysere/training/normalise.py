@@ -138,7 +138,7 @@ def columns_of(widths: dict[int, int]) -> dict[int, tuple[int, int]]:
     return {layer: (stop - width, stop) for (layer, width), stop in zip(widths.items(), stops, strict=True)}
 
 
-# ---- fitting --------------------------------------------------------------------------------------------------------------------
+# ---- fitting -------------------------------------------------------------------------------------
 
 
 def fit(

@@ -527,7 +527,7 @@ def test_a_trial_takes_linked_speakers_for_one_and_dialogues_as_they_are() -> No
     assert len(trial_data(labels, splits, 0, {}, task, by_speaker=False).folds) == 2
 
 
-# ---- transfer -------------------------------------------------------------------------------------------------------------------
+# ---- transfer ------------------------------------------------------------------------------------
 
 
 def two_corpora(labels=("a", "b")):

@@ -234,7 +234,7 @@ def test_a_stated_prior_of_another_length_is_refused_early():
     check_prior(EnsembleConfig(prior="uniform"), ("a", "b"))
 
 
-# ---- calibration of the pool ---------------------------------------------------------------------------------------------------
+# ---- calibration of the pool ---------------------------------------------------------------------
 
 TASK = Task(classes=("anger", "happiness", "neutral", "sadness"))
 

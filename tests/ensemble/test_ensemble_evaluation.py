@@ -34,7 +34,7 @@ def _uar(answers, selection):
     return uar(selection.label, answers.answer["ensemble"], 4)
 
 
-# ---- fitting -----------------------------------------------------------------------------------------------------------------
+# ---- fitting -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "auto"])
@@ -132,7 +132,7 @@ def test_the_recipes_are_the_published_ones(toy):
     assert [member.trial for member in capped.members] == ["t001", "t002"]  # the best of each study
 
 
-# ---- honesty -----------------------------------------------------------------------------------------------------------------
+# ---- honesty -------------------------------------------------------------------------------------
 
 
 def test_with_shuffled_labels_the_cross_fitted_score_is_chance_and_the_in_sample_one_is_not(toy):

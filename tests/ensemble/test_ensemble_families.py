@@ -47,7 +47,7 @@ def _problem_data(seed=0, members=12, items=200, classes=4, missing=0.0):
     return logp, generator.random((members, items)) >= missing, label, generator.uniform(0.5, 2, items)
 
 
-# ---- convex weights ------------------------------------------------------------------------------------------------------------
+# ---- convex weights ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("pool", ["linear", "log"])
@@ -89,7 +89,7 @@ def test_a_quadratic_on_the_simplex_is_projection():
     assert np.allclose(found, [0.55, 0.45, 0.0, 0.0], atol=1e-6)
 
 
-# ---- the stack -----------------------------------------------------------------------------------------------------------------
+# ---- the stack -----------------------------------------------------------------------------------
 
 
 def test_a_stack_goes_to_the_mean_as_c_goes_to_nought():
@@ -127,7 +127,7 @@ def test_a_stack_is_the_optimum_of_its_penalised_loss():
     assert Stack(np.zeros((3, 4, 4)), np.zeros(4), 1.0).shares == pytest.approx(np.full(3, 1 / 3))
 
 
-# ---- offsets -------------------------------------------------------------------------------------------------------------------
+# ---- offsets -------------------------------------------------------------------------------------
 
 
 def _scores(seed, items=30, classes=3):
@@ -193,7 +193,7 @@ def test_margins_give_the_value_of_the_counts(objective):
     assert found == pytest.approx(float(objective(counts)))
 
 
-# ---- the choice ----------------------------------------------------------------------------------------------------------------
+# ---- the choice ----------------------------------------------------------------------------------
 
 
 def _skewed(toy, seed=0, items=900):
@@ -325,7 +325,7 @@ def test_hard_voters_are_told_by_their_confusion_matrix(toy):
     assert np.allclose(p.mean(0), prepared.selection_prior, atol=1e-3)
 
 
-# ---- priors: once and only once ------------------------------------------------------------------------------------------------
+# ---- priors: once and only once ------------------------------------------------------------------
 
 
 def test_no_chain_of_priors_corrects_twice():
@@ -373,7 +373,7 @@ def test_the_prior_of_new_rows_can_be_estimated(toy):
     assert right[0] > right[1] + 0.005
 
 
-# ---- ranks ---------------------------------------------------------------------------------------------------------------------
+# ---- ranks ---------------------------------------------------------------------------------------
 
 
 def test_a_rank_reference_gives_the_normal_scores_of_its_own_rows():
@@ -387,7 +387,7 @@ def test_a_rank_reference_gives_the_normal_scores_of_its_own_rows():
     assert np.array_equal(alone, reference[:, :1]), "an item's score does not depend on the others"
 
 
-# ---- saved and loaded ----------------------------------------------------------------------------------------------------------
+# ---- saved and loaded ----------------------------------------------------------------------------
 
 SAVED = [
     {"family": "average", "pool": "linear", "offsets": "none"},

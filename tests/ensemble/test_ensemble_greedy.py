@@ -177,7 +177,7 @@ def test_the_likelihood_of_a_log_pool_is_that_of_the_mean_of_those_present():
     assert path.nll[1] == pytest.approx(expected, abs=1e-6)
 
 
-# ---- against the plain algorithm -------------------------------------------------------------------------------------------------
+# ---- against the plain algorithm -----------------------------------------------------------------
 
 
 def _plain_path(library, objective, params, repeats=None):

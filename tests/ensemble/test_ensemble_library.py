@@ -216,7 +216,7 @@ def test_a_folder_that_is_no_run(tmp_path):
         Run.open(tmp_path)
 
 
-# ---- members that do not answer every row --------------------------------------------------------------------------------------
+# ---- members that do not answer every row --------------------------------------------------------
 
 SPARSE = 32
 
@@ -304,7 +304,7 @@ def test_the_likeliest_class():
     assert likeliest_class(even, even, ("z", "b", "c")) == 1
 
 
-# ---- damaged files -------------------------------------------------------------------------------------------------------------
+# ---- damaged files -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("damage", ["text", "cut", "column", "type"])

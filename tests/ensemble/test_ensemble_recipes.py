@@ -80,7 +80,7 @@ def test_two_systems_hear_different_things(toy):
     assert (recipes.answers(selection.predictions)["two_system_mean"][0] == expected).all()
 
 
-# ---- diversity -----------------------------------------------------------------------------------------------------------------
+# ---- diversity -----------------------------------------------------------------------------------
 
 
 def test_pair_measures_are_their_definitions():
@@ -140,7 +140,7 @@ def test_attributes_have_a_report_of_their_own(toy):
     assert report["predicted"]["ccc_matched"] >= report["predicted"]["ccc_unmatched"]
 
 
-# ---- controls and claims -------------------------------------------------------------------------------------------------------
+# ---- controls and claims -------------------------------------------------------------------------
 
 
 def test_shuffled_labels_are_answered_by_chance_and_flatter_in_sample(toy):

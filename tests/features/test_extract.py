@@ -60,7 +60,7 @@ def ray_here():
     stop_ray()
 
 
-# --- in this process ----------------------------------------------------------------------------------------------------
+# --- in this process ------------------------------------------------------------------------------
 
 
 def test_a_grown_corpus_extracts_only_what_is_new(tmp_path):
@@ -291,7 +291,7 @@ def test_a_full_disk_loses_no_finished_shard_and_leaves_none_half_written(tmp_pa
     assert extract_local(manifest, SPEC, tmp_path / "store").cached == 2
 
 
-# --- tasks ---------------------------------------------------------------------------------------------------------------
+# --- tasks ----------------------------------------------------------------------------------------
 
 
 def test_tasks_go_longest_first_and_get_smaller_towards_the_end():
@@ -339,7 +339,7 @@ def test_a_file_is_not_to_blame_for_nodes_that_go():
     assert answers[-1].content == "long"
 
 
-# --- by Ray ---------------------------------------------------------------------------------------------------------------
+# --- by Ray ---------------------------------------------------------------------------------------
 
 
 def test_actors_give_the_same_bytes_as_this_process(tmp_path, ray_here, capsys):
@@ -420,7 +420,7 @@ def test_the_store_actor_of_the_node(tmp_path, ray_here):
         locate(str(tmp_path / "store"), "0" * 16)
 
 
-# --- two processes, and a killed one ---------------------------------------------------------------------------------------
+# --- two processes, and a killed one --------------------------------------------------------------
 
 DRIVER = """
 import sys

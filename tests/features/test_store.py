@@ -34,7 +34,7 @@ def rows(count, seed=0):
     return {number: [random.normal(size=(1, SPEC.width(number))).astype(np.float32) for _ in range(count)] for number in SPEC.numbers}
 
 
-# --- shards ------------------------------------------------------------------------------------------------------------
+# --- shards ---------------------------------------------------------------------------------------
 
 
 def test_a_shard_is_layer_major_numpy_files_with_an_index_and_hashes(tmp_path):
@@ -129,7 +129,7 @@ def test_leftovers_of_dead_writers_go_and_shards_stay(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["shard-00000"]
 
 
-# --- the store ---------------------------------------------------------------------------------------------------------
+# --- the store ------------------------------------------------------------------------------------
 
 
 def test_rows_are_joined_by_content_in_any_order_and_by_any_name(tmp_path):
@@ -339,7 +339,7 @@ with FeatureStore({str(tmp_path)!r}).lock(resolve({{"backbone": "toy"}})):
         holder.communicate()
 
 
-# --- residence on a node ------------------------------------------------------------------------------------------------
+# --- residence on a node --------------------------------------------------------------------------
 
 
 def test_a_folder_is_its_own_residence_and_an_address_is_fetched_once(tmp_path, monkeypatch):

@@ -286,7 +286,7 @@ def test_rows_by_utterance_id():
         view.rows_of(["a", "nobody"])
 
 
-# --- chunks and prefix sums --------------------------------------------------------------------------------------------
+# --- chunks and prefix sums -----------------------------------------------------------------------
 
 
 @given(frames=st.integers(1, 400), window=st.integers(1, 60), data=st.data())
@@ -347,7 +347,7 @@ def test_prefix_of_a_view_and_chunks_beyond_it():
             sums.chunk_stats(start, end)
 
 
-# --- what is stored ----------------------------------------------------------------------------------------------------
+# --- what is stored -------------------------------------------------------------------------------
 
 
 def test_condensed_rows_are_mean_and_population_std():

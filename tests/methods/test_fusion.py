@@ -48,7 +48,7 @@ def streams_of(data, rows, layers):
     return toy_batch(data, rows, layers).streams
 
 
-# ---- the contract ---------------------------------------------------------------------------------------------------------------
+# ---- the contract --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", METHODS_HERE)
@@ -98,7 +98,7 @@ def test_the_same_seed_gives_the_same_and_saved_tensors_predict_the_same(name):
     assert np.allclose(torch.softmax(again.logits, -1).numpy(), expected, atol=1e-5)
 
 
-# ---- masks ----------------------------------------------------------------------------------------------------------------------
+# ---- masks ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", METHODS_HERE)
@@ -154,7 +154,7 @@ def test_gradients_reach_both_streams(name):
             assert bool(reached.all())  # all valid rows, and nothing else
 
 
-# ---- a missing stream -----------------------------------------------------------------------------------------------------------
+# ---- a missing stream ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", METHODS_HERE)
@@ -242,7 +242,7 @@ def test_modality_dropout_hides_one_stream_of_some_utterances_and_never_the_only
     assert without_a_stream(streams, 0.0, torch.Generator()) is streams
 
 
-# ---- the architectures ----------------------------------------------------------------------------------------------------------
+# ---- the architectures ---------------------------------------------------------------------------
 
 
 def test_attention_follows_the_formula():

@@ -92,7 +92,7 @@ def test_solution_is_the_minimum_of_what_losses_say():
     assert KERNEL.losses(model, batch, None)["squared"] > loss
 
 
-# ---- ridge --------------------------------------------------------------------------------------------------------------------
+# ---- ridge ---------------------------------------------------------------------------------------
 
 
 def problem(n, width, seed=0):
@@ -160,7 +160,7 @@ def test_logit_scale_is_the_best_on_a_fine_grid():
     assert abs(np.log(logit_scale(scores.float() / 4, label, weights) / (4 * found))) < 0.06
 
 
-# ---- random features and the metric ----------------------------------------------------------------------------------------------
+# ---- random features and the metric --------------------------------------------------------------
 
 
 def test_random_features_tend_to_the_gaussian_kernel():

@@ -190,7 +190,7 @@ def test_nothing_of_an_upload_goes_to_the_disk(client, clips, monkeypatch):
     assert client.post("/v1/predict", files={"file": ("a", large)}).status_code in (200, 422)
 
 
-# --- pages of other sites --------------------------------------------------------------------------------------------
+# --- pages of other sites -------------------------------------------------------------------------
 
 _OWN = {"host": "127.0.0.1:8000"}
 

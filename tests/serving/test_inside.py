@@ -31,7 +31,7 @@ from raysere.serving.latency import Latency
 from raysere.serving.limits import Limits
 from raysere.serving.model import Asked, Given, Model, ModelApart
 
-# --- decoding --------------------------------------------------------------------------------------------------------
+# --- decoding -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_the_process_of_a_second_try_is_ended(kept, clips):
         alone.submit(os.getpid)
 
 
-# --- the queue -------------------------------------------------------------------------------------------------------
+# --- the queue ------------------------------------------------------------------------------------
 
 
 class _Gated:
@@ -412,7 +412,7 @@ def test_closing_answers_what_has_not_even_begun():
     assert asyncio.run(main()) == [1]
 
 
-# --- changing over ---------------------------------------------------------------------------------------------------
+# --- changing over --------------------------------------------------------------------------------
 
 
 def _replace(folder, change=lambda folder, record: None):
@@ -518,7 +518,7 @@ def test_the_old_model_ends_when_it_has_answered_and_not_before(changing, monkey
     assert engine.batcher.latency.load == 1  # what was known of the old one's pace says nothing of the new
 
 
-# --- a process of its own --------------------------------------------------------------------------------------------
+# --- a process of its own -------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,7 @@ def _code(response):
     return response.status_code, response.json()["error"]["code"]
 
 
-# --- refusals --------------------------------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------
 
 
 def test_overload_is_refused_before_the_body_is_read(client, engine, monkeypatch):
@@ -168,7 +168,7 @@ def test_reasons_of_the_reader_have_codes(reason, status, code):
     assert (fault.status, fault.code) == (status, code)
 
 
-# --- what is read ----------------------------------------------------------------------------------------------------
+# --- what is read ---------------------------------------------------------------------------------
 
 
 def _request(chunks, kind):
@@ -263,7 +263,7 @@ def test_every_field_arrives():
     assert _json(str({"items": [item]}).replace("'", '"').encode(), Limits(), read_batch) == ([wanted], False)
 
 
-# --- what is answered ------------------------------------------------------------------------------------------------
+# --- what is answered -----------------------------------------------------------------------------
 
 
 def test_answers_of_a_batch_keep_their_places(client, clips):

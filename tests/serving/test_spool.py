@@ -73,7 +73,7 @@ async def _soon(told):
     await asyncio.to_thread(_until, told)
 
 
-# --- whatever ends the request -------------------------------------------------------------------------------------------
+# --- whatever ends the request --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("files", [1, 2], ids=["while its header is read", "while it is decoded"])
@@ -184,7 +184,7 @@ def test_a_folder_that_another_replica_takes_for_a_left_one_is_given_up(temporar
         Spool(99)
 
 
-# --- bounds --------------------------------------------------------------------------------------------------------------
+# --- bounds ---------------------------------------------------------------------------------------
 
 
 def _batch(data, count):
@@ -268,7 +268,7 @@ def test_a_full_disk_answers_503_and_then_goes_on(real_run, tmp_path, small_disk
     assert caplog.text.count("is full: requests get 503") <= 3
 
 
-# --- the server as it is started -----------------------------------------------------------------------------------------
+# --- the server as it is started ------------------------------------------------------------------
 
 
 def _sent(port, data):

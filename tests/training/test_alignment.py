@@ -140,7 +140,7 @@ def test_products_of_features_and_classes():
     assert torch.allclose(torch.stack(draws).mean(0), (f @ f.T) * (g @ g.T), atol=0.25)
 
 
-# ---- Jensen-Shannon --------------------------------------------------------------------------------------------------------------
+# ---- Jensen-Shannon ------------------------------------------------------------------------------
 
 
 def test_divergence_of_histograms():

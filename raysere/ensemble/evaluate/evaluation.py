@@ -127,7 +127,7 @@ def fingerprint(runs: Sequence[Run], config: EnsembleConfig) -> str:
     )
 
 
-# ---- the one reader of test labels ---------------------------------------------------------------------------------------------
+# ---- the one reader of test labels ---------------------------------------------------------------
 
 
 def score_answers(runs: Sequence[Run], fitted: Fitted, config: EnsembleConfig) -> dict[str, Any]:

@@ -123,7 +123,7 @@ def standardise(values: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, np
     return away / sd[:, None], mean, sd
 
 
-# ---- weights: standardised members (M, N) and centred target to (M,) that sum to 1 ---------------------------------------------
+# ---- weights: standardised members (M, N) and centred target to (M,) that sum to 1 ---------------
 
 
 def ccc_weights(cccs: np.ndarray, power: float = 1.0) -> np.ndarray:
@@ -222,7 +222,7 @@ def _greedy_pass(standard: np.ndarray, target: np.ndarray, repeats: np.ndarray, 
     return np.bincount(chosen[:length], minlength=len(standard)) / length
 
 
-# ---- matching ------------------------------------------------------------------------------------------------------------------
+# ---- matching ------------------------------------------------------------------------------------
 
 
 def match_variance(

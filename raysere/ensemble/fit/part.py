@@ -108,7 +108,7 @@ def fit_classes(selection: FitRows, task: Task, config: EnsembleConfig) -> Class
     return fit_plan(rows, choose(rows, task, config), task, config)
 
 
-# ---- attributes ----------------------------------------------------------------------------------------------------------------
+# ---- attributes ----------------------------------------------------------------------------------
 
 
 def fit_one_attribute(selection: FitRows, index: int, task: Task, config: EnsembleConfig) -> AttributePart:

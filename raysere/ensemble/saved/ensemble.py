@@ -173,7 +173,7 @@ class Ensemble:
         logp, values = mixture([part.predict(predictions) for part in self.bundle.parts])
         return np.exp(logp), values
 
-    # ---- parts ------------------------------------------------------------------------------------------------------------------
+    # ---- parts -----------------------------------------------------------------------------------
 
     def _features(
         self,

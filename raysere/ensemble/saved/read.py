@@ -105,7 +105,7 @@ def _replace(folder: Path, staged: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-# ---- reading -------------------------------------------------------------------------------------------------------------------
+# ---- reading -------------------------------------------------------------------------------------
 
 
 def load_ensemble(folder: str | os.PathLike[str]) -> Bundle:
