@@ -212,7 +212,7 @@ def _stage(name: str, until: str, summary: str, example: str) -> None:
         "--allow-rejected",
         is_flag=True,
         help="End with code 0, not 1, where inputs were rejected (they are listed all the same). "
-        "For jobs on a cluster, of which any code but 0 counts as failed.",
+        "For jobs on a cluster, where any code but 0 means failure.",
     )
     def command(
         experiment: Path, overrides: tuple[str, ...], as_json: bool, quiet: bool, allow_rejected: bool, retry_errors: bool = False

@@ -39,8 +39,8 @@ class Manifest:
             shared audio); no speaker is in two of them.
         notes: what was handled, and what the user must know.
         synthetic: whether any of it was spoken by a machine.
-        channels: speaker to the channel (0 is the left one) that alone is taken of his files with
-            several channels; others are averaged.
+        channels: speaker to the channel (0 is the left one) that is read from the speaker's files
+            with several channels; others are averaged.
     """
 
     table: pl.DataFrame

@@ -279,7 +279,7 @@ Emotion, raters and traces are simulated. Use it to try the software; its figure
 {short.height} utterances ({minutes:.1f} min) and {table.height - short.height} passages ({rest:.1f} min) of {settings["voices"]} voices;
 languages: {", ".join(LANGUAGES)}.
 
-manifest.parquet   a row an utterance: path, speaker, sex, split, emotion, votes of simulated raters, arousal, valence,
+manifest.parquet   a row for each utterance: path, speaker, sex, split, emotion, votes of simulated raters, arousal, valence,
                    dominance (1 to 7, means of the votes), transcript, words and phones with times; passages have traces
                    (rater, attribute, time, value) instead of an emotion
 audio/VOICE/       16 kHz FLAC; u... utterances, p... passages; rows.parquet: the rows of this voice

@@ -124,7 +124,7 @@ class FeatureConfig(BaseModel):
 
     @property
     def backbone_options(self) -> dict[str, Any]:
-        """Options for ``open_backbone``; a ``table:`` is told its modality, which its file does not
+        """Options for ``open_backbone``; a ``table:`` gets its modality, which its file does not
         say.
         """
         return {**self.options, **({"modality": self.modality} if self.modality and self.backbone.startswith("table:") else {})}
@@ -361,7 +361,7 @@ def _layers(config: FeatureConfig, info: BackboneInfo) -> tuple[LayerSpec, ...]:
     described = [f"{number} ({info.layers[number].name})" for number in usable]
     if not usable:
         raise ConfigError(
-            f"The backbone {info.name!r} gives one row an utterance, so it has no {config.granularity}s",
+            f"The backbone {info.name!r} gives one row for each utterance, so it has no {config.granularity}s",
             where="granularity",
             choices=["utterance"],
         )
@@ -376,7 +376,7 @@ def _layers(config: FeatureConfig, info: BackboneInfo) -> tuple[LayerSpec, ...]:
                 raise ConfigError(f"The backbone {info.name!r} has no layer {wanted!r}", where="layers", choices=described)
             if number not in usable:
                 raise ConfigError(
-                    f"Layer {wanted!r} of {info.name!r} has one row an utterance, so it has no {config.granularity}s",
+                    f"Layer {wanted!r} of {info.name!r} has one row for each utterance, so it has no {config.granularity}s",
                     where="layers",
                     choices=described,
                     remedy="Ask for granularity utterance, or leave the layer out.",

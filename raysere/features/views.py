@@ -30,7 +30,8 @@ class Stream:
     ``layers`` float32 (B, T, D) each, zeros where ``mask`` (B, T) is False; T is 1 for utterance
     granularity. ``stats`` is how many statistics of the backbone's dim stand side by side in D (2:
     mean, std), 1 where the layers differ. Granularity ``pooled`` is not stored: the training loop
-    makes one vector an utterance (see ``Method.pools``), the only entry of ``layers``, with T 1.
+    makes one vector for each utterance (see ``Method.pools``), the only entry of ``layers``, with T
+    1.
     """
 
     layers: dict[int, Tensor]
@@ -107,7 +108,7 @@ class FeatureView:
             rows_of_all = np.concatenate([np.zeros((0, width), spec.dtype), *[array for array in arrays if array is not None]])
             packed[number] = rows_of_all.astype(spec.dtype, copy=False)
         if spec.granularity == "utterance" and (rows > 1).any():
-            raise DataError("Utterance granularity has one row an utterance")
+            raise DataError("Utterance granularity has one row for each utterance")
         placement = Placement(np.where(rows > 0, 0, -1).astype(np.int32), offsets(rows)[:-1], rows)
         return cls(spec, utterances, placement, MemoryLayers(packed))
 
@@ -174,7 +175,9 @@ class FeatureView:
         """
         self._check([layer])
         if self.spec.granularity != "utterance":
-            raise ConfigError(f"A matrix needs one row an utterance; these features have {self.spec.granularity}s", choices=["utterance"])
+            raise ConfigError(
+                f"A matrix needs one row for each utterance; these features have {self.spec.granularity}s", choices=["utterance"]
+            )
         rows = np.arange(len(self)) if rows is None else _numpy(rows)
         return gather(self.source, layer, self.placement, rows, self.spec.width(layer), 1)[:, 0].numpy()
 

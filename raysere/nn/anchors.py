@@ -32,7 +32,7 @@ def layer_scores(relevance: ArrayLike, similarity: ArrayLike, gamma: float = 1.0
     """
     r, s = (np.asarray(values, dtype=np.float64) for values in (relevance, similarity))
     if r.shape != s.shape or r.ndim != 1 or not len(r):
-        raise DataError(f"Relevance and similarity have one number a layer, not {r.shape} and {s.shape}")
+        raise DataError(f"Relevance and similarity have one number for each layer, not {r.shape} and {s.shape}")
     for name, values in (("relevance", r), ("similarity", s)):
         if not np.isfinite(values).any():
             raise DataError(f"No layer has a {name}")

@@ -11,7 +11,7 @@ from raysere.nn import quantization as maths
 from raysere.nn.kmeans import kmeans
 
 _COUNT_MEMORY = 0.9  # of the units a step that each code gets
-_STARTS = 3  # of k-means, of which the best is taken
+_STARTS = 3  # of k-means; the best is kept
 _NOISE = 0.1  # standard deviation of what replaces a dead code (variance .01)
 
 

@@ -60,8 +60,8 @@ def fuse_runs(runs: list[Path], out: Path, *, family: str | None = None) -> dict
 def predict_files(
     folder: Path, files: list[str], texts: list[str], speaker: str | None = None, corpus: str | None = None
 ) -> list[dict[str, Any]]:
-    """Rows of predictions, one a file (or one a text where there are no files); a file that cannot
-    be used has ``error``.
+    """Rows of predictions, one for each file (or one for each text where there are no files); a file that
+    cannot be used has ``error``.
     """
     from raysere.ensemble.saved.ensemble import Ensemble
 

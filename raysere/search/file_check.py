@@ -36,7 +36,7 @@ class FileCheck:
     def trials(self, ledger: Ledger) -> list[Record]:
         """The finished trials that are as they were recorded, by id.
 
-        Others are left out, and the user is told.
+        Others are left out, and the user is warned.
         """
         found = self._look(ledger)
         records = [one for one in found if not isinstance(one, Fault)]

@@ -93,12 +93,12 @@ class Record:
         return self.status in SCORED and self.score is not None
 
     def value(self, penalty: float) -> float:
-        """What the sampler is told: the score, or ``penalty`` where there is none."""
+        """The value for the sampler: the score, or ``penalty`` where there is none."""
         return self.score if self.scored and self.score is not None else penalty
 
     def rows(self) -> pl.DataFrame:
-        """``metrics.parquet``: a row an epoch, with ``epoch`` (from 0), ``score`` and what the loop
-        logs (:meth:`Trainer.epoch`).
+        """``metrics.parquet``: a row for each epoch, with ``epoch`` (from 0), ``score`` and what
+        the loop logs (:meth:`Trainer.epoch`).
         """
         return read_parquet(self.folder / "metrics.parquet")
 

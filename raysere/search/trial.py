@@ -381,7 +381,7 @@ def _classify(fault: BaseException) -> tuple[str, str] | None:
     """What is recorded of a trial that failed: ``infeasible`` for what this configuration cannot do
     here, ``error`` (with the traceback).
 
-    None for a fault of the machine, of which nothing is recorded: disk, permission, open files, and
+    None for a fault of the machine, which is not recorded: disk, permission, open files, and
     memory that is lacking while a file is read or written. Memory that is lacking while a
     configuration trains is too little for this configuration.
     """

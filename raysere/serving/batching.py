@@ -74,7 +74,7 @@ class Batcher:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="raysere-model")
         self._task: asyncio.Task[None] | None = None
         self.latency = Latency()
-        self._item_units = _USUAL  # of the items of late
+        self._item_units = _USUAL  # of recent items
         self._running_units = 0.0
         self.running_since: float | None = None
         self.sizes: Callable[[int], None] = lambda size: None  # told of each batch

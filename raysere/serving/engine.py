@@ -170,7 +170,7 @@ class Engine:
             old.close()
 
     async def _look(self) -> None:
-        """Change over when another ensemble stands in the folder.
+        """Switch when the folder holds another ensemble.
 
         The old one answers until the new one is open.
         """

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from raysere.serving.connections import BOUNDED, bound_connections, warn
 from raysere.serving.faults import Fault, error_response
 
-FULL = "raysere-full"  # in a replica's 429: "REPLICA OF SECONDS", how long it, one of OF, will hardly have room; no client sees it
+FULL = "raysere-full"  # in a replica's 429, `id replicas seconds`: this replica is full for `seconds`; no client sees it
 # In the scope of a request to a replica, where no client can write: how many the proxy refused on
 # that route since the last, to be counted.
 REFUSED = "raysere.refused"
@@ -26,7 +26,7 @@ REFUSED = "raysere.refused"
 # and the choice of replica.
 _STEER = ("x-request-timeout-seconds", "x-request-disconnect-disabled", "serve-multiplexed-model-id", "x-session-id")
 
-_SLOWED_S = 0.1  # of a refusal at the door: who comes back at once, whatever Retry-After says, takes no processor from the answers
+_SLOWED_S = 0.1  # of a refusal in the proxy: clients that ignore Retry-After take no processor from the answers
 _SERVES_OWN = "/-/"  # probes of Serve itself (/-/healthz, /-/routes), which Kubernetes asks
 _NOT_READY = Fault(503, "not_ready", "The server is not ready, or is going down", remedy="Try again later.", retry_s=1.0)
 _FAULTS = {
@@ -41,8 +41,8 @@ class ErrorsAsJson:
     """ASGI middleware that replaces the proxy's own errors, plain text with traces of Ray's actors;
     those of a replica pass as they are.
 
-    Serve answers 404 for an application that is deleted, while its replicas still work off what
-    they accepted.
+    Serve answers 404 for an application that is deleted, while its replicas still answer what they
+    accepted.
     """
 
     def __init__(self, app: ASGIApp) -> None:

@@ -113,7 +113,7 @@ def _check_output(backbone: Backbone, output: list[list[np.ndarray]], layers: li
             assert array.flags.c_contiguous, f"{where}: not C-contiguous"
             assert info.kind == "dense" or (array >= 0).all(), f"{where}: negative counts"
             if layer.rows == "utterance":
-                assert len(array) == 1, f"{where}: {len(array)} rows, promised one an utterance"
+                assert len(array) == 1, f"{where}: {len(array)} rows, promised one for each utterance"
             else:
                 lengths.add(len(array))
         assert len(lengths) <= 1, f"{info.name}: frame layers of different lengths {sorted(lengths)}"

@@ -221,7 +221,7 @@ def _disjoint(labels: Labels, train: np.ndarray, held: np.ndarray, where: str) -
 
 
 def _persons(labels: Labels, linked_speakers: Sequence[Sequence[str]]) -> np.ndarray:
-    """Code of the person of each row: of his speaker, or of the first of those that are linked to
+    """Code of the person of each row: of its speaker, or of the first of those that are linked to
     it.
     """
     head = linked_heads(linked_speakers)

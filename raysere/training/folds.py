@@ -26,7 +26,8 @@ class TrialContext:
     """What the folds of a trial share.
 
     ``dtype`` is that of matrix products; ``columns`` targets and groups on the device by their
-    names in a ``Batch``; ``pools`` what makes one vector an utterance of a stream before training.
+    names in a ``Batch``; ``pools`` what makes one vector for each utterance of a stream before
+    training.
     """
 
     method: Method

@@ -6,7 +6,7 @@ fold, and else batch by batch; normalised matrices stay for the next trials of t
 the same layers. Chunk and frame rows stand one utterance after the other in such a matrix, with a
 row of zeros at its end that all padding points to; where it does not fit, the view reads them batch
 by batch. Where a method pools them by fixed rules before its first weight, they are pooled once, to
-such a matrix of one row an utterance.
+such a matrix of one row for each utterance.
 """
 
 from __future__ import annotations
@@ -217,7 +217,7 @@ class FoldStream:
 
     @property
     def flat(self) -> bool:
-        """Whether a matrix on the device has one row an utterance."""
+        """Whether a matrix on the device has one row for each utterance."""
         return self.matrix is not None and not self._ragged
 
     def batch(self, rows: Tensor) -> Stream:

@@ -41,8 +41,8 @@ class Lockstep:
         models = [fold.model for fold in folds]
         self.model = stack(models) if self.stacked else models[0]
         self.parameters = _trained(self.model)
-        # one learning rate for all where all take equally many steps, else one a fold, on the
-        # fold's part of the same memory
+        # one learning rate for all where all take equally many steps, else one for each fold, on
+        # the fold's part of the same memory
         self.parts = [self.parameters] if len({len(fold.cuts) for fold in folds}) == 1 else [_trained(model) for model in models]
         params = self.context.params
         self.optimiser = AdamW(self.parts, lr=params.lr, weight_decay=params.weight_decay)
@@ -143,8 +143,8 @@ class Lockstep:
         """Batches of one fold in this order."""
         fold = self.folds[0]
         rows = order.split(fold.cuts)
-        # one gather an epoch, then slices: a gather a step and column costs more than the head's
-        # own arithmetic
+        # one gather for each epoch, then slices: a gather for each step and column costs more than
+        # the head's own arithmetic
         nothing: list[Any] = [None] * len(rows)
         columns = [nothing if values is None else values[order].split(fold.cuts) for values in self.context.columns.values()]
         for number, here in enumerate(rows):

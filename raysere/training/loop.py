@@ -52,7 +52,7 @@ class Trainer:
             results are the same up to rounding.
 
     Attributes:
-        rows: one dict an epoch, see :meth:`epoch`.
+        rows: one dict for each epoch, see :meth:`epoch`.
         best: ``epoch``, ``score``, ``dev_loss`` and ``metrics`` of the best epoch: the highest
             score over the development rows of all folds at once; among equal scores the lowest
             development loss.
@@ -160,7 +160,7 @@ class Trainer:
             shares = _mean_shares([fold.model.layer_weights() for fold in self.folds])  # type: ignore[operator]
             row |= {f"layer_weights.{name}": list(weights.values()) for name, weights in shares.items()}
         self.rows.append(row)
-        # the source's score says little of when a target is adapted to: there the last epoch is
+        # with a target domain the source score cannot choose the epoch: the last one is
         # kept
         risen = not self.best or row["score"] > self.best["score"] or self.method.needs.target_domain
         self._stale = 0 if risen else self._stale + 1

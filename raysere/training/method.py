@@ -173,8 +173,8 @@ class Method(abc.ABC):
         return rows[labels.has_target(task)[rows]]
 
     def pools(self, params: Any, shapes: Shapes) -> Mapping[str, Pool]:
-        """Of which streams the module reads nothing but one vector an utterance that none of its
-        weights enters, and that vector.
+        """Streams that the module uses only as one weight-free pooled vector for each utterance,
+        and how to pool each; computed once for each fold.
 
         The loop then computes the vectors once, not in every epoch, and gives the module streams of
         granularity ``pooled``; rows batch by batch still come in predictions of
@@ -188,9 +188,10 @@ class Method(abc.ABC):
 
         Then ``losses`` and ``predict`` must also work on a module of
         :func:`raysere.nn.stacking.stack` and on batches with a leading dimension F in every tensor
-        (streams (F, B, T, D) of utterance granularity), give one value a fold (F,), take nothing
-        from items without a target (short batches are padded with them), draw random numbers by
-        :func:`raysere.nn.dropout.dropout` only, and not use ``step.generator``. Default: no.
+        (streams (F, B, T, D) of utterance granularity), give one value for each fold (F,), take
+        nothing from items without a target (short batches are padded with them), draw random
+        numbers by :func:`raysere.nn.dropout.dropout` only, and not use ``step.generator``. Default:
+        no.
         """
         return False
 

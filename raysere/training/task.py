@@ -40,8 +40,8 @@ class Task(BaseModel):
 
 @dataclass(frozen=True)
 class Labels:
-    """Targets and groups, one row an utterance, in one order that everything else is joined to by
-    id.
+    """Targets and groups, one row for each utterance, in one order that everything else is joined
+    to by id.
 
     Attributes:
         utterances: N ids.

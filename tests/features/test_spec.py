@@ -29,7 +29,7 @@ def test_frames_and_chunks_leave_utterance_layers_out_of_all_and_are_float16():
         assert spec.dtype == "float16"
     assert resolve({"backbone": "toy", "granularity": "frame"}).width(1) == 5
     assert resolve({"backbone": "toy", "granularity": "chunk"}).width(1) == 10
-    with pytest.raises(ConfigError, match=r"Layer 2 .* one row an utterance.*0 \(raw\), 1 \(wide\)"):
+    with pytest.raises(ConfigError, match=r"Layer 2 .* one row for each utterance.*0 \(raw\), 1 \(wide\)"):
         resolve({"backbone": "toy", "granularity": "frame", "layers": [0, 2]})
 
 

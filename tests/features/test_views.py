@@ -135,7 +135,7 @@ def test_matrix_of_utterance_rows_with_absent_ones(tmp_path):
     stream = view.batch([0], [0, 2])
     assert stream.stats == 1  # layers of two kinds: opaque vectors
     assert view.batch([0], [0, 1]).stats == 2
-    with pytest.raises(ConfigError, match="one row an utterance"):
+    with pytest.raises(ConfigError, match="one row for each utterance"):
         on_disk(tmp_path / "frames", FRAME, ragged(0, [2]), [0]).matrix(0)
     with pytest.raises(ConfigError, match="Valid choices: 0, 1, 2"):
         view.batch([0], [7])
@@ -273,7 +273,7 @@ def test_from_arrays_refuses_what_does_not_fit():
         FeatureView.from_arrays(FRAME, ["a"], {0: [np.zeros((2, 3))], 1: [np.zeros((3, 5))]})
     with pytest.raises(DataError, match="layer 0"):
         FeatureView.from_arrays(FRAME, ["a"], {0: [np.zeros((2, 4))]})
-    with pytest.raises(DataError, match="one row an utterance"):
+    with pytest.raises(DataError, match="one row for each utterance"):
         FeatureView.from_arrays(UTTERANCE, ["a"], {0: [np.zeros((2, 6))]})
     with pytest.raises(DataError, match="joined"):
         FeatureView.from_arrays(FRAME, ["a", "a"], {0: [np.zeros((2, 3))] * 2})

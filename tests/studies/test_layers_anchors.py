@@ -56,7 +56,7 @@ def test_what_cannot_be_chosen_is_refused():
         choose_anchors(RELEVANCE, SIMILARITY, "group", 0)
     with pytest.raises(ConfigError, match="gamma"):
         choose_anchors(RELEVANCE, SIMILARITY, gamma=math.nan)
-    with pytest.raises(DataError, match="one number a layer"):
+    with pytest.raises(DataError, match="one number for each layer"):
         choose_anchors(RELEVANCE, SIMILARITY[:-1])
     with pytest.raises(DataError, match="similarity"):
         choose_anchors(RELEVANCE, [NAN] * 6)

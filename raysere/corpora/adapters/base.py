@@ -49,8 +49,8 @@ class Adapter(abc.ABC):
     """A corpus in its published layout. A subclass sets the class attributes and writes
     :meth:`read`; one instance loads one folder.
 
-    :meth:`read` yields one dict an utterance. Keys are manifest columns; what is left out is null.
-    Of these
+    :meth:`read` yields one dict for each utterance. Keys are manifest columns; what is left out is
+    null. Of these
 
     * ``path`` (str or Path) is relative to the corpus root (an absolute one must lie inside it);
       None without audio;
@@ -89,7 +89,7 @@ class Adapter(abc.ABC):
             report.
         synthetic: True for speech that nobody spoke.
         channels: the corpus's own speaker id to the channel (0 is the left one) that alone is taken
-            of his files with several channels.
+            of that speaker's files with several channels.
     """
 
     name: ClassVar[str]

@@ -1,4 +1,4 @@
-"""A table of the user's own: one row an utterance, CSV, TSV or parquet."""
+"""A table of the user's own: one row for each utterance, CSV, TSV or parquet."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ _NAME = re.compile(r"(S[FM]\d+)_F\d+_([A-Z])\d+")
 
 
 class Urdu(Adapter):
-    """``SM5_F12_N045`` = male speaker 5, his file 12, neutral clip 45, in the folder of its
+    """``SM5_F12_N045`` = male speaker 5, file 12, neutral clip 45, in the folder of its
     emotion. No transcripts are published.
     """
 

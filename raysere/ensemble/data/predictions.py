@@ -18,7 +18,7 @@ from raysere.ensemble.data.run_labels import Run, check_same, dev_truth
 from raysere.search.ledger import Record
 from raysere.training.task import Task
 
-#: Smallest probability that is told from zero: float32 predictions underflow below it.
+#: Smallest probability that differs from zero: float32 predictions underflow below it.
 FLOOR = 1e-30
 
 

@@ -121,7 +121,7 @@ class Run:
         return bool(self.manifest.synthetic)
 
     def trials(self) -> list[Record]:
-        """Finished trials that are as they were recorded; of others the user is told
+        """Finished trials that are as they were recorded; the user is warned of others
         (:class:`FileCheck`).
         """
         return self.check.trials(Ledger(self.folder))

@@ -86,7 +86,7 @@ def evaluation_is_current(run: str | os.PathLike[str], check: FileCheck | None =
     """Whether evaluation.json and the saved ensemble are those of the trials and settings that the
     run has now, and as they were saved.
 
-    Of files that changed since they were saved the user is told (``check``).
+    The user is warned of files that changed since they were saved (``check``).
     """
     folder = Path(run)
     if not (folder / "evaluation.json").is_file() or not (folder / "ensemble" / "ensemble.yaml").is_file():

@@ -42,8 +42,8 @@ class Posterior:
 
 
 def check_prior(config: EnsembleConfig, classes: Sequence[str]) -> None:
-    """Raise ConfigError unless a prior that is stated as a list has one number a class; to be
-    called before a search.
+    """Raise ConfigError unless a prior that is stated as a list has one number for each class; to
+    be called before a search.
     """
     _check_length(config.prior, classes)
 
@@ -53,7 +53,7 @@ def _check_length(choice: str | tuple[float, ...], classes: Sequence[str]) -> No
         raise ConfigError(
             f"The prior has {len(choice)} numbers, but there are {len(classes)} classes",
             where="ensemble.prior",
-            remedy="Give one number a class, in this order: " + ", ".join(classes) + "." if classes else "Leave it out.",
+            remedy="Give one number for each class, in this order: " + ", ".join(classes) + "." if classes else "Leave it out.",
         )
 
 

@@ -1,4 +1,4 @@
-"""Functionals of openSMILE, one row an utterance:
+"""Functionals of openSMILE, one row for each utterance:
 
 ``opensmile:eGeMAPSv02``, ``opensmile:ComParE_2016`` (extra ``opensmile``).
 """

@@ -20,7 +20,7 @@ from raysere.features.store.content import Failure, Work
 from raysere.features.store.shards import read_index
 
 DEATHS = 3  # of a worker, alone with one file, until the file is held to be the cause
-_LOOK_S, _SAY_S = 2.0, 30.0  # how often it is seen whether nodes have joined; after how long a wait is told
+_LOOK_S, _SAY_S = 2.0, 30.0  # seconds between checks for new nodes; seconds of waiting before it is reported
 _BARREN = 20  # deaths in a row without one finished task: the machine is at fault
 
 

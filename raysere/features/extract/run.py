@@ -136,7 +136,8 @@ def extract(
         manifest: utterances; audio files are hashed first (cached).
         spec: what to extract (:func:`raysere.features.spec.resolve`).
         store_root: the store; on a cluster a folder that all nodes share.
-        actors: how many; default: one a GPU where the cluster has any, else one a core.
+        actors: how many; default: one for each GPU where the cluster has any, else one for each
+            core.
         device: ``auto``, ``cpu`` or ``cuda``.
         progress: display; its stage is named after the backbone.
         fail_threshold: share of all utterances that may fail.

@@ -129,7 +129,8 @@ def _copy(remote: Any, source: str, target: Path) -> None:
 
 
 class NodeStore:
-    """The per-node store actor: one call a key does the fetching for all workers of the node.
+    """The per-node store actor: one call for each key does the fetching for all workers of the
+    node.
 
     Get it with :func:`node_store`.
     """

@@ -143,7 +143,7 @@ def without_a_stream(streams: Mapping[str, Any], probability: float, generator: 
 
 
 class FusionMethod(HeadedMethod):
-    """A method of two or more streams, of which an utterance may lack some."""
+    """A method of two or more streams; an utterance may lack some."""
 
     needs: ClassVar[Needs] = Needs(streams=2, partial=True)
 

@@ -113,8 +113,8 @@ class StreamPool(StreamLayers):
 
 
 class LayerVectors(nn.Module):
-    """Streams as one vector a layer (B, D), side by side (B, ``width``) for a stream that the loop
-    has pooled already.
+    """Streams as one vector for each layer (B, D), side by side (B, ``width``) for a stream that
+    the loop has pooled already.
     """
 
     def __init__(self, shape: StreamShape, numbers: list[int], pooling: str) -> None:
@@ -163,7 +163,7 @@ def needs_rows(pooling: str, shapes: Shapes) -> None:
     """Raise ConfigError where pooling by attention finds no rows over time in any stream."""
     if pooling in ("attention", "attentive") and all(stream.granularity == "utterance" for stream in shapes.streams.values()):
         raise ConfigError(
-            f"Attentive pooling needs rows over time, and the features {', '.join(shapes.streams)} have one row an utterance",
+            f"Attentive pooling needs rows over time, and the features {', '.join(shapes.streams)} have one row for each utterance",
             where="pooling",
             choices=["mean", "mean_std"],
             remedy="Set granularity: chunk or frame for these features, or choose another pooling.",

@@ -29,7 +29,7 @@ class QuantizedParams(DomainParams):
 
     balance: float = Field(0.5, ge=0, le=1)
     unit: Literal["rows", "utterance"] = Field(
-        "rows", description="what is quantized: rows over time as stored, or one vector an utterance"
+        "rows", description="what is quantized: rows over time as stored, or one vector for each utterance"
     )
     codes: int | None = Field(None, ge=2, le=8192, description="K; default 256 for rows over time, 64 for utterances")
     width: int = Field(64, ge=4, le=1024, description="d, of a unit")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from raysere.search.watch.event_file import EventFile
 
-AFTER_S, EVERY_S = 20.0, 5.0  # of training, until there is a file (a short trial is shown when it ends); between two writes
+AFTER_S, EVERY_S = 20.0, 5.0  # seconds of training before the first write (a short trial appears when it ends); between two writes
 
 
 class LiveCurves:

@@ -1,7 +1,7 @@
 """TensorBoard events of finished trials: scalars, hparams, resources, layer weights, confusion
 matrix.
 
-Written by the driver (no torch). ``raysere tensorboard RUN`` shows one run a trial;
+Written by the driver (no torch). ``raysere tensorboard RUN`` shows one run for each trial;
 :mod:`raysere.search.watch.overview` writes what is about the search as a whole.
 """
 
@@ -101,7 +101,7 @@ class TrialEvents:
 def write_events(
     path: Path, record: Record, rows: Sequence[Mapping[str, Any]], confusion: np.ndarray | None, classes: Sequence[str]
 ) -> None:
-    """Write one event file; ``rows`` are those of ``metrics.parquet``, one an epoch."""
+    """Write one event file; ``rows`` are those of ``metrics.parquet``, one for each epoch."""
     from tensorboard.plugins.hparams import metadata
     from tensorboard.plugins.hparams.api_pb2 import STATUS_FAILURE, STATUS_SUCCESS
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo

@@ -199,7 +199,7 @@ def discrepancy(name: str, sums: SpeakerSums, *, draws: int = 1000, permutations
 
     observed = float(value((~sums.target).astype(float)[None], sums.target.astype(float)[None])[0])
     if min(len(here), len(there)) < 2:
-        return Estimate(float("nan"), reason="a corpus has one speaker only: his utterances cannot be told from the corpus")
+        return Estimate(float("nan"), reason="a corpus has one speaker only: speaker and corpus cannot be separated")
     if not np.isfinite(observed):
         return Estimate(float("nan"), reason="a layer without variance")
     s, t = np.zeros((draws, number)), np.zeros((draws, number))

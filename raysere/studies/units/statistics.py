@@ -79,7 +79,7 @@ def shuffled_phones(counts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def shuffled_emotions(counts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Mass (speakers, phones, emotions, K) with the labels of the emotions permuted within each
-    speaker, all of his phones together, summed over speakers: (phones, emotions, K). A speaker's
+    speaker, all phones together, summed over speakers: (phones, emotions, K). A speaker's
     labels go round among the emotions that he is heard in.
     """
     heard = counts.sum((1, 3)) > 0

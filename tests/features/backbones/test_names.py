@@ -117,7 +117,7 @@ def test_a_registered_family_opens_by_name(monkeypatch: pytest.MonkeyPatch) -> N
         ("company", "in a batch"),
         ("random", "other values the second time"),
         ("rows", "different lengths"),
-        ("two utterance rows", "promised one an utterance"),
+        ("two utterance rows", "promised one for each utterance"),
         ("width", "promised"),
         ("nan", "not finite"),
         ("order", "layer"),
