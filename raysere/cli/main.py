@@ -252,7 +252,7 @@ _stage(
 def leaderboard(run: Path, as_json: bool, top: int) -> int:
     """Print the trials of a RUN, best first.
 
-    They stand in leaderboard.parquet of the run folder, too.
+    The run folder has the same table as leaderboard.parquet.
 
     \b
     Example: raysere leaderboard runs/emodb --top 10
@@ -297,7 +297,7 @@ def status(run: Path, as_json: bool) -> int:
 def evaluate(run: Path, as_json: bool, ablation: bool) -> int:
     """Fit the ensemble of a RUN and score it on held-out rows.
 
-    It takes the trials as they are and trains none. It writes the folder `ensemble` and evaluation.json, with 95 % intervals by speaker.
+    It takes the trials as they are and trains none. It writes the folder `ensemble` and evaluation.json, with 95 % intervals over speakers.
 
     \b
     Example: raysere evaluate runs/emodb
@@ -338,7 +338,9 @@ def report(run: Path) -> int:
 @cli.command()
 @RUN
 @click.option("--port", default=6006, show_default=True, help="0 takes a free one; TensorBoard says which.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Beyond this machine whoever reaches it reads the run.")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Where to listen; beyond this machine anyone who reaches it can read the run."
+)
 def tensorboard(run: Path, port: int, host: str) -> int:
     """Watch the trials of a RUN in TensorBoard, also as it runs.
 

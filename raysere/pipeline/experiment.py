@@ -279,11 +279,18 @@ class Experiment(_Model):
 
 
 def load_experiment(path: str | os.PathLike[str], overrides: tuple[str, ...] | list[str] = ()) -> Experiment:
-    """Read and check an experiment file; ``overrides`` are ``key.sub.0=value`` with the value as
-    YAML.
+    """Read and check an experiment file.
 
-    Raises ConfigError that lists every problem with its key and, where there is a closed list, the
-    valid choices.
+    Args:
+        path: the YAML file.
+        overrides: ``key.sub.0=value`` with the value as YAML, applied before the check.
+
+    Returns:
+        The experiment, with the paths of its corpora made absolute.
+
+    Raises:
+        ConfigError: lists every problem with its key and, where the choices are few, the choices.
+        MissingFileError: there is no such file.
 
     Example:
         >>> raysere.load_experiment("emodb.yaml", ["seed=1"]).protocol.kind  # doctest: +SKIP

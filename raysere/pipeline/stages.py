@@ -43,7 +43,20 @@ class Outcome:
 
 
 def run(experiment: str | os.PathLike[str], *, overrides: tuple[str, ...] = (), quiet: bool = False) -> Outcome:
-    """Run an experiment file to its report. The Python form of ``raysere run``.
+    """Run an experiment file to its report: the Python form of ``raysere run``.
+
+    Finished stages and trials are skipped, so the same call resumes a run.
+
+    Args:
+        experiment: path of the YAML file.
+        overrides: changes such as ``search.0.trials=40``, with the value as YAML.
+        quiet: whether to print no progress.
+
+    Returns:
+        The run folder, rejected inputs, the evaluation and the path of the report.
+
+    Raises:
+        RaysereError: a fault of the experiment, the data or the machine.
 
     Example:
         >>> outcome = raysere.run("emodb.yaml", overrides=("search.0.trials=40",))  # doctest: +SKIP

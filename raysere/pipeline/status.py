@@ -17,14 +17,20 @@ from raysere.search.study import read_study
 
 
 def run_status(run: str | os.PathLike[str]) -> dict[str, Any]:
-    """State of a run as plain JSON.
+    """State of a run as plain values, from its files alone.
 
-    ``running`` is whether a living process holds the run: what a killed driver left behind counts
-    for nothing. ``stage`` (only then) has ``name``, ``done``, ``total``, ``at_once``, ``seconds``
-    since it began and ``left_s``, the estimated seconds to its end. ``stopped_in`` (only else) has
-    ``name``, ``done`` and ``total`` of the extraction in which the last start ended, if it did.
-    ``finished`` and ``planned`` count trials; ``studies`` has both by study, with ``best`` and
-    ``mean_seconds`` of a trial.
+    Args:
+        run: folder of the run, or its name below ``runs``.
+
+    Returns:
+        ``running``: whether a living process holds the run. ``stage`` (of a running one): ``name``,
+        ``done``, ``total``, ``at_once``, ``seconds`` since it began, ``left_s``, the estimated seconds
+        to its end. ``stopped_in`` (of another one): ``name``, ``done`` and ``total`` of the extraction
+        in which the last start ended, if it did. ``finished`` and ``planned``: trials. ``studies``: the
+        same for each study, with ``best`` and ``mean_seconds`` of a trial.
+
+    Raises:
+        MissingFileError: there is no such run.
 
     Example:
         >>> raysere.status("runs/emodb")["running"]  # doctest: +SKIP

@@ -31,8 +31,18 @@ def open_run(run: str | os.PathLike[str]) -> Path:
 
 
 def evaluate_run(run: str | os.PathLike[str]) -> dict[str, Any]:
-    """Fit and score the ensemble of a run again; writes ensemble/ and evaluation.json and returns
-    the evaluation.
+    """Fit the ensemble of a run again and score it on held-out rows.
+
+    Writes the folder ``ensemble`` and ``evaluation.json``; trains no trial.
+
+    Args:
+        run: folder of the run, or its name below ``runs``.
+
+    Returns:
+        The content of ``evaluation.json``.
+
+    Raises:
+        MissingFileError: there is no such run. DataError: it has no finished trial.
 
     Example:
         >>> raysere.evaluate("runs/emodb")["ensemble"]["value"]  # doctest: +SKIP
@@ -45,7 +55,18 @@ def evaluate_run(run: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def fuse_runs(runs: list[Path], out: Path, *, family: str | None = None) -> dict[str, Any]:
-    """One ensemble of the finished trials of several runs, with its evaluation, in ``out``.
+    """Fuse the finished trials of several runs into one ensemble, and evaluate it.
+
+    Args:
+        runs: folders of runs with the same classes, protocol and seed.
+        out: new or empty folder for the ensemble.
+        family: how members are weighted; default: as the first run's experiment says.
+
+    Returns:
+        The evaluation, as :func:`evaluate_run` gives it.
+
+    Raises:
+        ConfigError: ``out`` is not empty, or the family is unknown. DataError: the runs do not fit.
 
     Example:
         >>> raysere.fuse([Path("runs/voice"), Path("runs/words")], Path("fused"))  # doctest: +SKIP

@@ -42,11 +42,16 @@ SHOWN_REJECTS = 200
 
 
 def write_report(run: str | os.PathLike[str], check: FileCheck | None = None) -> Path:
-    """Write ``report.html`` into a run folder and return its path. Whatever the run has so far is
-    shown.
+    """Write ``report.html`` into a run folder; a run that is not finished shows what it has.
 
-    Trials and a saved ensemble whose files changed since they were recorded are left out, and the
-    user is told (``check``).
+    Trials and a saved ensemble whose files changed since they were recorded are left out.
+
+    Args:
+        run: folder of the run.
+        check: reads trials and warns of changed ones; default: a new one.
+
+    Returns:
+        The path of the page.
 
     Example:
         >>> raysere.write_report("runs/emodb")  # doctest: +SKIP

@@ -32,12 +32,17 @@ COLUMNS: dict[str, Any] = {
 
 
 def leaderboard(run_dir: str | os.PathLike[str], *, write: bool = True, records: Sequence[Record] | None = None) -> pl.DataFrame:
-    """All finished trials of a run (or those in ``records``), by score (best first; trials without
-    one last), then status, then id.
+    """All finished trials of a run: best score first, trials without a score last.
 
-    ``params.NAME`` columns are null where the branch was not taken; a parameter that is a number in
-    some trials and a text in others is a text. ``error`` is the first line of what went wrong. Also
-    written to ``leaderboard.parquet``, unless ``write`` is False.
+    Args:
+        run_dir: folder of the run.
+        write: whether to write ``leaderboard.parquet`` as well.
+        records: trials to show instead of all that the folder holds.
+
+    Returns:
+        A row for each trial. ``params.NAME`` is null where the branch was not taken; a parameter that
+        is a number in some trials and a text in others is a text. ``error`` is the first line of what
+        went wrong.
 
     Example:
         >>> raysere.leaderboard("runs/emodb").head()  # doctest: +SKIP
