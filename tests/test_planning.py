@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -10,6 +13,7 @@ from raysere.base.errors import ConfigError
 from raysere.features.spec import resolve
 from raysere.pipeline.experiment import SearchEntry
 from raysere.pipeline.lanes import _checked_space, add_vote_rows
+from raysere.pipeline.stages import untrained
 from raysere.training.task import Task
 
 
@@ -44,3 +48,21 @@ def test_a_fusion_method_needs_two_features():
     entry = SearchEntry(space="xattn", features="words")
     with pytest.raises(ConfigError, match="needs 2 feature streams, and this search names 1"):
         _checked_space(entry, Task(classes=("a", "b")), {"words": spec}, "nested")
+
+
+def test_trials_that_were_not_trained_are_told_with_a_reason():
+    def record(trial: str, status: str, error: str | None = None) -> SimpleNamespace:
+        return SimpleNamespace(trial=trial, status=status, error=error)
+
+    run = Path("runs/toy")
+    assert untrained([record("a-0000", "done"), record("a-0001", "stopped")], run) is None
+    told = untrained(
+        [record("a-0000", "done"), record("a-0001", "infeasible", "too wide\nmore"), record("a-0002", "error", "no memory")], run
+    )
+    assert told is not None
+    for part in ("of 3 trials 1 failed", "--retry-errors", "1 had a configuration", "a-0002: no memory.", "raysere leaderboard runs/toy"):
+        assert part in told, part
+    ruled_out = untrained([record("a-0001", "infeasible", "too wide\nmore")], run)
+    assert ruled_out is not None
+    assert "a-0001: too wide." in ruled_out
+    assert "--retry-errors" not in ruled_out

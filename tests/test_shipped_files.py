@@ -53,7 +53,7 @@ def test_every_command_of_the_readme_exists_and_has_an_example():
 
 def test_the_help_is_whole_and_every_option_says_what_it_does():
     from raysere.cli.main import cli
-    from raysere.ensemble.config import FAMILIES
+    from raysere.ensemble.config import ATTRIBUTE_FAMILIES, FAMILIES
 
     top = click.Context(cli, info_name="raysere", terminal_width=80, max_content_width=80)
     groups = {"raysere": cli, **{name: one for name, one in cli.commands.items() if isinstance(one, click.Group)}}
@@ -68,7 +68,9 @@ def test_the_help_is_whole_and_every_option_says_what_it_does():
     assert {name for name, names in options.items() if "--retry-errors" in names} == {"raysere run", "raysere tune"}  # what has trials
     family = cli.commands["ensemble"].help
     assert family
-    assert set(re.findall(r"^ +([a-z_]+)  ", family, re.M)) == {"auto", *FAMILIES}
+    assert set(re.findall(r"^ +([a-z_]+)  ", family, re.M)) == {"auto", *FAMILIES, *ATTRIBUTE_FAMILIES}
+    (choices,) = (one.type.choices for one in cli.commands["ensemble"].params if one.name == "family")
+    assert set(choices) == {"auto", *FAMILIES, *ATTRIBUTE_FAMILIES}
 
 
 def test_the_extras_that_the_readme_and_the_doctor_name_exist():

@@ -297,7 +297,8 @@ def status(run: Path, as_json: bool) -> int:
 def evaluate(run: Path, as_json: bool, ablation: bool) -> int:
     """Fit the ensemble of a RUN and score it on held-out rows.
 
-    It takes the trials as they are and trains none. It writes the folder `ensemble` and evaluation.json, with 95 % intervals over speakers.
+    It takes the trials as they are and trains none. It writes the folder `ensemble` and evaluation.json, with
+    95 % intervals over speakers (or over dialogues or sentences, where the splits are by these).
 
     \b
     Example: raysere evaluate runs/emodb
@@ -364,7 +365,23 @@ def tensorboard(run: Path, port: int, host: str) -> int:
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the ensemble.")
 @click.option(
     "--family",
-    type=click.Choice(["auto", "best_single", "average", "vote", "greedy_once", "greedy", "convex", "blend", "stack"]),
+    type=click.Choice(
+        [
+            "auto",
+            "best_single",
+            "average",
+            "vote",
+            "greedy_once",
+            "greedy",
+            "convex",
+            "blend",
+            "stack",
+            "rank",
+            "ccc_weighted",
+            "nnls",
+            "shrunk",
+        ]
+    ),
     metavar="FAMILY",
     help="How members are chosen and weighed: one of the families above.  [default: that of the first run's experiment]",
 )
@@ -385,6 +402,13 @@ def ensemble(runs: tuple[Path, ...], out: Path, family: str | None, as_json: boo
       convex       weights of the greatest likelihood, none negative
       blend        the mean of greedy and convex
       stack        a logistic regression on the answers of the members
+
+    \b
+    Families for arousal, valence and dominance alone:
+      rank          the mean of the ranks that the members give
+      ccc_weighted  weights by each member's own score
+      nnls          least squares, no weight negative
+      shrunk        least squares, drawn towards equal weights
 
     \b
     Example: raysere ensemble runs/emodb runs/emodb-text --out ensembles/both

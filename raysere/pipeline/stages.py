@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from raysere.corpora.manifest import Manifest
     from raysere.features.extract.run import Extraction
     from raysere.features.spec import FeatureSpec
+    from raysere.search.ledger import Record
 
 
 @dataclass
@@ -186,7 +187,22 @@ def _search(prepared: CheckedRun, progress: Progress, retry_errors: bool, check:
         )
     else:
         complete_search(experiment.run_folder, prepared.studies)
+    if told := untrained([record for record in check.trials(ledger) if record.trial in wanted], experiment.run_folder):
+        progress.say(told)
     return len(ledger.ids())
+
+
+def untrained(records: Sequence[Record], run: Path) -> str | None:
+    """A line for the user on trials that failed or that their configuration ruled out; None where all were trained."""
+    failed = [record for record in records if record.status == "error"]
+    ruled_out = [record for record in records if record.status == "infeasible"]
+    if not failed and not ruled_out:
+        return None
+    first = (failed or ruled_out)[0]
+    reason = (first.error or "no reason is recorded").splitlines()[0]
+    counts = [f"{len(failed)} failed (`--retry-errors` runs them again)"] if failed else []
+    counts += [f"{len(ruled_out)} had a configuration that cannot be trained"] if ruled_out else []
+    return f"search: of {len(records)} trials {' and '.join(counts)}. The first, {first.trial}: {reason}. All: raysere leaderboard {run}"
 
 
 def _evaluate(folder: Path, progress: Progress, check: FileCheck) -> dict[str, Any]:

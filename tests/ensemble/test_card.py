@@ -53,6 +53,7 @@ def test_the_card_says_what_the_ensemble_is():
         "- backbones: hf:wavlm (MIT); hf:microsoft/wavlm-base (unknown)",
     ):
         assert line in body.splitlines(), line
+    assert "95 % intervals by dialogue." in write_card(RECORD, EVALUATION | {"interval": {"unit": "dialogue"}})
     assert "synthetic" not in card
     assert "somebody" not in card
     assert "| seconds" not in card

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from raysere.base.errors import ConfigError
+from raysere.base.errors import ConfigError, DataError
 from raysere.base.files import read_yaml
 from raysere.ensemble.config import FAMILIES, EnsembleConfig
 from raysere.ensemble.data.predictions import load_predictions
@@ -441,3 +441,9 @@ def test_the_forest_recipe_says_what_it_needs(toy, monkeypatch):
         recipes.fit_baselines(toy.selection([1.0, 1.0]), TASK, _config(recipes=("forest",)))
     assert "raysere[baselines]" in str(error.value)
     assert "forest" not in recipes.wanted_recipes(_config(recipes="auto"), TASK)
+
+
+def test_an_unknown_metric_is_an_error_and_not_macro_f1():
+    ones = np.ones((1, 2))
+    with pytest.raises(DataError, match="weighted_f1"):
+        Objective("weighted_f1").of_margins(ones, ones, np.ones(2))

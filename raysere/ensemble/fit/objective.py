@@ -69,6 +69,8 @@ class Objective:
             return right.sum(-1) / max(support.sum(), 1e-300)
         if self.metric == "uar":
             return right[..., there] @ (1 / support[there]) / max(int(there.sum()), 1)
+        if self.metric != "macro_f1":
+            raise DataError(f"{self.metric!r} cannot be computed from margins", choices=["accuracy", "macro_f1", "uar"])
         total = said + (support if self.prior is None else self._shares(support))
         occurring = np.maximum((total > _ROUNDING).sum(-1), 1)
         return np.where(total > _ROUNDING, 2 * right / np.maximum(total, _ROUNDING), 0.0).sum(-1) / occurring

@@ -31,7 +31,8 @@ def write_card(record: dict[str, Any], evaluation: dict[str, Any]) -> str:
         f"Hears or reads: {', '.join(modalities)}. Members: {len(record['members'])}. Languages: {', '.join(record['languages'])}.",
         "",
     ]
-    lines += ["## How well it does", "", f"On the {evaluation['split']} rows: {_count(evaluation)}; 95 % intervals by speaker.", ""]
+    unit = (evaluation.get("interval") or {}).get("unit", "speaker")
+    lines += ["## How well it does", "", f"On the {evaluation['split']} rows: {_count(evaluation)}; 95 % intervals by {unit}.", ""]
     lines += ["| | " + evaluation["metric"].upper() + " | 95 % |", "| --- | --- | --- |"]
     named = {name: value for name, value in evaluation.items() if isinstance(value, dict) and {"value", "low", "high"} <= value.keys()}
     lines += [
