@@ -119,7 +119,15 @@ class Trainer:
 
     def _stackable(self) -> bool:
         flat = all(stream.flat for fold in self.folds for stream in fold.streams.values())
-        return flat and self.method.stacks(self.params, self.shapes)
+        if not (flat and self.method.stacks(self.params, self.shapes)):
+            return False
+        if type(self.method).begin_epoch is not Method.begin_epoch:
+            raise ConfigError(
+                f"The method {self.method.name!r} stacks folds and has `begin_epoch`, which is never called for stacked folds",
+                where="stacks",
+                remedy="Let `stacks` return False, or do without `begin_epoch`.",
+            )
+        return True
 
     def _stacks(self) -> bool:
         """Whether to stack: on a GPU always, on a CPU where calls and not products take the time."""

@@ -109,6 +109,14 @@ def test_when_folds_are_stacked():
     assert Method.stacks(Pooled(), PooledParams(), None) is False  # a method opts in
 
 
+def test_a_method_that_stacks_folds_and_has_work_before_an_epoch_is_refused():
+    looks = type("Looks", (Pooled,), {"begin_epoch": lambda *args: None})
+    with pytest.raises(ConfigError, match="begin_epoch"):
+        Trainer(looks(), PooledParams(**SMALL), toy_data(), seed=0)
+    alone = type("Alone", (looks,), {"stacks": lambda *args: False})
+    assert len(Trainer(alone(), PooledParams(**SMALL), toy_data(), seed=0).groups) == 3
+
+
 @pytest.mark.parametrize("pooling", ["mean", "mean_std"])
 @pytest.mark.parametrize("normaliser", ["corpus", "speaker"])
 def test_rows_that_are_pooled_once_give_what_rows_pooled_in_every_step_give(pooling, normaliser):
