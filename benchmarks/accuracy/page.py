@@ -16,8 +16,8 @@ Written by `python -m benchmarks.accuracy` (`make accuracy`) from `benchmarks/re
 Every figure is the unweighted average recall (UAR) over all test speakers of a nested protocol: each outer fold tests speakers that
 nothing was trained or chosen on, every choice (layer, pooling, C, gamma, configurations, members, temperatures) is made by inner speaker
 folds of the rest, and all systems share these folds. In brackets the 95 % interval over speakers (percentile bootstrap, 2,000 draws).
-With speaker normalisation each speaker's own clips, unlabelled, give the mean and the standard deviation of his features: that needs
-several clips of a speaker, also of a test speaker; it is told apart throughout. The encoder is the multilingual Whisper base encoder,
+With speaker normalisation each speaker's own clips, unlabelled, give the mean and the standard deviation of that speaker's features: that
+needs several clips of a speaker, also of a test speaker; it is told apart throughout. The encoder is the multilingual Whisper base encoder,
 in its published window for all systems. Few speakers: look at the intervals before the means.
 
 raysere's rows are experiments as a user would write them (`benchmarks/accuracy/systems.py`): for each outer fold a search of {acoustic}
