@@ -1,5 +1,5 @@
 """``adaptation``: published ways to bring a labelled source and an unlabelled target together, in
-one frame (docs/methods.md 4.3).
+one frame (docs/methods.md 5.2).
 
     L = CE_S + r(p) lam L_kind(f_S, f_T, logits_T),  r(p) = 2 / (1 + exp(-10 p)) - 1
 
@@ -35,7 +35,7 @@ from raysere.training.method import Batch, Feed, Shapes, Step
 
 Kind = Literal["source_only", "coral_closed", "coral_deep", "dann", "cdan", "cdan_e", "mcc", "entropy", "infomax"]
 #: Default lam of each kind that has one; the covariances of ``coral_deep`` differ by small numbers
-#: (docs/methods.md 7.5).
+#: (docs/methods.md 8.4).
 WEIGHTS = {"coral_deep": 100.0, "dann": 1.0, "cdan": 1.0, "cdan_e": 1.0, "mcc": 1.0, "entropy": 0.1, "infomax": 0.1}
 CRITICS = ("dann", "cdan", "cdan_e")
 _OUTER, _MAPPED = 4096, 1024

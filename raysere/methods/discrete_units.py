@@ -1,4 +1,4 @@
-"""``discrete_units``: an utterance as a bag of discrete speech units (docs/methods.md 6.6).
+"""``discrete_units``: an utterance as a bag of discrete speech units (docs/methods.md 7.6).
 
     rows (B, T, D) of one layer -> nearest of K units -> shares of the units (B, K), square root or
     tf-idf -> head

@@ -1,5 +1,5 @@
 """``layer_anchoring``: chosen layers of a backbone are brought together across languages, each
-through an adaptor (docs/methods.md 7).
+through an adaptor (docs/methods.md 8).
 
     X (B, L, D) -> anchors A -> g_l: Linear, LN, GELU -> A_l (B, n, d_a) -> fused -> trunk -> logits
     L = CE_S + r(p) lam (1 / n) sum_{l in A} L_align(A_l^S, A_l^T)
@@ -7,7 +7,7 @@ through an adaptor (docs/methods.md 7).
 After Upadhyay, Busso and Lee (2024). The similarity of layers, the rule of choice, lam and the head
 are ours. The backbone is frozen, so CORAL on its layers would be constant: the adaptors learn.
 
-CORAL of a batch is mostly noise (docs/methods.md 7.5), so covariances are running means, with the
+CORAL of a batch is mostly noise (docs/methods.md 8.4), so covariances are running means, with the
 gradient of the batch's part at full strength.
 """
 
@@ -34,7 +34,7 @@ _FOLDS, _STRENGTH = 5, 0.3
 
 
 class AnchoringParams(DomainParams):
-    """See docs/methods.md 7.2.
+    """See docs/methods.md 8.3.
 
     ``weight: 0`` at the same anchors is the control that tells the choice of layers from their
     alignment.

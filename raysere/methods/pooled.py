@@ -1,10 +1,10 @@
 """``pooled``: layers mixed, rows pooled, one small network. The challenge baseline on frozen
-features (docs/methods.md 2.2).
+features (docs/methods.md 2.1).
 
     rows (B, T, D) of L layers -> softmax-weighted mix, one layer, the sum of four, or all side by side
     -> mean | mean and std | attentive statistics over valid rows -> dropout -> [Linear LayerNorm ReLU dropout] x depth -> heads
 
-The defaults are the published baseline, adapted to frozen features (docs/methods.md 2.2): learned
+The defaults are the published baseline, adapted to frozen features (docs/methods.md 2.1): learned
 layer weights, mean and standard deviation, one hidden layer of 1,024, dropout .5, cross-entropy
 with weights N / (C n_k). What differs is the learning rate: the published 1e-5 tunes a whole
 transformer, a fresh head on frozen features needs 1e-3.
@@ -25,7 +25,7 @@ from raysere.training.method import Shapes
 
 
 class PooledParams(StreamParams, HeadParams):
-    """Ranges as searched by the challenge teams (docs/methods.md 2.3)."""
+    """Ranges as searched by the challenge teams (docs/methods.md 1.3)."""
 
     pooling: Literal["mean", "mean_std", "attentive"] = "mean_std"
 

@@ -1,5 +1,5 @@
 """Losses that bring two domains together, as pure functions: the source is labelled, the target is
-not (docs/methods.md 4.3, 7.5).
+not (docs/methods.md 5.2, 8.4).
 
 Scalars out. Nothing here reads a target label: class posteriors of target items are what a model
 says of them.

@@ -1,5 +1,5 @@
 """Choose anchor layers by relevance for emotion in the source and similarity across languages
-(docs/methods.md 7.3).
+(docs/methods.md 8.6).
 
 Neither input needs an emotion label of the target; :mod:`raysere.studies.layers` measures both.
 Pure numpy.

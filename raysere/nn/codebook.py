@@ -1,5 +1,5 @@
 """A codebook in training: codes, usage and class posteriors of each code as running tables
-(docs/methods.md 5.2, 5.3).
+(docs/methods.md 6.2, 6.3).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Discrete units of frames: which frames a codebook is learned from, the codebook as a file, and
 the units of any utterance.
 
-The steps are those of docs/methods.md 6.2: frames are normalised, pooled in equal parts of every
+The steps are those of docs/methods.md 7.2: frames are normalised, pooled in equal parts of every
 language and emotion with a bound for each speaker, and clustered (:mod:`raysere.nn.kmeans`).
 """
 

@@ -25,7 +25,7 @@ SEVEN_POINTS = 6.0  # from 1 to 7
 
 def class_weights(prior: Tensor, alpha: float) -> Tensor:
     """``(N / (C n_k))^alpha`` scaled so that the mean weight of a training item is 1
-    (docs/methods.md 2.3).
+    (docs/methods.md 1.3).
 
     Args:
         prior: class shares (C,) of the training rows; alpha 0 gives ones, 1 the published weights.
@@ -41,7 +41,7 @@ def class_weights(prior: Tensor, alpha: float) -> Tensor:
 
 def vector_scaling(prior: Tensor, gamma: float) -> Tensor:
     """``1 / Delta_k`` with ``Delta_k = (n_max / n_k)^gamma`` of the vector-scaling loss
-    (docs/methods.md 2.3).
+    (docs/methods.md 1.3).
 
     Example:
         >>> vector_scaling(torch.tensor([0.8, 0.2]), 0.5).tolist()
@@ -83,7 +83,7 @@ def vote_targets(label: Tensor, votes: Tensor) -> Tensor:
 
 def drop_raters(distribution: Tensor, count: Tensor, probability: float, generator: torch.Generator) -> Tensor:
     """Each rater's vote is dropped with ``probability`` and the distribution recomputed
-    (docs/methods.md 2.4).
+    (docs/methods.md 1.5).
 
     Args:
         distribution: (B, C) shares of votes. count: (B,) votes behind each row. An item that loses
@@ -134,7 +134,7 @@ def cross_entropy(
 
 def soft_macro_f1(logits: Tensor, targets: Tensor) -> Tensor:
     """``1 - mean_k 2 sum_i t_ik p_ik / sum_i (t_ik + p_ik)`` over the classes that occur among the
-    targets (docs/methods.md 2.3).
+    targets (docs/methods.md 1.3).
 
     Example:
         >>> round(float(soft_macro_f1(50 * torch.eye(2), torch.eye(2))), 3)
@@ -153,7 +153,7 @@ def soft_macro_f1(logits: Tensor, targets: Tensor) -> Tensor:
 
 def ccc(predicted: Tensor, target: Tensor) -> Tensor:
     """CCC per attribute (A,) over the whole batch, population moments, pairs with a NaN target left
-    out (docs/methods.md 1.2).
+    out (docs/methods.md 9.2).
 
     An attribute with fewer than two targets has CCC 0 and no gradient. Computed about the target's
     mean in float32.
@@ -186,7 +186,7 @@ def ccc_loss(predicted: Tensor, target: Tensor) -> Tensor:
 def attribute_mse(predicted: Tensor, target: Tensor) -> Tensor:
     """``36 (x - y)^2``, mean over the targets that are there: the squared error of x, y in [0, 1]
     in points of a scale of 1 to 7, which is what the published weight .4 belongs to
-    (docs/methods.md 2.4); 0 when there is no target.
+    (docs/methods.md 1.4); 0 when there is no target.
     """
     valid = torch.isfinite(target)
     error = torch.where(valid, predicted.float() - torch.where(valid, target, 0.0), 0.0)
@@ -198,7 +198,7 @@ def attribute_mse(predicted: Tensor, target: Tensor) -> Tensor:
 
 def mixup_draw(size: int, probability: float, alpha: float, generator: torch.Generator) -> tuple[float, Tensor] | None:
     """With ``probability`` a share from Beta(alpha, alpha) and a permutation (B,) of the batch,
-    else None (docs/methods.md 2.4).
+    else None (docs/methods.md 1.5).
     """
     if not probability:
         return None

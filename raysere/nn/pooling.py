@@ -1,5 +1,5 @@
 """Rows to one vector: mean, mean and deviation, attention, attentive statistics (docs/methods.md
-2.2).
+1.1).
 
 Padding never enters.
 """
@@ -41,7 +41,7 @@ def masked_mean_std(x: Tensor, mask: Tensor) -> Tensor:
 
 class AttentionPooling(nn.Module):
     """``e_t = v . tanh(W x_t + b)``, ``a = softmax_t(e)`` on valid rows, ``sum a x``
-    (docs/methods.md 2.2).
+    (docs/methods.md 1.1).
 
     Args:
         dim: D of the rows. bottleneck: width of W.
@@ -71,7 +71,7 @@ class AttentionPooling(nn.Module):
 
 class AttentiveStatistics(AttentionPooling):
     """``[sum a x; sqrt(max(sum a x^2 - mu^2, 1e-5))]`` with the weights of
-    :class:`AttentionPooling` (docs/methods.md 2.2).
+    :class:`AttentionPooling` (docs/methods.md 1.1).
     """
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Vector quantization and InfoLoss as pure functions (docs/methods.md 5.2 to 5.4).
+"""Vector quantization and InfoLoss as pure functions (docs/methods.md 6.2 to 6.4).
 
 InfoLoss is our form of Lazebnik and Raginsky (TPAMI 2009): a code that keeps what the unit tells of
 its class. Units z are rows (n, d), a codebook is (K, d). Distances, softmax over codes and

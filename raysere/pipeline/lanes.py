@@ -67,7 +67,7 @@ def plan_studies(
 
 
 def add_vote_rows(splits: pl.DataFrame, table: pl.DataFrame, soft: np.ndarray | None) -> pl.DataFrame:
-    """Splits with the utterances that have votes but no agreed class (docs/methods.md 2.4), each in
+    """Splits with the utterances that have votes but no agreed class (docs/methods.md 1.5), each in
     the fold of its speaker.
 
     They are trained on where a configuration keeps them (``other: soft``), never scored, and never

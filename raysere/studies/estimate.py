@@ -53,7 +53,7 @@ def percentiles(draws: ArrayLike, level: float = 0.95) -> tuple[float, float]:
 
 def permutation_p(observed: float, null: ArrayLike) -> float:
     """``(1 + #{null >= observed}) / (1 + B)``: never 0, since the order that was seen is one of
-    those that could be (docs/methods.md 1.4).
+    those that could be (docs/methods.md 9.4).
 
     Values equal but for rounding count as equal. NaN where ``observed`` is NaN or no permutation
     gave a number.

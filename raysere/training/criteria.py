@@ -1,4 +1,4 @@
-"""Criteria for a model on a target domain that read no target label (docs/methods.md 4.4).
+"""Criteria for a model on a target domain that read no target label (docs/methods.md 5.6).
 
 Posteriors p are (n, C) of target items; features are of the trained model. Which direction is
 better stands in :data:`BETTER`.
@@ -81,7 +81,7 @@ class Weights:
 
     @property
     def reliable(self) -> bool:
-        """Effective share of 5 % or more, no weight above 50 (docs/methods.md 4.4), and a mean near
+        """Effective share of 5 % or more, no weight above 50 (docs/methods.md 5.6), and a mean near
         1, which ratios of densities have: where the domains lie apart all weights are nearly 0. The
         last condition is ours.
         """
@@ -200,7 +200,7 @@ def cluster(features: np.ndarray, count: int, seed: int = 0, restarts: int = 4) 
 
 def class_ami(p: np.ndarray, features: np.ndarray, seed: int = 0) -> float:
     """Agreement of the predicted classes with k-means of the features into as many clusters
-    (docs/methods.md 4.4).
+    (docs/methods.md 5.6).
     """
     return adjusted_mutual_information(p.argmax(1), cluster(features, p.shape[1], seed))
 

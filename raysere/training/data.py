@@ -27,7 +27,7 @@ def build_labels(manifest: Manifest, class_map: ClassMap | None, task: Task) -> 
     """Targets and groups of all utterances of a manifest, in its order.
 
     An utterance whose label the class map leaves out stays, with label -1: its votes can still
-    teach (docs/methods.md 2.4: O/X items), and nothing else reads it. Votes go through the same
+    teach (docs/methods.md 1.5: O/X items), and nothing else reads it. Votes go through the same
     map; votes for classes outside the task do not count. An attribute that the manifest does not
     give is the mean of its votes; attributes are mapped from the corpus's scale to the task's.
 

@@ -222,7 +222,7 @@ class Method(abc.ABC):
         """Predictions of a batch; called in eval mode without gradients."""
 
     def effective_prior(self, params: Any, train_prior: tuple[float, ...]) -> tuple[float, ...]:
-        """The class prior that the trained logits carry (docs/methods.md 2.7).
+        """The class prior that the trained logits carry (docs/methods.md 1.6).
 
         Default: the training prior.
         """

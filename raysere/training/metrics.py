@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from raysere.base.errors import DataError
 from raysere.training.task import Task
 
-GUARD = 1e-8  # in the denominator of the concordance correlation (docs/methods.md 1.2)
+GUARD = 1e-8  # in the denominator of the concordance correlation (docs/methods.md 9.2)
 Statistic = Callable[[NDArray], NDArray]
 
 
@@ -84,7 +84,7 @@ def weighted_f1_of(confusion: ArrayLike) -> NDArray:
 
 def ccc_of(moments: ArrayLike) -> NDArray:
     """Concordance correlation from moment sums (..., 6): n, sum x, sum y, sum xx, sum yy, sum xy
-    (docs/methods.md 1.2).
+    (docs/methods.md 9.2).
 
     ``2 cov / (var x + var y + (mean x - mean y)^2 + 1e-8)`` with population moments; 0 when both
     are constant.
@@ -183,7 +183,7 @@ def _pairs(x: ArrayLike, y: ArrayLike) -> tuple[NDArray, NDArray]:
 
 def ccc(x: ArrayLike, y: ArrayLike) -> float:
     """Concordance correlation of predictions ``x`` and labels ``y`` (n,), pairs with NaN left out
-    (docs/methods.md 1.2).
+    (docs/methods.md 9.2).
 
     Example:
         >>> round(ccc([1.0, 2.0, 3.0], [1.0, 2.0, 4.0]), 3)
@@ -332,7 +332,7 @@ def _resample(sums: NDArray, weights: NDArray) -> NDArray:
 
 
 def bootstrap_by_group(sums: ArrayLike, statistic: Statistic, *, draws: int = 2000, seed: int = 0, level: float = 0.95) -> Interval:
-    """Percentile bootstrap over groups (docs/methods.md 3.13).
+    """Percentile bootstrap over groups (docs/methods.md 4.14).
 
     Args:
         sums: per-group sums (G, ...) from :func:`group_confusions` or :func:`group_moments`.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from raysere.base.errors import ConfigError
 
-BALANCED_FROM = 4  # epoch (from 0) at which natural_then_balanced turns (docs/methods.md 2.4)
+BALANCED_FROM = 4  # epoch (from 0) at which natural_then_balanced turns (docs/methods.md 1.5)
 
 
 def seed_of(*parts: int) -> int:
@@ -40,7 +40,7 @@ class Sampler:
     Attributes:
         kind: ``natural``, ``balanced`` or ``natural_then_balanced``.
         label: int64 (n,) of the training rows, -1 for items without a class (they form one more
-            group, of the size of a class, as in docs/methods.md 2.4).
+            group, of the size of a class, as in docs/methods.md 1.5).
         batch: items a batch.
 
     An epoch always holds n items, so the number of steps is known before training. A balanced epoch

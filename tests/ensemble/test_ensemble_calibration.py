@@ -77,7 +77,7 @@ def test_the_likelihood_never_falls(seed, scale):
 
 
 def test_calibration_and_prior_shift_recover_the_bayes_posterior():
-    """Three Gaussians; a model with a wrong prior and temperature 2.5 (docs/methods.md 3.3)."""
+    """Three Gaussians; a model with a wrong prior and temperature 2.5 (docs/methods.md 4.3)."""
     generator = np.random.default_rng(0)
     prior, wrong = np.array([0.6, 0.3, 0.1]), np.array([0.2, 0.3, 0.5])
     means = np.array([[0.0, 0.0], [1.5, 0.0], [0.0, 1.5]])

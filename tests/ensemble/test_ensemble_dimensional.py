@@ -1,4 +1,4 @@
-"""Pools of attributes and variance matching (docs/methods.md 3.11)."""
+"""Pools of attributes and variance matching (docs/methods.md 4.11)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Convex weights, the stack, offsets, and that every choice answers alike when fitted and when
-saved (docs/methods.md 3.3, 3.5 to 3.10).
+saved (docs/methods.md 4.3, 4.5 to 4.10).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Published recipes, diversity, controls and claims (docs/methods.md 3.1, 3.12, 3.13)."""
+"""Published recipes, diversity, controls and claims (docs/methods.md 4.12, 4.13, 4.14)."""
 
 from __future__ import annotations
 

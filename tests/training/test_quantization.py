@@ -1,4 +1,4 @@
-"""Quantization and InfoLoss: identities of docs/methods.md 5.4."""
+"""Quantization and InfoLoss: identities of docs/methods.md 6.4."""
 
 import itertools
 import math

@@ -1,5 +1,5 @@
 """Ablations: the value of each part of the procedure, and a control with shuffled labels
-(docs/methods.md 3.13).
+(docs/methods.md 4.14).
 """
 
 from __future__ import annotations

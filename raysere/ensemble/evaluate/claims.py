@@ -1,4 +1,4 @@
-"""The sentence that says what an evaluation supports (docs/methods.md 3.13)."""
+"""The sentence that says what an evaluation supports (docs/methods.md 4.14)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Diversity of the members of an ensemble (docs/methods.md 3.12).
+"""Diversity of the members of an ensemble (docs/methods.md 4.13).
 
 Everywhere ``right`` is bool (M, N): whether each member answers each item rightly.
 """
@@ -82,7 +82,7 @@ def off_diagonal_mean(matrix: np.ndarray) -> float:
 
 def predicted_gain(members: float, correlation: float, validity: float) -> dict[str, float]:
     """How averaging M unit-variance members changes the correlation with the truth (docs/methods.md
-    3.11).
+    4.11).
 
     Members have the pair correlation r and the validity q.
 

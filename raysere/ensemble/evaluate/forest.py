@@ -1,4 +1,4 @@
-"""The random-forest stack of a challenge team (docs/methods.md 3.1): 200 trees of depth 8 with at
+"""The random-forest stack of a challenge team (docs/methods.md 4.12): 200 trees of depth 8 with at
 least 10 items a leaf, trained on a class-balanced draw of the members' logits, one forest for each
 of five stratified folds, and the mean of the five.
 

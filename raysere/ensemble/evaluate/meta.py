@@ -1,4 +1,4 @@
-"""The linear meta-classifier with a weight soup of a challenge team (docs/methods.md 3.1):
+"""The linear meta-classifier with a weight soup of a challenge team (docs/methods.md 4.12):
 probabilities and attributes of all members to class logits, trained six times like a member (AdamW,
 class weights ``(N / (K n_k)) ^ .5``, early stopping), weights averaged.
 

@@ -1,4 +1,4 @@
-"""The published recipes that an ensemble is compared with (docs/methods.md 3.1).
+"""The published recipes that an ensemble is compared with (docs/methods.md 4.12).
 
 Best single member, plain mean, majority vote, mean of two systems, random-forest stack, linear
 meta-classifier with a weight soup.
@@ -119,7 +119,7 @@ def fit_baselines(selection: FitRows, task: Task, config: EnsembleConfig) -> Bas
 
 
 def two_systems(members: tuple[MemberInfo, ...], order: list[int]) -> tuple[MemberInfo, ...]:
-    """The best member and the best that hears something else (docs/methods.md 3.1): of another
+    """The best member and the best that hears something else (docs/methods.md 4.12): of another
     modality, else of another study, else the next; ``order`` numbers the members from the best on.
     """
     first = members[order[0]]

@@ -1,5 +1,5 @@
 """Weights and variance matching for one attribute, arousal, valence or dominance by itself
-(docs/methods.md 3.11).
+(docs/methods.md 4.11).
 
 Members are standardised by their selection mean and deviation, weighed, brought back to natural
 units, and matched to the spread of the labels: with correlation rho the concordance of any affine

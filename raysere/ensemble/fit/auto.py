@@ -1,4 +1,4 @@
-"""Choose family, pool and offsets on inner folds of speakers (docs/methods.md 3.8 to 3.10).
+"""Choose family, pool and offsets on inner folds of speakers (docs/methods.md 4.8 to 4.10).
 
 Members are calibrated once for each inner fold and shared by all families and pools. Offsets are
 fitted on held-out predictions, never on those that the weights were fitted on, and scored by the

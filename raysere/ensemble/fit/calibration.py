@@ -3,7 +3,7 @@
 ``log p_k = log softmax(z / t + b)_k`` with ``b_K = 0`` minimises the negative log-likelihood on the
 selection rows; it is convex in ``1/t`` and ``b``. Without ridge the mean prediction at the optimum
 is the selection prior exactly, so that members, however their training was weighted, end calibrated
-to one prior and cannot be corrected twice (docs/methods.md 3.2).
+to one prior and cannot be corrected twice (docs/methods.md 4.2).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One class ensemble: calibrated members, a pool, weights, offsets (docs/methods.md 3).
+"""One class ensemble: calibrated members, a pool, weights, offsets (docs/methods.md 4).
 
 Everything here takes FitRows, never test rows.
 """

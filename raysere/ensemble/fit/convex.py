@@ -1,5 +1,5 @@
 """Convex weights: the target-weighted likelihood of a pool, maximised over the simplex
-(docs/methods.md 3.7).
+(docs/methods.md 4.7).
 
 Both problems are convex: ``-log sum_m w_m p_m(y)`` in the linear pool,
 ``log sum_k exp(sum_m w_m log p_mk) - sum_m w_m log p_my`` in the log pool. Members are brought in

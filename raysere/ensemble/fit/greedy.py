@@ -1,5 +1,5 @@
 """Greedy forward selection with replacement (Caruana et al., 2004, 2006), plain and bagged
-(docs/methods.md 3.6).
+(docs/methods.md 4.6).
 
 The pooled answer is the arg-max of a running sum, so one step costs one addition, one arg-max and
 one count for every candidate: O(members x items x classes), in blocks that stay in the cache. The

@@ -21,7 +21,7 @@ def prior_macro_f1(counts: np.ndarray, prior: np.ndarray | None = None) -> np.nd
     when None): (...,).
 
     ``r_jk = P(answer k | class j)``; ``F1_k = 2 pi_k r_kk / (pi_k + sum_j pi_j r_jk)``
-    (docs/methods.md 3.4): equals macro-F1 after replicating every class to ``pi``, without the
+    (docs/methods.md 4.4): equals macro-F1 after replicating every class to ``pi``, without the
     noise of subsampling.
     """
     support = counts.sum(-1)

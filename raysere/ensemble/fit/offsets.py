@@ -1,5 +1,5 @@
 """Decision offsets: the answer is ``argmax_k (log p_k + delta_k)`` with ``delta_K = 0``
-(docs/methods.md 3.9).
+(docs/methods.md 4.9).
 
 A ladder of three: no offset; ``-tau log pi``, one number; the full vector. The vector is found by
 exact coordinate ascent: while one class is raised, every item changes its answer once, at a

@@ -96,7 +96,7 @@ def fit_part(selection: FitRows, task: Task, config: EnsembleConfig) -> OuterFit
 
 
 def fit_classes(selection: FitRows, task: Task, config: EnsembleConfig) -> ClassFit:
-    """The categorical procedure (docs/methods.md 3): what the config leaves open is chosen on inner
+    """The categorical procedure (docs/methods.md 4): what the config leaves open is chosen on inner
     folds, then fitted on all rows.
     """
     labelled = selection.label >= 0
@@ -112,7 +112,7 @@ def fit_classes(selection: FitRows, task: Task, config: EnsembleConfig) -> Class
 
 
 def fit_one_attribute(selection: FitRows, index: int, task: Task, config: EnsembleConfig) -> AttributePart:
-    """One attribute by the dimensional procedure (docs/methods.md 3.11)."""
+    """One attribute by the dimensional procedure (docs/methods.md 4.11)."""
     rated = np.isfinite(selection.target[:, index])
     if not rated.any():
         raise DataError(f"No selection row has a value of {task.attributes[index]}")

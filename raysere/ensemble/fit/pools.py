@@ -1,5 +1,5 @@
 """Pools: many members' predictions to one, with members that are missing for an item masked
-(docs/methods.md 3.5).
+(docs/methods.md 4.5).
 
 Everywhere: ``logp`` float32 (M, N, K) log-probabilities, ``weights`` (M,) non-negative, ``present``
 bool (M, N). The weights of the members that are present are renormalised for each item; an item

@@ -1,5 +1,5 @@
 """Class priors: moving predictions from one to another, and estimating an unknown one
-(docs/methods.md 3.3).
+(docs/methods.md 4.3).
 """
 
 from __future__ import annotations

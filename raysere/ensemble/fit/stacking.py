@@ -1,5 +1,5 @@
 """Stacking: multinomial logistic regression on the members' centred log-probabilities
-(docs/methods.md 3.8).
+(docs/methods.md 4.8).
 
 It is written as a correction of the plain log pool,
 ``logits = mean_m log p_m + log(target / selection prior) + X D``, and what is penalised is D, the

@@ -1,4 +1,4 @@
-"""Choose trials for a target without reading its labels (docs/methods.md 4.4)."""
+"""Choose trials for a target without reading its labels (docs/methods.md 5.6)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parts shared by methods for a labelled source and an unlabelled target (docs/methods.md 4).
+"""Parts shared by methods for a labelled source and an unlabelled target (docs/methods.md 5).
 
     streams -> one vector h (B, D) -> f = dropout(ReLU(LN(W1 h))) (B, H) -> logits = W2 f (B, C)
 

@@ -26,7 +26,7 @@ from raysere.training.method import Batch, Needs, Shapes, Step, StreamShape
 
 class FusionParams(StreamParams, HeadParams):
     """Losses by default as most teams had them: soft targets where votes exist, class weights to
-    the power .5 (docs/methods.md 2.3).
+    the power .5 (docs/methods.md 1.3).
     """
 
     hidden: int = Field(512, ge=8, le=8192)

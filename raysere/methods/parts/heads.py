@@ -1,5 +1,5 @@
 """Parts shared behind the features: a trunk, a linear head for each task, and the losses
-(docs/methods.md 2.3).
+(docs/methods.md 1.3).
 
     vector (B, W) -> [Linear (LayerNorm) ReLU dropout] x depth -> hidden (B, H) -> C logits | A
     attributes | 2 for gender
@@ -31,7 +31,7 @@ Mixing = tuple[float, Tensor]  # share and order (B,) of a mixup
 
 
 class HeadParams(LoopParams):
-    """Ranges as searched by the challenge teams (docs/methods.md 2.3)."""
+    """Ranges as searched by the challenge teams (docs/methods.md 1.3)."""
 
     hidden: int = Field(1024, ge=8, le=8192)
     depth: int = Field(1, ge=0, le=2, description="hidden layers; 0 is a linear head")
@@ -93,7 +93,7 @@ class HeadedModel(nn.Module):
 
     def trunk(self, x: Tensor, mixing: Mixing | None = None) -> Tensor:
         """Last hidden vector (B, H) of x (B, W); ``mixing`` mixes items before the last
-        non-linearity (docs/methods.md 2.4).
+        non-linearity (docs/methods.md 1.5).
         """
         for number, block in enumerate(self.blocks):
             x = block(x)
@@ -156,7 +156,7 @@ class HeadedMethod(Method):
 
     def effective_prior(self, params: Any, train_prior: tuple[float, ...]) -> tuple[float, ...]:
         """Proportional to ``pi^(1 - alpha - tau)``: class weights take away alpha, the log prior of
-        a training-time adjustment tau; uniform where the sampler is balanced (docs/methods.md 2.7).
+        a training-time adjustment tau; uniform where the sampler is balanced (docs/methods.md 1.6).
         """
         exponent = 1 - params.class_weight - (params.tau if params.loss in ("vs", "logit_adjusted") else 0)
         return tempered_prior(train_prior, exponent if params.sampler == "natural" else 0)

@@ -14,7 +14,7 @@ from raysere.nn.pooling import attention_of, pool, pooled_dim
 from raysere.nn.stacking import Linear
 from raysere.training.method import LoopParams, Shapes, StreamShape
 
-TOP = 4  # layers of the equal-weight sum (docs/methods.md 2.2)
+TOP = 4  # layers of the equal-weight sum (docs/methods.md 1.1)
 MIX_GAIN = 10.0  # the mix is softmax(10 w): at the heads' learning rate plain weights would hardly leave their start in 30 short epochs
 
 

@@ -1,5 +1,5 @@
 """``quantized_codebook``: one codebook for both languages, held to the class by InfoLoss
-(docs/methods.md 5).
+(docs/methods.md 6).
 
     rows (B, T, D) -> z (B, T, d) -> nearest of K shared codes zq -> pooled mean (and std) -> trunk
     -> logits L = CE + lam_c CE_z + lam_vq L_vq + lam_i L_info + lam_u L_use + r(p) [lam_g L_global

@@ -22,7 +22,7 @@ SIZES = {"utterance": 64, "rows": 256}
 
 
 class QuantizedParams(DomainParams):
-    """Defaults of docs/methods.md 5.
+    """Defaults of docs/methods.md 6.
 
     The ablations are values: a weight of 0, ``codebook``, ``alignment`` and ``classes`` of none.
     """

@@ -1,5 +1,5 @@
 """Two languages compared by the centroids of cells that both have: a vowel, an emotion, or both
-(docs/methods.md 7.3).
+(docs/methods.md 8.5).
 
 Utterances of two languages do not correspond, cells do. A cell is a name for rows (of frames pooled
 over a vowel, of utterances of an emotion, ...). Cells that are named by emotions need the target's

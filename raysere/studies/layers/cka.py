@@ -1,7 +1,7 @@
 """Linear centred kernel alignment, debiased and biased, and maps over layers.
 
 Kornblith et al. 2019 (linear CKA), Song et al. 2012 (the unbiased statistic), in the form of
-docs/methods.md 7.4. CKA compares **rows**: both sides have the same ones. Utterances of two
+docs/methods.md 8.7. CKA compares **rows**: both sides have the same ones. Utterances of two
 languages have no such correspondence, so between languages it is defined for centroids of cells
 (:mod:`raysere.studies.layers.cells`) or, within each language, between layers (:func:`cka_map`) and
 of second order (:func:`second_order`).
@@ -29,7 +29,7 @@ def _centred(x: ArrayLike, n: int | None = None) -> NDArray[np.float64]:
 
 
 def _statistic(products: float, a: NDArray, b: NDArray, debiased: bool) -> float:
-    """h(A, B) of docs/methods.md 7.4 from ``products`` = |A^T B|_F^2 and the squared norms (n,) of
+    """h(A, B) of docs/methods.md 8.7 from ``products`` = |A^T B|_F^2 and the squared norms (n,) of
     the rows.
     """
     if not debiased:
@@ -47,7 +47,7 @@ def _products(x: NDArray, y: NDArray) -> float:
 
 def linear_cka(x: ArrayLike, y: ArrayLike, *, debiased: bool = True) -> Estimate:
     """Linear CKA of two arrays (n, D1), (n, D2) with the same rows, in float64 (docs/methods.md
-    7.4).
+    8.7).
 
     Debiased: ``h(X, Y) / sqrt(h(X, X) h(Y, Y))`` with the U-statistic of HSIC; near 0 for unrelated
     rows whatever n and D are, and it may be negative. Biased (``debiased=False``): near 1 for
@@ -120,7 +120,7 @@ def cka_map(layers: Sequence[ArrayLike], *, debiased: bool = True) -> NDArray[np
 
 def second_order(first: ArrayLike, second: ArrayLike, *, permutations: int = 999, seed: int = 0) -> Estimate:
     """Spearman's correlation of the upper triangles of two maps of :func:`cka_map` (docs/methods.md
-    7.3), with a Mantel test.
+    8.5), with a Mantel test.
 
     The null permutes the layers of one map. Layers near each other are alike in every deep network,
     so a small p says only that the two maps share the order of the layers; the value itself is what

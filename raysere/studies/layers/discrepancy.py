@@ -1,4 +1,4 @@
-"""How far apart the features of two corpora are, without any label (docs/methods.md 7.3).
+"""How far apart the features of two corpora are, without any label (docs/methods.md 8.5).
 
 Mean gap, covariance gap and maximum mean discrepancy are one statistic, the squared maximum mean
 discrepancy (Gretton et al. 2012), of three kernels:

@@ -97,7 +97,7 @@ def out_of_fold(x: ArrayLike, label: ArrayLike, fold: ArrayLike, classes: int, *
 def relevance(
     x: ArrayLike, label: ArrayLike, fold: ArrayLike, speakers: ArrayLike, classes: int, *, draws: int = 1000, seed: int = 0
 ) -> Estimate:
-    """Relevance of a layer (docs/methods.md 7.3):
+    """Relevance of a layer (docs/methods.md 8.5):
 
     UAR of a probe on held-out speakers, with an interval. ``null`` is chance.
     """

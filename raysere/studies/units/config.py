@@ -13,7 +13,7 @@ SIZES = (500, 200, 100, 50, 20, 10)  # tried in turn where the number of units i
 
 
 class UnitsConfig(BaseModel):
-    """Settings of a units study; see docs/methods.md 6.2.
+    """Settings of a units study; see docs/methods.md 7.2.
 
     Attributes:
         units: K; None takes the largest of :data:`SIZES` that vowels with half of the vowel frames

@@ -2,7 +2,7 @@
 
 All take counts or probabilities in the last axis and give float64 in bits or [0, 1].
 
-A distribution without mass gives NaN, never 0. Definitions and bounds: docs/methods.md 6.3; JS
+A distribution without mass gives NaN, never 0. Definitions and bounds: docs/methods.md 7.3; JS
 after Lin (1991), whose square root is a metric (Endres and Schindelin, 2003); the bias of the
 plug-in estimate is checked in the tests.
 """

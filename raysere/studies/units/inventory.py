@@ -1,5 +1,5 @@
 """Questions that need no phones: which units a language uses, and what two corpora of one language
-differ by (docs/methods.md 6.4).
+differ by (docs/methods.md 7.4).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Which layer's units tell phones apart best:
 
-PNMI and purities by layer, with codebooks of one small size (docs/methods.md 6.5).
+PNMI and purities by layer, with codebooks of one small size (docs/methods.md 7.5).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Questions of the study that need phones: shared vowels, emotion, anchors (docs/methods.md 6.4)."""
+"""Questions of the study that need phones: shared vowels, emotion, anchors (docs/methods.md 7.4)."""
 
 from __future__ import annotations
 

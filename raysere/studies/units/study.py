@@ -1,9 +1,9 @@
-"""The study of discrete units across languages (docs/methods.md 6).
+"""The study of discrete units across languages (docs/methods.md 7).
 
 Idea of the paper: discrete units by vector quantization of speech representations, whose
 distributions quantify what phones of different languages and emotions have in common, and which
 vowels may serve as anchors for adaptation. Layer, K, distance, statistics and validation are
-reconstructions; see docs/methods.md 6.
+reconstructions; see docs/methods.md 7.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def study_units(
     progress: Progress | None = None,
     formants: pl.DataFrame | None = None,
 ) -> UnitsResult:
-    """Learn universal units and answer the questions of docs/methods.md 6.4.
+    """Learn universal units and answer the questions of docs/methods.md 7.4.
 
     Args:
         view: frames (granularity frame).

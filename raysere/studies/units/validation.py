@@ -1,4 +1,4 @@
-"""Validation of the similarity of vowels (docs/methods.md 6.5)."""
+"""Validation of the similarity of vowels (docs/methods.md 7.5)."""
 
 from __future__ import annotations
 

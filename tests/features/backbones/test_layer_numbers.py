@@ -1,5 +1,5 @@
 """Layer 0 is what goes into the first block, layer l what comes out of block l: a model whose
-states are known (docs/methods.md 7.6).
+states are known (docs/methods.md 8.8).
 """
 
 from __future__ import annotations
