@@ -510,7 +510,7 @@ def test_the_plain_line_of_ray_tells_where_nothing_lasts(cluster, sent):
     command = [BIN / "ray", "job", "submit", "--address", address, "--working-dir", ".", "--", "raysere", "run", "toy.yaml"]
     found = subprocess.run(command, cwd=sent[0], env=environment, capture_output=True, text=True, timeout=200)
     assert found.returncode == 1
-    assert "no folder that lasts" in found.stdout + found.stderr
+    assert "is a folder of the job" in found.stdout + found.stderr
 
 
 def test_probes_of_kubernetes_need_no_token(cluster):

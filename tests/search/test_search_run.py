@@ -280,7 +280,7 @@ def test_wrong_use_is_said_before_anything_runs(tmp_path: Path) -> None:
         run_search(run_dir, [toy_study()], resources={"cpu": 1, "gpu": 0.5})
     with pytest.raises(ConfigError, match="Two studies are called 'toy'"):
         run_search(run_dir, [toy_study(), toy_study()])
-    with pytest.raises(ConfigError, match="no study"):
+    with pytest.raises(ConfigError, match="no search"):
         run_search(run_dir, [])
     assert not (run_dir / "trials").exists()
 
