@@ -10,9 +10,16 @@ from benchmarks._wrap import write_wrapped
 
 _HEAD = """# Performance
 
-Written by `python -m benchmarks` (`make bench`) from `benchmarks/results/*.json`; not edited by hand. Every figure is a ratio
-against the alternative that is named beside it, measured in the same run: the median of the rounds, and in brackets the smallest
-and the largest. `checked` says how it was made sure that both sides did the same work.
+Written by `python -m benchmarks` (`make bench`) from `benchmarks/results/*.json`; not edited by
+hand.
+
+Every figure compares raysere with the alternative in the same row, measured in the same run. It is
+the median of the rounds; brackets hold the smallest and the largest round. `checked` says how both
+sides were shown to do the same work.
+
+Ray's words: a *trial* is the training of one configuration; the *driver* is the process of the
+command; an *actor* is a worker process that Ray starts and that keeps its state between calls;
+*Tune* is Ray's library for searches.
 """
 
 
@@ -39,7 +46,7 @@ def write_page(results: Path, page: Path) -> None:
     machines: dict[str, list[str]] = {}
     for path in sorted(results.glob("*.json")):
         outcome = json.loads(path.read_text(encoding="utf-8"))
-        if outcome["format"] != "raysere.benchmark/1":  # a study with a page of its own
+        if outcome.get("format") != "raysere.benchmark/1":  # a study with a page of its own
             continue
         machines.setdefault(_machine(outcome["machine"]), []).append(outcome["benchmark"])
         parts.append(_section(outcome))
@@ -78,5 +85,5 @@ def _plain(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_plain(entry)}" for key, entry in value.items())
+        return ", ".join(f"{key}: {_plain(entry)}" for key, entry in value.items())
     return str(value)

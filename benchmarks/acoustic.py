@@ -62,8 +62,10 @@ def run() -> dict[str, Any]:
     )
     return result(
         [row, _torchaudio(clips, ours, acoustic)],
-        """One thread each. Ours is many small array operations on frames in blocks that fit the cache: the largest shares are the
-        spectra, the autocorrelations of the pitch and the functionals; clip by clip calls of the interpreter weigh as much.""",
+        """Both sides run on one thread. The backbone does many small array operations on blocks
+        of frames that fit the cache. The largest shares of its time are the spectra, the
+        autocorrelations for the pitch, and the functionals; the calls of the interpreter for
+        each clip weigh as much.""",
     )
 
 

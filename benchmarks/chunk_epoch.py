@@ -255,7 +255,9 @@ def run() -> dict[str, Any]:
     data = trial()
     return result(
         [compare(data, pooling) for pooling in ("mean_std", "attentive")],
-        """Without weights before the pooling, chunks are pooled once a fold (a tenth of an epoch of the alternative, not counted here),
-        and an epoch is then one of utterance vectors: the products of the head. With attention every epoch reads every chunk; half of its
-        time are the products of the attention on valid chunks, forwards and backwards, and most of the rest is memory traffic.""",
+        """`mean_std` has no weights before the pooling, so chunks are pooled once for each fold
+        (a tenth of an epoch of the alternative, not counted here). An epoch then runs on
+        utterance vectors and costs the matrix products of the head. With attention, every epoch
+        reads every chunk: half of its time goes to the products of the attention on valid
+        chunks, forward and backward, and most of the rest to memory traffic.""",
     )

@@ -116,7 +116,9 @@ def run() -> dict[str, Any]:
             checked=f"largest difference of a mean {apart[0]:.1e}, of a standard deviation {apart[1]:.1e}",
         )
     )
-    limits = """One thread. Memory limits it: two rows of float64 sums are read for each chunk and two of float32 written, and half of the
-        time goes to rows that are in no cache. The sums take 16 bytes a value, so they stay in memory for small corpora and narrow features
-        only (RAYSERE_CACHE_GB); beyond it they are made anew for each request, and the gain is lost."""
+    limits = """One thread. Memory is the limit: each chunk reads two rows of float64 sums and
+        writes two rows of float32, and half of the time goes to rows that are in no cache. The
+        sums take 16 bytes for each value, so they stay in memory only for small corpora and
+        narrow features (RAYSERE_RESIDENT_GB). Beyond that they are computed again for each
+        request, and the gain is lost."""
     return result(rows, limits)

@@ -207,9 +207,11 @@ def run() -> dict[str, Any]:
         )
     )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    limits = f"""A step reads, for every candidate, the contributions to the classes that can still win: its time is that of fetching
-        scattered cache lines, and the first steps, when most classes can, cost three times as much as the last. Two threads share
-        the memory bus, so the second is worth less than the first. The fit adds some seconds of calibration. The peak of this
-        process, with the float64 copies of the plain side, was {peak / 1e9:.1f} GB;
-        a library of this size is {logp.nbytes / 1e9:.2f} GB."""
+    limits = f"""Each step of the selection reads, for every candidate, its contributions to the
+        classes that can still win; its time goes to fetching scattered cache lines. The first
+        steps, when most classes can still win, cost three times as much as the last. Two threads
+        share the memory bus, so the second adds less than the first. The full fit adds some
+        seconds of calibration. The peak memory of this process, with the float64 copies of the
+        numpy side, was {peak / 1e9:.1f} GB; a library of this size takes {logp.nbytes / 1e9:.2f}
+        GB."""
     return result(rows, limits)

@@ -82,9 +82,11 @@ def run() -> dict[str, Any]:
             rows.append(Row("WavLM-large shapes, bfloat16, GPU: rate", limit, unit="of the limit", not_measured="needs a GPU"))
     return result(
         rows,
-        """On a CPU products and convolutions run at the rate that oneDNN reaches for large matrices; what keeps the whole below it is
-        attention over short sequences, the positional convolution, GELU, reading, statistics and the last clips, when not every core has
-        work left. On a short corpus the start of the actors (imports and weights) costs most; it is paid once a corpus and backbone.""",
+        """On a CPU, matrix products and convolutions run at the rate that oneDNN reaches for
+        large matrices. The whole stays below that rate because of attention over short
+        sequences, the positional convolution, GELU, reading, statistics, and the last clips,
+        when some cores have no work left. On a short corpus the start of the actors (imports and
+        weights) costs most; it is paid once for each corpus and backbone.""",
     )
 
 

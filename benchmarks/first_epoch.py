@@ -143,7 +143,7 @@ def run() -> dict[str, Any]:
         "plain Tune script, to the first report of one epoch",
         [plain / ours for ours, plain in zip(spent["ours"], spent["plain"], strict=True)],
         goal=1.0,
-        checked="both have written the result; ours has trained 15 fold epochs, the script one epoch",
+        checked="both wrote the result; raysere trained 15 fold epochs, the script one epoch",
         detail={"seconds": statistics.median(spent["ours"]), "seconds of the alternative": statistics.median(spent["plain"])},
     )
     return result([row], LIMITS)
@@ -160,6 +160,7 @@ def _experiment(root: Path) -> tuple[Path, Path]:
     return path, root / "runs"
 
 
-LIMITS = """Imports and the start of Ray's own daemons, on both sides: the driver's (Ray, polars, torch), the daemons', and those of the
-    workers (torch, once a process, begun before there is a trial) fill two cores until the first trial. Reading and checking the
-    experiment takes half a second of ours, the first trial itself one."""
+LIMITS = """Imports and the start of Ray's own daemons, on both sides. The imports of the driver
+    (Ray, polars, torch), of the daemons, and of the workers (torch, once for each process, begun
+    before there is a trial) fill two cores until the first trial. In raysere, reading and
+    checking the experiment takes half a second and the first trial itself one second."""

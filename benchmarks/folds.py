@@ -138,6 +138,7 @@ def run() -> dict[str, Any]:
             rows.extend(compare(what, trial(utterances, layers, width), params, device, goal))
     return result(
         rows,
-        """On a CPU a stack saves calls, not arithmetic: it pays where a step of one fold is mostly calls, and is worth little where
-        the products fill the time. The trainer stacks by itself only up to the size at which it was measured to pay.""",
+        """On a CPU, stacking saves calls, not arithmetic. It pays where a step of one fold is
+        mostly calls, and gains little where matrix products fill the time. The trainer stacks by
+        itself only up to the size at which stacking was measured to pay.""",
     )

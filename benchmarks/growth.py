@@ -211,8 +211,9 @@ def run() -> dict[str, Any]:
                 detail={f"MB after {times}": float(value) for times, value in zip(TIMES, np.median(resident, axis=0) / 1e6, strict=True)},
             )
         )
-    limits = """What is below 1 has a fixed part that more of the same does not pay again (start of a trial, files that are opened once);
-        what is above 1 leaves the cache of the processor as it grows."""
+    limits = """Figures below 1 have a fixed part that is not paid again when the size grows (the
+        start of a trial, files that are opened once). Figures above 1 come from data that
+        outgrows the processor's cache."""
     return result(rows, limits)
 
 

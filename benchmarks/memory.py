@@ -221,7 +221,8 @@ def run() -> dict[str, Any]:
         )
         for number in WORKERS
     ]
-    limits = """Every worker copies what it trains on out of the mapped shards: batches of frames, and at utterance granularity normalised
-        matrices, which are its own and stay for its next trials up to RAYSERE_RESIDENT_GB (not counted here). The mapped pages are given
-        back by the kernel when memory is short."""
+    limits = """Every worker copies what it trains on out of the mapped shards: batches of frames
+        or, for utterance vectors, normalised matrices. These matrices belong to the worker and
+        stay for its next trials, up to RAYSERE_RESIDENT_GB (not counted here). The kernel takes
+        the mapped pages back when memory is short."""
     return result([*rows, batches], limits)

@@ -44,8 +44,9 @@ def run() -> dict[str, Any]:
     )
     return result(
         [row],
-        """Both are Optuna's multivariate, grouped TPE, whose time grows with the number of finished trials; ours adds the reading of the
-        space, a sampler seeded by the trial's number, and the hash of the configuration.""",
+        """Both sides are Optuna's multivariate, grouped TPE, whose time grows with the number of
+        finished trials. raysere adds reading the space, a sampler seeded by the trial's number,
+        and the hash of the configuration.""",
     )
 
 

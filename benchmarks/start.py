@@ -129,7 +129,8 @@ def run() -> dict[str, Any]:
             seconds = alternate(ours, lambda: command("-c", "import torch"))
             rows.append(speed(name, "python -c 'import torch'", seconds, goal=goal, checked=checked))
         rows.append(ledger_row(folder))
-    limits = """Of a leaderboard, most is importing polars, numpy and pydantic (they read and check the study), and most of the rest is
-        opening a thousand small files; neither torch nor Ray nor pandas is imported. Records that an earlier version wrote are read
+    limits = """For a leaderboard, most of the time goes to importing polars, numpy and pydantic,
+        which read and check the study, and most of the rest to opening a thousand small files.
+        torch, Ray and pandas are not imported. Records that an earlier version wrote are read
         from YAML, which takes eight times as long."""
     return result(rows, limits)

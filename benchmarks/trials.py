@@ -184,7 +184,10 @@ def _rows(root: Path, path: Path, data: Data) -> dict[str, Any]:
     return result(rows, LIMITS)
 
 
-LIMITS = """A plain trial starts a process, imports torch and reads its npz, and only then trains; ours only trains. In float32 half of that
-    are matrix products at the rate of one core, the rest gathers, dropout, the optimiser and calls; in bfloat16 mostly calls. The start
-    of a search (Tune's imports, first steps in fresh processes) costs three to four seconds, a quarter of the wall of 24 short trials and
-    3 % of that of 200; between two trials a worker waits 30 ms, another 3 %. Several configurations in one stacked pass are not built."""
+LIMITS = """A plain trial starts a process, imports torch, reads its npz and only then trains; a
+    trial of raysere only trains. In float32, half of the training is matrix products at the rate
+    of one core; the rest is gathers, dropout, the optimiser and calls. In bfloat16 it is mostly
+    calls. The start of a search (Tune's imports, first steps in fresh processes) costs three to
+    four seconds: a quarter of the wall time of 24 short trials and 3 % of that of 200. Between
+    two trials a worker waits 30 ms, which is another 3 %. Training several configurations in one
+    stacked pass is not built."""

@@ -80,4 +80,4 @@ def run() -> dict[str, Any]:
         ),
         Row(what, f"{LIMIT_BYTES} bytes", [size / LIMIT_BYTES], "of the limit", 1, False, "counted on the disk", {"bytes": round(size)}),
     ]
-    return result(rows, "Most of the time is TensorBoard's own imports; most of the bytes are the two pictures of a trial.")
+    return result(rows, "Most of the time is TensorBoard's own imports; most of the bytes are the two pictures of each trial.")
