@@ -13,21 +13,29 @@ _HEAD = """# Accuracy
 
 Written by `python -m benchmarks.accuracy` (`make accuracy`) from `benchmarks/results/accuracy.json`; not edited by hand.
 
-Every figure is the unweighted average recall (UAR) over all test speakers of a nested protocol: each outer fold tests speakers that
-nothing was trained or chosen on, every choice (layer, pooling, C, gamma, configurations, members, temperatures) is made by inner speaker
-folds of the rest, and all systems share these folds. In brackets the 95 % interval over speakers (percentile bootstrap, 2,000 draws).
-With speaker normalisation each speaker's own clips, unlabelled, give the mean and the standard deviation of that speaker's features: that
-needs several clips of a speaker, also of a test speaker; it is told apart throughout. The encoder is the multilingual Whisper base encoder,
-in its published window for all systems. Few speakers: look at the intervals before the means.
+Every figure is the unweighted average recall (UAR) over all test speakers of a nested protocol.
+Each outer fold tests speakers that nothing was trained or chosen on. Inner speaker folds of the
+other speakers make every choice: layer, pooling, C, gamma, configurations, members, temperatures.
+All systems share these folds. Brackets hold the 95 % interval over speakers (percentile bootstrap,
+2,000 draws). There are few speakers: look at the intervals before the means.
 
-raysere's rows are experiments as a user would write them (`benchmarks/accuracy/systems.py`): for each outer fold a search of {acoustic}
-trials for the acoustic row and {speech} for the row with the encoder, then `ensemble: {{family: auto}}`; nothing differs between corpora.
-Its features are not those of the baselines: frames of silence are left out, percentiles stand beside mean and deviation, and training
-clips are heard at 90 and 110 % of their speed as well (acoustic features only). Methods, features and spaces were designed while looking
-at cross-validation over the speakers of these same corpora, by a handful of choices that are in `docs/log.md`: no fold's test speakers
-chose anything in these runs, but a fifth corpus would be the harder judge. How
-far class biases are pulled and by how much another choice must be ahead was set while looking at the test figures of EmoDB and EMOVO;
-RAVDESS and nEMO were not looked at for it.
+With speaker normalisation, the mean and standard deviation of each speaker's features come from
+that speaker's own clips, without labels. This needs several clips of each speaker, test speakers
+included, so its figures are always kept apart. The encoder is the multilingual Whisper base
+encoder, in its published window for all systems.
+
+raysere's rows are experiments as a user would write them (`benchmarks/accuracy/systems.py`): for
+each outer fold a search of {acoustic} trials for the acoustic row and {speech} for the row with the
+encoder, then `ensemble: {{family: auto}}`. Nothing differs between corpora. raysere's features are
+not those of the baselines: frames of silence are left out, percentiles are used beside mean and
+deviation, and training also uses copies of the clips at 90 and 110 % of their speed (acoustic
+features only).
+
+Methods, features and search spaces were designed while looking at cross-validation over the
+speakers of these same corpora, by a handful of choices that are in `docs/log.md`. No fold's test
+speakers chose anything in these runs, but a fifth corpus would be the harder judge. Two settings
+were made while looking at the test figures of EmoDB and EMOVO, but not at those of RAVDESS and
+nEMO: how far class biases are pulled to zero, and by how much another choice must be ahead.
 """
 
 
@@ -44,9 +52,10 @@ def draw(result: dict[str, Any]) -> str:
     return "\n".join(part for part in parts if part) + "\n"
 
 
-_RIVALS = """The rival is the best baseline on the test speakers themselves, which no honest choice could know; it reads the same features:
-the openSMILE systems for the acoustic row, all of them for the row with the encoder. Error reduction is the share of the rival's
-1 - UAR that is gone. The difference is paired over speakers.
+_RIVALS = """The rival is the baseline that is best on the test speakers themselves, which no honest choice could
+know. It reads the same features: the openSMILE systems for the acoustic row, all systems for the
+row with the encoder. Error reduction is the share of the rival's 1 - UAR that is gone. The
+difference is paired over speakers.
 """
 
 
