@@ -12,12 +12,19 @@ _HEAD = """# The ensembler on real libraries
 
 Written by `python -m benchmarks.accuracy.library` from `benchmarks/results/accuracy_library.json`; not edited by hand.
 
-Every figure is the unweighted average recall (UAR) over all test speakers of a nested protocol: each outer fold tests speakers that no
-member was trained or chosen on, and whose labels no ensemble has seen. Brackets hold 95 % intervals over speakers (percentile
-bootstrap, 2,000 draws; differences are paired). Over the 6 speakers of EMOVO such intervals are too narrow: RAVDESS with 24 is the one to
-trust. The features are raysere's own acoustic ones and the layers of the multilingual Whisper base encoder (clip window). What was
-expected was written down, and committed, before anything of a study was run; it stands here as it was written, for budgets that were then
-cut (RAVDESS to three outer folds, the comparison of objectives to 24 trials and three seeds, the shuffles to four).
+Every figure is the unweighted average recall (UAR) over all test speakers of a nested protocol. Each
+outer fold tests speakers that no member was trained or chosen on, and whose labels no ensemble has
+seen. Brackets hold 95 % intervals over speakers (percentile bootstrap, 2,000 draws); differences
+are paired. With the 6 speakers of EMOVO these intervals are too narrow: trust RAVDESS, with 24. The
+features are raysere's own acoustic features and the layers of the multilingual Whisper base encoder
+(clip window).
+
+**Expected** was written and committed before anything of a study was run, and is shown unchanged.
+It was written for larger budgets, which were then cut: RAVDESS to three outer folds, the comparison
+of objectives to 24 trials and three seeds, the shuffles to four.
+
+A *member* is one trained configuration; the *library* is all members that the ensemble may choose
+from; a *family* is a way to weigh them.
 """
 
 
@@ -62,20 +69,20 @@ def _library(corpus: dict[str, Any]) -> str:
         lines.append(f"| {LABELS[name]} | {interval(entry)} | {shown} | {'' if pair is None else standing(pair)} |")
     best = one["difference"]["ensemble - best_single"]
     lines += [
-        f"\nAgainst the best single member: {standard_errors(best):+.1f} standard errors. In sample the ensemble has "
-        f"{three(one['optimism']['in_sample'])}, {three(one['optimism']['value'], sign=True)} more than held out.",
-        f"Chosen by outer fold: {', '.join(one['chosen'])}. Mean score of what was tried, on inner folds: "
+        f"\nAgainst the best single member: {standard_errors(best):+.1f} standard errors. On the rows that it was fitted on, the ensemble has "
+        f"{three(one['optimism']['in_sample'])}: {three(one['optimism']['value'], sign=True)} against held out.",
+        f"Family chosen in each outer fold: {', '.join(one['chosen'])}. Mean score of each family on inner folds: "
         + ", ".join(f"{name} {three(score)}" for name, score in one["tried"].items())
         + ".",
-        f"The search took {one['trial_seconds']} s in its trials.",
+        f"The trials of the search took {one['trial_seconds']} s.",
     ]
     return "\n".join(lines)
 
 
 def _shuffled(corpora: list[dict[str, Any]]) -> str:
     lines = [
-        "Labels shuffled among the development rows of an outer fold, the whole procedure cross-fitted on them; brackets: t interval over "
-        "the shuffles.\n",
+        "Labels are shuffled among the development rows of an outer fold, and the whole procedure is cross-fitted on those rows. Brackets "
+        "hold t intervals over the shuffles.\n",
         "| corpus | shuffles | chance | held out | intervals over speakers that hold chance | in sample | s |",
         "| --- |" + " --- |" * 6,
     ]
@@ -108,7 +115,7 @@ def _gain(gain: dict[str, Any]) -> str:
     for number, seed in enumerate(gain["seeds"]):
         cells = [three(seed[objective][name]) for name in ("ensemble", "best_single", "score_of_members") for objective in seed]
         lines.append(f"| {number} | {' | '.join(cells)} |")
-    lines.append("\n`ensemble_gain` minus `score`, mean over the seeds with its t interval, and the standard deviation over seeds:\n")
+    lines.append("\n`ensemble_gain` minus `score`: mean over the seeds with its t interval, and the standard deviation over the seeds:\n")
     lines += ["| | difference | sd | |", "| --- | --- | --- | --- |"]
     for name, pair in gain["difference"].items():
         label = LABELS.get(name, "development score of a member")
