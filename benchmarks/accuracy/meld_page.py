@@ -12,20 +12,30 @@ _HEAD = """# Real words and voice: MELD
 
 Written by `python -m benchmarks.accuracy.meld` from `benchmarks/results/accuracy_meld.json`; not edited by hand.
 
-MELD is a television series in dialogue, seven emotions, half of the lines neutral. **Speakers recur**: six main characters speak most
-lines of all splits, so no figure here is speaker-independent; folds and intervals are by dialogue instead. The voice is at hand for the
-development split alone ({voices} of its {utterances} lines; one has none and is answered by its words), as one vector a line from a
-wav2vec2 that its authors had tuned on MELD's training split. The words are those of the transcripts, encoded by all-MiniLM-L6-v2, frozen.
+MELD is a television series in dialogue, with seven emotions; half of the lines are neutral.
+**Speakers recur**: six main characters speak most lines of all splits. No figure here is
+speaker-independent; folds and intervals are by dialogue instead. The voice is available for the
+development split alone: {voices} of its {utterances} lines, and the one line without voice is
+answered by its words. The voice is one vector for each line, from a wav2vec2 that its authors tuned
+on MELD's training split. The words are those of the transcripts, encoded by a frozen
+all-MiniLM-L6-v2.
 
-How it was made: {outer} outer folds of dialogues of the development split, {inner} inner folds in each. Text members are trained on
-the training split (9,989 lines) and on the development folds, audio members on the development folds alone, fusion members (`concat`)
-on both, the lines of the training split being without voice there. {text} text, {audio} audio and {fusion} fusion configurations are
-searched anew for each outer fold; search, calibration, weights, decision offsets and choice of family see its inner folds alone. Nothing
-is normalised by speaker. The baselines of scikit-learn are on the same folds, trained on the same rows, with C chosen by the inner
-folds. The test split takes no part.
+The protocol has {outer} outer folds of dialogues of the development split, with {inner} inner folds
+in each. Three kinds of members are trained:
 
-What may be claimed: differences on this one split of one series, with these features. Intervals (95 %, 2,000 draws) are over {dialogues}
-dialogues; fear and disgust have {fear} and {disgust} lines, so a few lines move the macro-F1.
+- text members on the training split (9,989 lines) and the development folds;
+- audio members on the development folds alone;
+- fusion members (`concat`) on both, where the lines of the training split have no voice.
+
+For each outer fold, {text} text, {audio} audio and {fusion} fusion configurations are searched
+anew. Search, calibration, weights, decision offsets and the choice of the family (the way to weigh
+the members) see its inner folds alone. Nothing is normalised by speaker. The baselines of
+scikit-learn use the same folds and the same training rows, with C chosen by the inner folds. The
+test split takes no part.
+
+Only differences on this one split of one series, with these features, may be claimed. Intervals (95
+%, 2,000 draws) are over {dialogues} dialogues. Fear and disgust have {fear} and {disgust} lines, so
+a few lines move the macro-F1.
 
 ## Predicted before the study was run, but after a try-out of six members a fold had been seen
 
@@ -71,8 +81,8 @@ def _systems(result: dict[str, Any]) -> str:
 
 def _check(result: dict[str, Any]) -> str:
     lines = [
-        "The same with the rows of voice shuffled among the lines, once, with a fixed seed: audio members learn nothing, and an honest",
-        "ensemble is then no worse than words alone, by more than one standard error.",
+        "The study is repeated once with the vectors of voice shuffled among the lines, with a fixed seed. Audio members then learn nothing,",
+        "and an honest ensemble should be at most one standard error worse than words alone.",
         "",
         "| ensemble with shuffled voices minus | difference | s.e. | within one s.e. |",
         "| --- | --- | --- | --- |",
@@ -90,8 +100,8 @@ def _chosen(result: dict[str, Any]) -> str:
     names = {"text": "words", "both": "words and voice", "shuffled": "words and shuffled voice", "voice": "voice and fusion members"}
     lines += [f"| {names[name]} | {', '.join(chosen)} |" for name, chosen in result["chosen"].items()]
     members = "; ".join(", ".join(f"{count} {name}" for name, count in part.items()) for part in result["modalities"])
-    flattery = f"On the rows that it was fitted on the ensemble is {three(result['optimism']['value'], sign=True)} better than held out"
-    return "\n".join([*lines, "", f"Members by fold: {members}. {flattery}; expected calibration error {three(result['ece'])}."])
+    flattery = f"On the rows that it was fitted on, the ensemble is {three(result['optimism']['value'], sign=True)} better than held out"
+    return "\n".join([*lines, "", f"Members in each fold: {members}. {flattery}; its expected calibration error is {three(result['ece'])}."])
 
 
 def _by_class(result: dict[str, Any]) -> str:
