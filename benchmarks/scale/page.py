@@ -16,9 +16,14 @@ Written by `python -m benchmarks.scale` from `benchmarks/results/scale.json`; no
 
     raysere plan experiment.yaml --nodes 8 --gpu h100 --cores 16
 
-prices an experiment on a cluster before anything runs: bytes, network, GPU hours and wall time for 1, 2, 4, ... nodes, and the number of
-nodes beyond which each is worth less than half of a lone one. It measures each backbone here for some seconds, takes how long a trial is
-from the trials that the run has finished (or `--trial-seconds`, or a guess that it calls one), and knows what is cached already.
+estimates what an experiment costs on a cluster before anything runs: bytes, network, GPU hours and
+wall time for 1, 2, 4, ... nodes. It also gives the number of nodes beyond which each further node
+is worth less than half of a lone one. It measures each backbone on this machine for some seconds
+and knows which features are stored already. The time of a trial comes from the trials that the run
+has finished, or from `--trial-seconds`; otherwise it is a guess, and is called one.
+
+A *node* is one machine of the cluster. The *driver* is the process of the command; it hands trials
+to worker processes on the nodes.
 
 ## The model
 
@@ -26,6 +31,8 @@ from the trials that the run has finished (or `--trial-seconds`, or a guess that
     fetch(N)   = bytes of features / min(link of a node, storage / N)
     search(N)  = begin + max(T (t + handover) / P + t (1 - 1/P) / 2, T x driver),      P = places for trials, at most T
     wall(N)    = start + extract(N) + fetch(N) + search(N) + ensemble
+
+N is the number of nodes, T the number of trials and t the mean seconds of one trial.
 
 | constant | value | |
 | --- | --- | --- |
@@ -36,7 +43,8 @@ from the trials that the run has finished (or `--trial-seconds`, or a guess that
 | core | {scale.CORE_SHARE:g} of its measured rate of large products | `docs/performance.md` |
 | link, storage | 10 and 20 Gbit/s | **assumed**; `--link`, `--storage` |
 
-A trial on a quarter of a GPU is taken to last as long as on one core, which no GPU was there to correct.
+A trial on a quarter of a GPU is assumed to last as long as on one core: no GPU was there to correct
+this.
 """
 
 
@@ -53,10 +61,10 @@ def _runs(rows: list[dict[str, Any]]) -> str:
     lines = [
         "## Against real runs of 1, 2 and 3 nodes",
         "",
-        "Ray nodes as processes of one machine with two cores, one place each, a disk each for what they fetch, and a driver beside them.",
-        "Backbone and trials *wait* instead of computing, as for a GPU elsewhere, since two cores cannot be three. Whole commands,",
-        f"medians of {1 + max(row['round'] for row in rows)} rounds, each from empty stores. The mean trial is that of the first",
-        "run on one node.",
+        "The nodes are Ray nodes that run as processes of one machine with two cores. Each has one place for work and a disk of its own",
+        "for what it fetches; the driver runs beside them. Backbone and trials *wait* instead of computing, as for a GPU elsewhere,",
+        "since two cores cannot be three. Measured are whole commands, each from empty stores; figures are medians of",
+        f"{1 + max(row['round'] for row in rows)} rounds. The model takes the mean trial of the first run on one node.",
         "",
         "| command | nodes | measured, s | model, s | model / measured | times as fast as one node | model |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -81,11 +89,13 @@ def _far(constants: dict[str, float]) -> str:
     lines = [
         "## Past this machine: 25 layers of WavLM-large",
         "",
-        f"Measured on one core here (random weights of WavLM-large's shape, float32): {constants['speed']:.2f} s of speech a second, "
-        f"{constants['reading_speed']:.0f} s a second when only read, {constants['core_rate'] / 1e9:.0f} GFLOP/s of large products; "
-        f"a trial of `pooled` on a learned mix of all 25 layers {1e6 * constants['row_epoch_s']:.0f} us for each row and epoch.",
-        f"Assumed: clips of {CLIP_S} s in the mean, 70 % of them to train on, official splits (one fold), {TRIALS} trials of "
-        f"{EPOCHS} epochs, GPU trials four to a card. Nodes have 16 cores, and one GPU where one is named.",
+        f"Measured on one core of this machine (random weights of WavLM-large's shape, float32): {constants['speed']:.2f} s of speech a "
+        f"second, {constants['reading_speed']:.0f} s a second when audio is only read, and {constants['core_rate'] / 1e9:.0f} GFLOP/s of "
+        f"large products. A trial of `pooled` on a learned mix of all 25 layers takes {1e6 * constants['row_epoch_s']:.0f} us for each "
+        "row and epoch.",
+        "",
+        f"Assumed: clips of {CLIP_S} s on average, 70 % of them to train on, official splits (one fold), {TRIALS} trials of "
+        f"{EPOCHS} epochs, and four trials at once on each GPU. Nodes have 16 cores, and one GPU where a GPU is named.",
         "",
         "| | " + " | ".join(SIZES) + " |",
         "| --- | " + " | ".join("---" for _ in SIZES) + " |",
@@ -101,8 +111,8 @@ def _far(constants: dict[str, float]) -> str:
         cards = "cores only" if one["kind"] == "none" else one["kind"]
         lines += [
             "",
-            f"**{one['corpus']}, {cards}**: a trial {duration(one['trials'][0]['seconds'])}; extraction at "
-            f"{one['speeds']['wavlm']:.0f} s of speech a second and {'core' if one['kind'] == 'none' else 'GPU'}; "
+            f"**{one['corpus']}, {cards}**: a trial takes {duration(one['trials'][0]['seconds'])}; each "
+            f"{'core' if one['kind'] == 'none' else 'GPU'} extracts {one['speeds']['wavlm']:.0f} s of speech a second; "
             f"up to {one['pays_up_to']} nodes pay.",
             "",
             "| nodes | wall | extract | fetch | search | ensemble | times as fast | node hours | GPU hours (busy) | network |",
