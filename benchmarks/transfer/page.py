@@ -11,16 +11,25 @@ HEAD = """# From one language to another
 
 Written by `python -m benchmarks.transfer` from `benchmarks/results/transfer.json`; not edited by hand.
 
-Unweighted average recall (UAR) of four classes (anger, happiness, neutral, sadness; chance .250) on the speakers of a target corpus of
-which no label was read: neither in training nor in the choice among the trials of a row. **Inductive**: target speakers are tested in
-{outer} parts, after an adaptation to the unlabelled clips of the other part. **Transductive**: adapted to the tested clips as well. Models
-are trained on {folds} speaker-disjoint halves of the source. Every row has the same search budget, trunk, loop and {epochs} epochs, and the
-same rule of choice, {rule}. The chosen configuration is then trained with three seeds; figures are means of their UARs, in brackets 95 %
-intervals over target speakers. Rows in *italics* know which target clips are of one speaker, and normalise each speaker by their own
-clips, those tested included: they are told apart.
+Every figure is the unweighted average recall (UAR) of four classes (anger, happiness, neutral,
+sadness; chance .250) on the speakers of a target corpus. No target label was read, neither in
+training nor in the choice among the trials of a row.
 
-Corpus and language are one here: what is called a language differs in room, microphone, actors and text as well. RAVDESS clips have a
-second of near silence around the voice; in URDU speakers nearly are emotions, so that whatever evens speakers takes the emotion away.
+- **Inductive**: target speakers are tested in {outer} parts, each after an adaptation to the
+  unlabelled clips of the other part.
+- **Transductive**: the adaptation also reads the clips that are tested.
+
+Models are trained on {folds} speaker-disjoint halves of the source. Every row has the same search
+budget, trunk, training loop and {epochs} epochs, and the same rule of choice: {rule}. The chosen
+configuration is then trained with three seeds. Figures are means of the UARs of these seeds;
+brackets hold 95 % intervals over target speakers. Rows in *italics* know which target clips are
+from the same speaker and normalise each speaker by that speaker's own clips, tested clips included.
+They use more than the other rows and are marked for that reason.
+
+Corpus and language cannot be separated here: corpora of two languages also differ in room,
+microphone, actors and text. RAVDESS clips have a second of near silence around the voice. In URDU a
+speaker nearly determines the emotion, so a method that makes speakers alike also removes the
+emotion.
 """
 
 
@@ -44,10 +53,11 @@ def _speed(told: dict[str, Any]) -> str:
         for name, values in told["median"].items()
     ]
     return (
-        f"## Trials a minute\n\nWhole searches of {told['trials']} trials on shared features (EmoDB to EMOVO, encoder of Whisper base), "
-        f"start included, two workers of one thread; medians of {len(told['spaces']['pooled']['per_minute'])} alternating rounds. "
-        f"Memory: largest worker.\n\n{_table(['space', 'trials a minute', 'beside `pooled`', 'memory of a worker, MB'], rows)}\n\n"
-        "With a GPU, four trials at once (`trial: {gpu: 0.25}`): not measured.\n"
+        f"## Trials a minute\n\nMeasured are whole searches of {told['trials']} trials on shared features (EmoDB to EMOVO, encoder of "
+        "Whisper base), start included, with two workers of one thread each. Figures are medians of "
+        f"{len(told['spaces']['pooled']['per_minute'])} alternating rounds; memory is that of the largest worker.\n\n"
+        f"{_table(['space', 'trials a minute', 'beside `pooled`', 'memory of a worker, MB'], rows)}\n\n"
+        "Not measured: four trials at once on a GPU (`trial: {gpu: 0.25}`).\n"
     )
 
 
@@ -82,7 +92,8 @@ def _means(found: dict[str, Any]) -> str:
         values = [_interval(kinds[kind].get(group)) for kind in ("inductive", "transductive") for group in ("seen", "urdu")]
         spread = kinds["inductive"].get("seen", {}).get("seeds")
         rows.append([f"*{row}*" if row in BY_SPEAKER else row, *values, "-" if spread is None else _figure(spread)])
-    intro = f"{budget} of each row in each outer fold; three seeds of the chosen one.{far if len(found['again']) < len(PAIRS) else ''}"
+    far = far if len(found["again"]) < len(PAIRS) else ""
+    intro = f"{budget} of each row in each outer fold; three seeds of the chosen configuration.{far}"
     return f"{intro}\n\n{_table(['row', *heads, 's.d. of seeds'], rows)}\n"
 
 
@@ -93,7 +104,7 @@ def _against(found: dict[str, Any]) -> str:
         for rival, groups in rivals.items()
     ]
     heads = ["method", "minus", "mean of the pairs", "to URDU"]
-    return f"Differences, inductive, paired over target speakers:\n\n{_table(heads, rows)}\n"
+    return f"Differences (inductive, paired over target speakers):\n\n{_table(heads, rows)}\n"
 
 
 def _ablations(found: dict[str, Any]) -> str:
@@ -104,7 +115,7 @@ def _ablations(found: dict[str, Any]) -> str:
             losses = [_interval(told["loss"].get(group), True) for group in ("seen", "urdu")]
             rows.append([method, title, means[0], losses[0], means[1], losses[1]])
     heads = ["method", "change", "UAR", "difference", "to URDU", "difference"]
-    return f"One part of the chosen configuration taken out, and what that changes (inductive, three seeds):\n\n{_table(heads, rows)}\n"
+    return f"What changes if one part of the chosen configuration is taken out (inductive, three seeds):\n\n{_table(heads, rows)}\n"
 
 
 def _rules(found: dict[str, Any]) -> str:
@@ -113,14 +124,16 @@ def _rules(found: dict[str, Any]) -> str:
     rows = [[row, *(_figure(sum(pair[row][rule] for pair in pairs) / len(pairs)) for rule in rules)] for row in _rows(found)]
     told = ", ".join(f"{name} {value:+.2f}" for name, value in found["agreement"].items())
     return (
-        "Rules of choice on the same trials, one seed (mean of all pairs); the last is an ensemble and not a trial:\n\n"
+        "UAR that each rule of choice reaches on the same trials (one seed, mean of all pairs). The last column is an ensemble, not a "
+        "trial:\n\n"
         f"{_table(['row', *rules], rows)}\n\n"
-        f"Spearman correlation with the target's UAR over the trials of a row (an analysis, read by no choice): {told}.\n"
+        "Spearman correlation of each criterion with the target's UAR, over the trials of a row (an analysis; no choice reads it): "
+        f"{told}.\n"
     )
 
 
 def _pairs(found: dict[str, Any]) -> str:
-    parts = ["Pair by pair, inductive, the chosen trial as it was searched (one seed):\n"]
+    parts = ["Each pair of corpora (inductive; the chosen trial as the search trained it, one seed):\n"]
     for source in dict.fromkeys(source for source, _ in PAIRS):
         targets = [target for one, target in PAIRS if one == source and f"{source}-{target}" in found["pairs"]]
         measured = {TITLES[target]: found["pairs"][f"{source}-{target}"] for target in targets}
