@@ -19,8 +19,8 @@ are paired. With the 6 speakers of EMOVO these intervals are too narrow: trust R
 features are raysere's own acoustic features and the layers of the multilingual Whisper base encoder
 (clip window).
 
-**Expected** was written and committed before anything of a study was run, and is shown unchanged.
-It was written for larger budgets, which were then cut: RAVDESS to three outer folds, the comparison
+What was expected was written and committed before anything of a study was run. It is shown
+unchanged, so it speaks of budgets that were then cut: RAVDESS to three outer folds, the comparison
 of objectives to 24 trials and three seeds, the shuffles to four.
 
 A *member* is one trained configuration; the *library* is all members that the ensemble may choose
@@ -69,8 +69,8 @@ def _library(corpus: dict[str, Any]) -> str:
         lines.append(f"| {LABELS[name]} | {interval(entry)} | {shown} | {'' if pair is None else standing(pair)} |")
     best = one["difference"]["ensemble - best_single"]
     lines += [
-        f"\nAgainst the best single member: {standard_errors(best):+.1f} standard errors. On the rows that it was fitted on, the ensemble has "
-        f"{three(one['optimism']['in_sample'])}: {three(one['optimism']['value'], sign=True)} against held out.",
+        f"\nAgainst the best single member: {standard_errors(best):+.1f} standard errors. On the rows that it was fitted on, the "
+        f"ensemble has {three(one['optimism']['in_sample'])}: {three(one['optimism']['value'], sign=True)} against held out.",
         f"Family chosen in each outer fold: {', '.join(one['chosen'])}. Mean score of each family on inner folds: "
         + ", ".join(f"{name} {three(score)}" for name, score in one["tried"].items())
         + ".",

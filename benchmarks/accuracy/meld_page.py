@@ -81,8 +81,8 @@ def _systems(result: dict[str, Any]) -> str:
 
 def _check(result: dict[str, Any]) -> str:
     lines = [
-        "The study is repeated once with the vectors of voice shuffled among the lines, with a fixed seed. Audio members then learn nothing,",
-        "and an honest ensemble should be at most one standard error worse than words alone.",
+        "The study is repeated once with the vectors of voice shuffled among the lines, with a fixed seed. Audio members then learn",
+        "nothing, and an honest ensemble should be at most one standard error worse than words alone.",
         "",
         "| ensemble with shuffled voices minus | difference | s.e. | within one s.e. |",
         "| --- | --- | --- | --- |",
@@ -101,7 +101,8 @@ def _chosen(result: dict[str, Any]) -> str:
     lines += [f"| {names[name]} | {', '.join(chosen)} |" for name, chosen in result["chosen"].items()]
     members = "; ".join(", ".join(f"{count} {name}" for name, count in part.items()) for part in result["modalities"])
     flattery = f"On the rows that it was fitted on, the ensemble is {three(result['optimism']['value'], sign=True)} better than held out"
-    return "\n".join([*lines, "", f"Members in each fold: {members}. {flattery}; its expected calibration error is {three(result['ece'])}."])
+    told = f"Members in each fold: {members}. {flattery}; its expected calibration error is {three(result['ece'])}."
+    return "\n".join([*lines, "", told])
 
 
 def _by_class(result: dict[str, Any]) -> str:
