@@ -35,7 +35,7 @@ Methods, features and search spaces were designed while looking at cross-validat
 speakers of these same corpora, by a handful of choices that are in `docs/log.md`. No fold's test
 speakers chose anything in these runs, but a fifth corpus would be the harder judge. Two settings
 were made while looking at the test figures of EmoDB and EMOVO, but not at those of RAVDESS and
-nEMO: how far class biases are pulled to zero, and by how much another choice must be ahead.
+nEMO: how far class biases are pulled to their prior, and by how much another choice must be ahead.
 """
 
 
